@@ -1,0 +1,42 @@
+"""Averaging, the rule that every robust one is compared with."""
+
+import jax
+import jax.numpy as jnp
+
+from lca import geometry
+from lca.typing import Update, Updates
+
+
+def mean(updates: Updates, *, weights: jax.Array | None = None) -> Update:
+  r"""The (weighted) mean of the clients' updates: FedAvg, no robustness at all.
+
+  .. math:: F(x_1, \dots, x_n) = \sum_i w_i x_i / \sum_i w_i
+
+  With the updates client minus server and a server learning rate of one, the
+  unweighted mean is Eq. 2 of García-Márquez et al. 2025; weights proportional
+  to the numbers of examples give McMahan et al.'s FedAvg.
+
+  A single client moves the mean anywhere, and one NaN makes it NaN.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    weights: `[n]`, nonnegative; None weighs all clients the same.
+
+  Returns:
+    One update, in the leaves' dtypes.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1.], [2.], [6.]])
+    >>> print(lca.mean(updates))
+    [3.]
+    >>> print(lca.mean(updates, weights=jnp.array([1., 1., 0.])))
+    [1.5]
+
+  References:
+    McMahan et al., Communication-efficient learning of deep networks from
+    decentralized data, AISTATS 2017.
+  """
+  if weights is None:
+    weights = jnp.ones(geometry.num_clients(updates))
+  return geometry.mix(updates, weights / jnp.sum(weights))

@@ -1,0 +1,64 @@
+"""What a split and a data set refuse."""
+
+import numpy as np
+import pytest
+
+from lca.data import Dataset, Split
+
+
+def split(labels, channels=1):
+  images = np.zeros([len(labels), 4, 4, channels], np.uint8)
+  return Split(images, np.array(labels, np.int32))
+
+
+def dataset(train=(0, 1, 2), test=(2, 0), channels=1, **changes):
+  values = {'num_classes': 3, 'mean': (8.0,), 'std': (8.0,)} | changes
+  return Dataset('toy', split(train, channels), split(test, channels), **values)
+
+
+@pytest.mark.parametrize(
+  ('images', 'labels', 'message'),
+  [
+    (np.zeros([2, 4, 4, 1]), np.zeros(2, int), 'uint8.*float64'),
+    (np.zeros([2, 4, 4], np.uint8), np.zeros(2, int), r'\[2, 4, 4\]'),
+    (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(2), 'integers.*float64'),
+    (np.zeros([2, 4, 4, 1], np.uint8), np.zeros([2, 1], int), r'\[2, 1\]'),
+    (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(3, int), '2 images but 3'),
+    (np.zeros([0, 4, 4, 1], np.uint8), np.zeros(0, int), 'without pixels'),
+  ],
+)
+def test_split_refuses(images, labels, message):
+  with pytest.raises(ValueError, match=message):
+    Split(images, labels)
+
+
+def test_a_dataset_keeps_what_it_was_given():
+  toy = dataset()
+  assert (len(toy.train), len(toy.test), toy.num_classes) == (3, 2, 3)
+  assert (toy.mean, toy.std) == ((8.0,), (8.0,))
+
+
+@pytest.mark.parametrize(
+  ('labels', 'message'),
+  [
+    ({'train': (0, 3)}, r'label 3 in the train split.*\[0, 3\)'),
+    ({'train': (0, -1)}, 'label -1 in the train split'),
+    ({'test': (5,)}, 'label 5 in the test split'),
+  ],
+)
+def test_labels_lie_in_range(labels, message):
+  with pytest.raises(ValueError, match=message):
+    dataset(**labels)
+
+
+def test_splits_share_one_image_shape():
+  with pytest.raises(ValueError, match=r'\(4, 4, 1\).*\(4, 4, 3\)'):
+    Dataset('toy', split([0]), split([0], 3), 1, (8.0,), (8.0,))
+
+
+def test_mean_and_std_fit_the_channels():
+  dataset(channels=3, mean=(1.0, 2.0, 3.0))
+  with pytest.raises(ValueError, match='mean needs 1 or 3 values'):
+    dataset(channels=3, mean=(1.0, 2.0))
+  with pytest.raises(ValueError, match='std must be positive'):
+    dataset(std=(0.0,))
