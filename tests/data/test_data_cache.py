@@ -53,9 +53,12 @@ def test_the_first_writer_wins(directory):
   assert list(directory.parent.iterdir()) == [directory]
 
 
-def test_a_truncated_array(directory):
+@pytest.mark.parametrize('size', [0, 9, 151, 153])
+def test_an_array_of_another_size(directory, size):
   path = directory / 'images.npy'
-  path.write_bytes(path.read_bytes()[:-1])
+  whole = path.read_bytes()
+  assert len(whole) == 152
+  path.write_bytes((whole + b'x')[:size])
   check_damaged(directory, 'images.npy')
 
 

@@ -1,0 +1,16 @@
+"""Data sets, their partition over clients, and what one round draws."""
+
+from lca.data import partitions
+from lca.data.dataset import Dataset, Split
+from lca.data.federated import ClientData, FederatedDataset, federate
+from lca.data.sources import load
+
+__all__ = [
+  'ClientData',
+  'Dataset',
+  'FederatedDataset',
+  'Split',
+  'federate',
+  'load',
+  'partitions',
+]

@@ -1,0 +1,96 @@
+"""An image classification data set, checked when it is built."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+  """Examples and their labels.
+
+  Args:
+    images: [N, H, W, C] uint8 pixels; a memory map is fine.
+    labels: [N] integer class numbers.
+
+  Raises:
+    ValueError: The arrays are empty, of unequal length, or of another type or
+      shape.
+
+  Examples:
+    >>> Split(np.zeros([3, 8, 8, 1], np.uint8), np.array([0, 2, 1]))
+    Split(3 examples of 8x8x1)
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __post_init__(self):
+    images, labels = self.images, self.labels
+    if images.dtype != np.uint8 or images.ndim != 4:
+      raise ValueError(
+        'images must be uint8 [N, H, W, C], got '
+        f'{images.dtype} {list(images.shape)}'
+      )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+      raise ValueError(
+        f'labels must be integers [N], got {labels.dtype} {list(labels.shape)}'
+      )
+    if len(images) != len(labels):
+      raise ValueError(f'{len(images)} images but {len(labels)} labels')
+    if not images.size:
+      raise ValueError(f'a split without pixels: {list(images.shape)}')
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __repr__(self) -> str:
+    shape = 'x'.join(map(str, self.images.shape[1:]))
+    return f'Split({len(self)} examples of {shape})'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+  """A training and a test split of the same classes.
+
+  Args:
+    name: The name that `load` knows it by.
+    train: The examples that clients share out among them.
+    test: The examples that the server evaluates on.
+    num_classes: Labels lie in [0, num_classes).
+    mean: One value, or one per channel, in pixel units.
+    std: Likewise. A model's input is (pixel - mean) / std.
+
+  Raises:
+    ValueError: A label out of range, splits of different image shapes, or a
+      mean or std that fits neither one value nor the channels.
+  """
+
+  name: str
+  train: Split
+  test: Split
+  num_classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __post_init__(self):
+    for split in ('train', 'test'):
+      self._check_labels(split, getattr(self, split).labels)
+    train, test = self.train.images.shape[1:], self.test.images.shape[1:]
+    if train != test:
+      raise ValueError(f'train images are {train}, test images {test}')
+    for field in ('mean', 'std'):
+      if len(getattr(self, field)) not in (1, train[-1]):
+        raise ValueError(
+          f'{field} needs 1 or {train[-1]} values, got {getattr(self, field)}'
+        )
+    if min(self.std) <= 0:
+      raise ValueError(f'std must be positive, got {self.std}')
+
+  def _check_labels(self, split: str, labels: np.ndarray):
+    for label in (labels.min(), labels.max()):
+      if not 0 <= label < self.num_classes:
+        raise ValueError(
+          f'{self.name}: label {label} in the {split} split is not in '
+          f'[0, {self.num_classes})'
+        )

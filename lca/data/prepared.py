@@ -1,0 +1,218 @@
+"""Data sets that TFDS prepares, and the arrays cached beside them.
+
+Preparing takes TFDS and a while. The arrays are then mapped from the cache in
+milliseconds and, for our own builders, without importing TFDS.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lca.data import cache
+from lca.data.builders import VERSIONS
+from lca.data.dataset import Split
+
+_BATCH = 1000
+
+
+class Prepared(NamedTuple):
+  """What a cache holds of a data set, on memory maps."""
+
+  train: Split
+  test: Split
+  num_classes: int
+
+
+def load_own(
+  name: str,
+  builder_class: Callable[[], type],
+  *,
+  data_dir: str | Path | None,
+  archive_dir: str | Path | None,
+) -> Prepared:
+  """Loads a data set of one of our builders.
+
+  Args:
+    name: The builder's, a key of `builders.VERSIONS`.
+    builder_class: Imports the builder; called when nothing is cached.
+    data_dir: Where TFDS keeps prepared data; None for its default.
+    archive_dir: The folder of the archives; None to download them. Not looked
+      at when the data set is prepared already.
+
+  Returns:
+    The splits and the number of classes.
+
+  Raises:
+    FileNotFoundError: `archive_dir` lacks an archive.
+    ConnectionError: No `archive_dir`, and no download either.
+    ValueError: An archive or the cache is damaged.
+  """
+  root = _root(data_dir)
+  arrays = root / name / VERSIONS[name] / 'arrays'
+  if not arrays.exists():
+    make_builder = functools.partial(builder_class(), data_dir=root)
+    _cache(_prepare(make_builder, archive_dir), arrays)
+  return _read(arrays)
+
+
+def load_tfds(
+  name: str, *, data_dir: str | Path | None, archive_dir: str | Path | None
+) -> Prepared:
+  """Loads an image classification data set of TFDS.
+
+  Args:
+    name: As `tfds.builder` takes it: name, name/config, name:version.
+    data_dir: Where TFDS keeps prepared data; None for its default.
+    archive_dir: The folder of files downloaded by hand; None to download them.
+
+  Returns:
+    The splits and the number of classes.
+
+  Raises:
+    FileNotFoundError: `archive_dir` does not exist.
+    ValueError: TFDS has no such data set, or it is not an image and a label,
+      split into train and test.
+    ModuleNotFoundError: Preparing it takes TensorFlow, which is missing.
+  """
+  with _asking_for_tensorflow(name):
+    make_builder = functools.partial(_tfds_builder, name, _root(data_dir))
+    builder = make_builder()
+    _check_features(builder)
+    arrays = Path(builder.data_dir) / 'arrays'
+    if not arrays.exists():
+      _check_folder(archive_dir)
+      _cache(_prepare(make_builder, archive_dir), arrays)
+  return _read(arrays)
+
+
+def _root(data_dir: str | Path | None) -> Path:
+  """The folder itself, or what TFDS takes when none is named."""
+  if data_dir is None:
+    data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  return Path(data_dir).expanduser()
+
+
+def _tfds_builder(name: str, data_dir: Path):
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except tfds.core.DatasetNotFoundError as error:
+    raise ValueError(
+      f'TFDS finds no data set {name!r}. Its catalogue is '
+      'https://www.tensorflow.org/datasets/catalog/overview; some of it needs '
+      'TensorFlow: pip install tensorflow-cpu'
+    ) from error
+
+
+def _check_features(builder) -> None:
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+  if not (
+    isinstance(features, tfds.features.FeaturesDict)
+    and {'image', 'label'} <= set(features)
+    and features['image'].np_dtype == np.uint8
+    and len(features['image'].shape) == 3
+    and isinstance(features['label'], tfds.features.ClassLabel)
+  ):
+    raise ValueError(
+      f'{builder.name} is not an image classification data set: it needs a '
+      f'uint8 "image" [H, W, C] and a class "label", and has {features}'
+    )
+
+
+@contextlib.contextmanager
+def _asking_for_tensorflow(name: str) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:
+    if not _lacks_tensorflow(error):
+      raise
+    raise ModuleNotFoundError(
+      f'TFDS needs TensorFlow to prepare {name}, once: '
+      'pip install tensorflow-cpu'
+    ) from error
+
+
+def _lacks_tensorflow(error: BaseException | None) -> bool:
+  """Whether the error or one behind it is TensorFlow's absence."""
+  while error is not None:
+    if isinstance(error, ModuleNotFoundError) and error.name == 'tensorflow':
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _check_folder(archive_dir: str | Path | None) -> None:
+  # TFDS would try the internet instead, for minutes.
+  if archive_dir is not None and not Path(archive_dir).expanduser().is_dir():
+    raise FileNotFoundError(f'no such folder: archive_dir={archive_dir}')
+
+
+def _prepare(make_builder: Callable, archive_dir: str | Path | None):
+  """Returns a builder whose data are prepared."""
+  import tensorflow_datasets as tfds
+
+  builder = make_builder()
+  config = tfds.download.DownloadConfig(
+    manual_dir=archive_dir, try_download_gcs=False
+  )
+  try:
+    builder.download_and_prepare(
+      download_config=config, file_format='array_record'
+    )
+  except FileExistsError:
+    # Another process prepared the same data meanwhile: its files serve.
+    builder = make_builder()
+    if not builder.is_prepared():
+      raise
+  return builder
+
+
+def _cache(builder, directory: Path) -> None:
+  missing = {'train', 'test'} - set(builder.info.splits)
+  if missing:
+    raise ValueError(
+      f'{builder.name} has no split {missing}, only {set(builder.info.splits)}'
+    )
+  arrays = {}
+  for split in ('train', 'test'):
+    images, labels = _read_records(builder, split)
+    arrays[f'{split}_images'] = images
+    arrays[f'{split}_labels'] = labels
+  num_classes = builder.info.features['label'].num_classes
+  cache.write(directory, arrays, num_classes=num_classes)
+
+
+def _read_records(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
+  source = builder.as_data_source(split)
+  shape = source[0]['image'].shape
+  images = np.empty((len(source), *shape), np.uint8)
+  labels = np.empty(len(source), np.int32)
+  # A batch at a time: one by one takes three times as long.
+  for start in range(0, len(source), _BATCH):
+    rows = range(start, min(start + _BATCH, len(source)))
+    for i, record in zip(rows, source.__getitems__(rows), strict=True):
+      if record['image'].shape != shape:
+        raise ValueError(
+          f'{builder.name} has images of different shapes: {shape} and '
+          f'{record["image"].shape}'
+        )
+      images[i] = record['image']
+      labels[i] = record['label']
+  return images, labels
+
+
+def _read(directory: Path) -> Prepared:
+  arrays, metadata = cache.read(directory)
+  return Prepared(
+    Split(arrays['train_images'], arrays['train_labels']),
+    Split(arrays['test_images'], arrays['test_labels']),
+    metadata['num_classes'],
+  )
