@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -137,7 +138,7 @@ def default_microbatch_size(backend: str) -> int | None:
 
 
 TrainClients = Callable[
-  [PyTree, ClientData, jax.Array], tuple[Updates, jax.Array]
+  [PyTree, ClientData, jax.Array, jax.Array], tuple[Updates, jax.Array]
 ]
 
 
@@ -153,10 +154,11 @@ def train_clients(
       chunk; the results do not depend on it, but for rounding.
 
   Returns:
-    A jitted function `(variables, data, keys) -> (updates, losses)` over `n`
-    clients, stacked along the first axis of `data` and `keys`: the updates,
-    leaves `[n, ...]`, sharded along `'clients'`, and the mean training losses
-    `[n]`. `n` must be divided by the number of devices: see `pad_clients`.
+    A jitted function `(variables, data, client_ids, key) -> (updates, losses)`
+    over `n` clients, stacked along the first axis of `data` and `client_ids`.
+    Each client's key is `key` with its id folded in. The updates, leaves
+    `[n, ...]`, and the mean training losses, `[n]`, are sharded along
+    `'clients'`. `n` must be a multiple of the devices: see `place_clients`.
 
   Raises:
     ValueError: a chunk size below 1.
@@ -170,29 +172,34 @@ def train_clients(
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(), P('clients'), P('clients')),
+    in_specs=(P(), P('clients'), P('clients'), P()),
     out_specs=P('clients'),
     check_vma=False,
   )
-  def on_each_device(variables, data, keys):
-    n = len(data.labels)
-    chunks = -(-n // chunk_size)
-    width = -(-n // chunks)  # the chunks, as even as they can be
+  def on_each_device(variables, data, client_ids, key):
+    def one(client):
+      data, client_id = client
+      return train(variables, data, jax.random.fold_in(key, client_id))
+
+    chunks = -(-len(client_ids) // chunk_size)
+    width = -(-len(client_ids) // chunks)  # as even as the chunks can be
     return lax.map(
-      lambda client: train(variables, *client),
-      (data, keys),
-      batch_size=None if width == 1 else width,
+      one, (data, client_ids), batch_size=None if width == 1 else width
     )
 
   return on_each_device
 
 
-def pad_clients(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Places arrays `[n, ...]` on the mesh, zero rows added until they divide."""
+def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Shards arrays `[n, ...]` over the mesh, zero rows added until n divides.
+
+  A client of zeros has no examples, so it takes no steps.
+  """
   sharding = NamedSharding(mesh, P('clients'))
 
   def place(x):
     missing = -len(x) % mesh.shape['clients']
-    return jax.device_put(x, sharding)
+    padded = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return jax.device_put(padded, sharding)
 
   return jax.tree.map(place, tree)

@@ -26,9 +26,7 @@ def leaves(tree, path=()):
   if isinstance(tree, dict):
     return [x for k in sorted(tree) for x in leaves(tree[k], (*path, k))]
   if isinstance(tree, (list, tuple)):
-    return [
-      x for i, t in enumerate(tree) for x in leaves(t, (*path, str(i)))
-    ]
+    return [x for i, t in enumerate(tree) for x in leaves(t, (*path, str(i)))]
   return [(path, np.asarray(tree).astype(np.float64))]
 
 
@@ -177,6 +175,13 @@ def medoid_scores(rows, *, kind='euclidean', power=1):
   return np.array(scores)
 
 
+SCORES = {
+  'krum': krum_scores,
+  'multi_krum': krum_scores,
+  'medoid': medoid_scores,
+}
+
+
 def select(scores, bad, m):
   """The m best of the rows not rejected, the lowest index first in a tie."""
   order = sorted(
@@ -193,8 +198,7 @@ def scores_of(name, rows, hyper, kind):
   """(scores, how many rows the rule takes)."""
   hyper = dict(hyper)
   m = hyper.pop('m', 1)
-  score = medoid_scores if name == 'medoid' else krum_scores
-  return score(rows, kind=kind, **hyper), m
+  return SCORES[name](rows, kind=kind, **hyper), m
 
 
 def weights_of(name, rows, hyper, kind='euclidean'):
@@ -273,3 +277,67 @@ def aggregate(name, tree, hyper, *, kind='euclidean', by='model', **clip):
     for p, out in zip(positions, combine(own, weights, **clip), strict=True):
       answer[p] = out
   return rebuild(tree, answer)
+
+
+# The pool of trees ---------------------------------------------------------
+
+
+def shapes(name):
+  """A tree of the shapes of one client's update."""
+  dense = lambda a, b: {'kernel': (a, b), 'bias': (b,)}  # noqa: E731
+  conv = lambda a, b: {'kernel': (3, 3, a, b), 'bias': (b,)}  # noqa: E731
+  if name == 'leaf':
+    return (50,)
+  if name == 'wide':  # longer than any chunk of columns, and no multiple of it
+    return (100_003,)
+  if name == 'edge':  # leaves of size 0 and 1, a scalar per client
+    return {'none': (0,), 'one': (1,), 'scalar': (), 'some': (7,)}
+  if name == 'cnn':
+    layers = [conv(1, 4), conv(4, 8), dense(32, 16), dense(16, 10)]
+    return {'params': {f'layer_{i}': x for i, x in enumerate(layers)}}
+  if name == 'stats':
+    norm = {'scale': (6,), 'bias': (6,)}
+    running = {'mean': (6,), 'var': (6,)}
+    return {
+      'params': {
+        'block': {'conv': conv(1, 6), 'norm': norm},
+        'head': dense(6, 5),
+      },
+      'batch_stats': {'block': {'norm': running}},
+    }
+  assert name == 'deep'
+  return [(2 + i % 5,) for i in range(60)]
+
+
+def stack(name, n, seed=0):
+  """Random float32 updates `[n, ...]`: one direction, and each his own noise.
+
+  The clients' noise differs in size, so that the clients' scores do.
+  """
+  rng = np.random.default_rng([seed, n])
+  noise = rng.permutation(np.linspace(0.5, 1.5, n))
+
+  def one(shape):
+    size = noise.reshape((n,) + (1,) * len(shape))
+    common = 0.5 * rng.normal(size=shape)
+    return (common + size * rng.normal(size=(n, *shape))).astype(np.float32)
+
+  def walk(tree):
+    if isinstance(tree, dict):
+      return {k: walk(tree[k]) for k in sorted(tree)}
+    if isinstance(tree, list):
+      return [walk(t) for t in tree]
+    return one(tree)
+
+  return walk(shapes(name))
+
+
+def replace_rows(tree, rows, change):
+  """A copy of `tree` where `change(leaf)` gives the leaf's listed rows."""
+  if isinstance(tree, dict):
+    return {k: replace_rows(t, rows, change) for k, t in tree.items()}
+  if isinstance(tree, list):
+    return [replace_rows(t, rows, change) for t in tree]
+  answer = tree.copy()
+  answer[rows] = change(tree)
+  return answer

@@ -1,4 +1,4 @@
-"""A module with its inputs and its loss: what clients train and servers test."""
+"""A module with its inputs and its loss: what is trained and what is tested."""
 
 import dataclasses
 

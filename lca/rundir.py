@@ -1,0 +1,221 @@
+"""A run's directory: its config, its metrics, its summary.
+
+config.json    the config, and each environment it ran in: versions,
+               devices, commit
+metrics.csv    one row a round
+summary.json   the five metrics of the paper's tables, when it is finished
+events.*       the metrics for TensorBoard
+checkpoints/   Orbax's
+"""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+Row = dict[str, float]
+
+COLUMNS = ('round', 'test_loss', 'test_accuracy', 'train_loss', 'byzantine')
+
+# These may differ when a run is continued: they say where and how it runs, not
+# what it computes (beyond rounding).
+_FREE = ('parallel', 'checkpoint')
+_FREE_KEYS = ('data.archive_dir', 'data.data_dir', 'eval.batch_size')
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+class RunDirectory:
+  """The files of one run. Nothing is written before `start`.
+
+  Args:
+    path: of the directory, which need not exist.
+    config: of the run, as nested dicts.
+
+  Raises:
+    ValueError: it holds another config's run, or files but no run.
+  """
+
+  def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
+    self.path = pathlib.Path(path).resolve()
+    self._config = json.loads(json.dumps(config))  # as it will be read back
+    self._environments: list[dict[str, Any]] = []
+    file = self.path / 'config.json'
+    if file.exists():
+      found = json.loads(file.read_text())
+      _check_same_run(self.path, found['config'], self._config)
+      self._environments = found['environments']
+    elif self.path.exists() and any(self.path.iterdir()):
+      raise ValueError(
+        f'{self.path} has files in it but no run: choose another --workdir'
+      )
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """Where the checkpoints go."""
+    return self.path / 'checkpoints'
+
+  def summary(self) -> dict[str, Any] | None:
+    """What a finished run has left, or None."""
+    file = self.path / 'summary.json'
+    return json.loads(file.read_text()) if file.exists() else None
+
+  def start(self, rows: Sequence[Row]) -> None:
+    """Writes the rounds run so far, and nothing beyond them.
+
+    Raises:
+      OSError: the directory cannot be made or written to.
+    """
+    self.path.mkdir(parents=True, exist_ok=True)
+    here = environment()
+    if here not in self._environments[-1:]:
+      self._environments.append(here)
+    about = {'config': self._config, 'environments': self._environments}
+    _write(self.path / 'config.json', _json(about))
+    for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
+      old.unlink(missing_ok=True)
+    _write(self.path / 'metrics.csv', _csv(rows, header=True))
+    self._events = SummaryWriter(str(self.path))
+    for row in rows:
+      self._add_events(row)
+
+  def add(self, row: Row) -> None:
+    """Appends one round."""
+    with open(self.path / 'metrics.csv', 'a') as file:
+      file.write(_csv([row], header=False))
+    self._add_events(row)
+
+  def finish(self, summary: Mapping[str, Any]) -> None:
+    """Writes the summary: the run is complete."""
+    self._events.close()
+    _write(self.path / 'summary.json', _json(summary))
+
+  def _add_events(self, row: Row) -> None:
+    for name, value in row.items():
+      if name != 'round':
+        self._events.add_scalar(name, value, row['round'])
+    self._events.flush()
+
+
+def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
+  """The five metrics of the paper's tables.
+
+  Args:
+    rows: of all rounds; those that were not evaluated are left out.
+    window: how many evaluations at the end the averages run over.
+
+  Returns:
+    `final_test_loss`, `average_test_loss` (of the last `window`),
+    `min_test_loss`, `average_test_accuracy`, `max_test_accuracy`.
+  """
+  tested = [row for row in rows if 'test_loss' in row]
+  losses = [row['test_loss'] for row in tested]
+  accuracies = [row['test_accuracy'] for row in tested]
+
+  def average(values):
+    last = values[-window:]
+    return sum(last) / len(last)
+
+  return {
+    'final_test_loss': losses[-1],
+    'average_test_loss': average(losses),
+    'min_test_loss': min(losses),
+    'average_test_accuracy': average(accuracies),
+    'max_test_accuracy': max(accuracies),
+  }
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """The summary's metrics, as a person reads them."""
+  lines = [
+    f'{name.replace("_", " "):24}{summary[name]:8.4f}'
+    for name in summary
+    if name != 'num_rounds'
+  ]
+  return '\n'.join(lines)
+
+
+def environment() -> dict[str, Any]:
+  """Versions, devices and commit."""
+  return {
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'packages': {name: metadata.version(name) for name in _PACKAGES},
+    'devices': [str(d) for d in jax.devices()],
+    'device_kind': jax.devices()[0].device_kind,
+    'commit': _commit(),
+  }
+
+
+def _commit() -> str | None:
+  """The checkout's commit, marked when files differ; None outside of one."""
+  here = pathlib.Path(__file__).parent
+  git = [
+    'git',
+    '-C',
+    str(here),
+    'describe',
+    '--always',
+    '--dirty',
+    '--abbrev=40',
+  ]
+  try:
+    done = subprocess.run(git, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
+
+
+def _check_same_run(
+  path: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+  """Refuses a config that would compute something else, naming the key."""
+  old, new = _flat(old), _flat(new)
+  for key in sorted(old.keys() | new.keys()):
+    before, now = old.get(key, '(none)'), new.get(key, '(none)')
+    grows = key == 'num_rounds' and now >= before
+    free = key.split('.')[0] in _FREE or key in _FREE_KEYS
+    if before != now and not grows and not free:
+      raise ValueError(
+        f'{path} holds the run of another config: {key} was {before!r} '
+        f'there and is {now!r} now; choose another --workdir'
+      )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _csv(rows: Sequence[Row], header: bool) -> str:
+  text = io.StringIO()
+  writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
+  if header:
+    writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def _json(value: Any) -> str:
+  return json.dumps(value, indent=2) + '\n'
+
+
+def _write(file: pathlib.Path, text: str) -> None:
+  """Replaces a file at once, so that it is never half-written."""
+  temporary = file.with_name(file.name + '.tmp')
+  temporary.write_text(text)
+  os.replace(temporary, file)

@@ -1,0 +1,251 @@
+"""The loop: rounds, evaluation, checkpoints, metrics."""
+
+import datetime
+import functools
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from lca import aggregators, attacks, clients, models, optimizers
+from lca import data as datasets
+from lca.aggregators import Aggregator
+from lca.rundir import Row, RunDirectory, summarize
+from lca.simulation import ServerState, Simulation, population_from
+
+
+class Experiment(NamedTuple):
+  """A run that is ready to start, or to go on.
+
+  Attributes:
+    config: as given.
+    directory: of the run.
+    simulation: None if the run is finished.
+  """
+
+  config: ConfigDict
+  directory: RunDirectory
+  simulation: Simulation | None
+
+
+def train_and_evaluate(
+  config: ConfigDict, workdir: str | os.PathLike
+) -> dict[str, Any]:
+  """Runs a config in a directory, or goes on with the run that it holds.
+
+  Args:
+    config: see `configs/common.py` for the keys.
+    workdir: of the run; see `lca.rundir` for what it will hold.
+
+  Returns:
+    The summary: `num_rounds`, and the five metrics of the paper's tables.
+
+  Raises:
+    ValueError, TypeError, OSError, ImportError: see `set_up`.
+  """
+  return run(set_up(config, workdir))
+
+
+def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
+  """Checks all that can be known before the training, and prepares it.
+
+  What needs no data is checked first, and no file is written.
+
+  Args:
+    config: see `configs/common.py` for the keys.
+    workdir: of the run.
+
+  Returns:
+    The experiment, for `run`.
+
+  Raises:
+    ValueError, TypeError: an option that cannot be, or does not apply; a
+      workdir that holds another config's run.
+    OSError, ImportError: data that cannot be had.
+  """
+  _check_numbers(config)
+  aggregator = aggregators.make(config.aggregator)
+  attack = attacks.make(config.attack)
+  optimizer = optimizers.make(
+    config.server.optimizer, config.server.learning_rate
+  )
+  population_from(config.server, config.attack, config.data.num_clients)
+  _check_aggregator(aggregator, config.server.clients_per_round)
+  directory = RunDirectory(workdir, config.to_dict())
+  summary = directory.summary()
+  if summary and summary['num_rounds'] >= config.num_rounds:
+    return Experiment(config, directory, None)
+  data = _federated_data(config)
+  classifier = _classifier(config, data)
+  chunk_size = config.parallel.chunk_size
+  if chunk_size is None:
+    chunk_size = clients.default_chunk_size(jax.default_backend())
+  simulation = Simulation(
+    data=data,
+    population=population_from(config.server, config.attack, data.num_clients),
+    classifier=classifier,
+    train=_local_training(config, classifier),
+    attack=attack,
+    aggregator=aggregator,
+    optimizer=optimizer,
+    seed=config.seed,
+    mesh=_mesh(),
+    chunk_size=chunk_size,
+    eval_batch_size=config.eval.batch_size,
+  )
+  return Experiment(config, directory, simulation)
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+  """Runs the rounds that are missing.
+
+  Args:
+    experiment: from `set_up`.
+
+  Returns:
+    The summary, which also stands in the run's directory.
+  """
+  config, directory, simulation = experiment
+  if simulation is None:
+    return directory.summary()
+  options = ocp.CheckpointManagerOptions(max_to_keep=config.checkpoint.keep)
+  with ocp.CheckpointManager(directory.checkpoints, options=options) as saved:
+    state, rows = _restore(saved, simulation.init())
+    directory.start(rows)
+    started, first = time.monotonic(), len(rows)
+    for round_idx in range(first, config.num_rounds):
+      state, row = _round(simulation, state, round_idx, config)
+      rows.append(row)
+      directory.add(row)
+      seconds = (time.monotonic() - started) / (len(rows) - first)
+      print(_line(row, config.num_rounds, seconds), flush=True)
+      if _due(row['round'], config.checkpoint.every, config.num_rounds):
+        saved.save(row['round'], args=_checkpoint(state, rows))
+  summary = {'num_rounds': len(rows), **summarize(rows)}
+  directory.finish(summary)
+  return summary
+
+
+def _round(
+  simulation: Simulation,
+  state: ServerState,
+  round_idx: int,
+  config: ConfigDict,
+) -> tuple[ServerState, Row]:
+  state, metrics = simulation.run_round(state, round_idx)
+  row = {'round': round_idx + 1}
+  if _due(row['round'], config.eval.every, config.num_rounds):
+    row |= simulation.evaluate(state)
+  return state, row | metrics
+
+
+def _due(round_number: int, every: int, last: int) -> bool:
+  return round_number % every == 0 or round_number == last
+
+
+def _checkpoint(state: ServerState, rows: list[Row]) -> ocp.args.Composite:
+  return ocp.args.Composite(
+    state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave(rows)
+  )
+
+
+def _restore(
+  saved: ocp.CheckpointManager, initial: ServerState
+) -> tuple[ServerState, list[Row]]:
+  """The last checkpoint, or the state before the first round."""
+  if saved.latest_step() is None:
+    return initial, []
+  found = saved.restore(
+    saved.latest_step(),
+    args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(initial), rows=ocp.args.JsonRestore()
+    ),
+  )
+  return found.state, found.rows
+
+
+def _line(row: Row, num_rounds: int, seconds: float) -> str:
+  """What a person sees of a round."""
+  left = datetime.timedelta(
+    seconds=round(seconds * (num_rounds - row['round']))
+  )
+  metrics = '  '.join(
+    f'{name.replace("_", " ")} {row[name]:.4f}'
+    for name in ('test_loss', 'test_accuracy', 'train_loss')
+    if name in row
+  )
+  return (
+    f'round {row["round"]:>{len(str(num_rounds))}}/{num_rounds}  {metrics}  '
+    f'{1 / seconds:.2g} rounds/s  {left} left'
+  )
+
+
+_POSITIVE = (
+  'num_rounds',
+  'eval.every',
+  'eval.batch_size',
+  'checkpoint.every',
+  'checkpoint.keep',
+)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+  for key in _POSITIVE:
+    value = functools.reduce(getattr, key.split('.'), config)
+    if value < 1:
+      raise ValueError(f'{key} must be at least 1, got {value}')
+
+
+def _check_aggregator(aggregator: Aggregator, n: int) -> None:
+  """Traces the rule on n clients, so that it raises what it would raise."""
+
+  def one_round(updates):
+    state = aggregator.init(updates[0])
+    return aggregator.update(updates, state, weights=jnp.ones(n))
+
+  jax.eval_shape(one_round, jax.ShapeDtypeStruct((n, 1), jnp.float32))
+
+
+def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
+  keys = config.data.to_dict()
+  source = {k: keys[k] for k in ('archive_dir', 'data_dir') if k in keys}
+  return datasets.federate(
+    datasets.load(keys['name'], **source),
+    partition=keys['partition'],
+    num_clients=keys['num_clients'],
+    min_examples=keys['min_examples'],
+    seed=config.seed,
+  )
+
+
+def _classifier(
+  config: ConfigDict, data: datasets.FederatedDataset
+) -> models.Classifier:
+  dataset = data.dataset
+  module = models.make(config.model, dataset.num_classes)
+  return models.Classifier(module, dataset.mean, dataset.std)
+
+
+def _local_training(
+  config: ConfigDict, classifier: models.Classifier
+) -> clients.LocalTraining:
+  keys = config.client
+  microbatch_size = config.parallel.microbatch_size
+  if microbatch_size is None:
+    microbatch_size = clients.default_microbatch_size(jax.default_backend())
+  return clients.LocalTraining(
+    losses=classifier.losses,
+    optimizer=optimizers.make(keys.optimizer, keys.learning_rate),
+    batch_size=keys.batch_size,
+    local_epochs=keys.local_epochs,
+    microbatch_size=microbatch_size,
+  )
+
+
+def _mesh() -> jax.sharding.Mesh:
+  auto = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((jax.device_count(),), ('clients',), axis_types=auto)

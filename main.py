@@ -1,0 +1,73 @@
+"""Runs a federated experiment.
+
+    python main.py
+    python main.py --config=configs/fashion_mnist.py:layerwise_cosine_krum,\
+label_flipping --workdir=runs/x --config.server.clients_per_round=50
+"""
+
+import datetime
+import os
+import pathlib
+import re
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  'configs/digits.py',
+  'SETTING.py:PRESET,PRESET; see configs/common.py for keys and presets.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Directory of the run: a new one under runs/ by default. The same command '
+  'on the same directory goes on where it stopped.',
+)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    _fail(f'unexpected arguments {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
+  if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
+    # One virtual device per core: XLA runs a small convolution on one core.
+    # This has no effect where there is a GPU or a TPU.
+    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+  from lca import rundir, train  # after the devices are set
+
+  try:
+    experiment = train.set_up(_CONFIG.value, _WORKDIR.value or _new_workdir())
+  except (ValueError, TypeError, OSError, ImportError) as error:
+    _fail(error)
+  print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
+  summary = train.run(experiment)
+  print(rundir.table(summary))
+
+
+def _new_workdir() -> pathlib.Path:
+  name = re.sub(r'^.*/|\.py', '', flags.FLAGS['config'].config_filename)
+  now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%SZ')
+  return pathlib.Path('runs', f'{re.sub(r"[:,]", "-", name)}-{now}')
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    # A config file's own exception ends the traceback that this quotes.
+    _fail(str(error).strip().splitlines()[-1])
+  except (AttributeError, KeyError) as error:
+    _fail(f'unknown config key {error}: see configs/common.py for the keys')
+
+
+def _fail(message: object) -> None:
+  sys.exit(f'main.py: error: {message}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse_flags)
