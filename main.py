@@ -15,20 +15,6 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  'configs/digits.py',
-  'SETTING.py:PRESET,PRESET; see configs/common.py for keys and presets.',
-  lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir',
-  None,
-  'Directory of the run: a new one under runs/ by default. The same command '
-  'on the same directory goes on where it stopped.',
-)
-
-
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f'unexpected arguments {argv[1:]}')
@@ -41,7 +27,8 @@ def main(argv: list[str]) -> None:
   from lca import rundir, train  # after the devices are set
 
   try:
-    experiment = train.set_up(_CONFIG.value, _WORKDIR.value or _new_workdir())
+    workdir = flags.FLAGS.workdir or _new_workdir()
+    experiment = train.set_up(flags.FLAGS.config, workdir)
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
   print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
@@ -55,14 +42,32 @@ def _new_workdir() -> pathlib.Path:
   return pathlib.Path('runs', f'{re.sub(r"[:,]", "-", name)}-{now}')
 
 
+def _define_flags() -> None:
+  config_flags.DEFINE_config_file(
+    'config',
+    'configs/digits.py',
+    'SETTING.py:PRESET,PRESET; see configs/common.py for keys and presets.',
+    lock_config=True,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Directory of the run: a new one under runs/ by default. The same command '
+    'on the same directory goes on where it stopped.',
+  )
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
+    _define_flags()  # ml_collections reads the config's overrides here
     return flags.FLAGS(argv)
   except flags.Error as error:
     # A config file's own exception ends the traceback that this quotes.
     _fail(str(error).strip().splitlines()[-1])
-  except (AttributeError, KeyError) as error:
-    _fail(f'unknown config key {error}: see configs/common.py for the keys')
+  except AttributeError as error:
+    (key_error,) = error.args
+    message = ' '.join(key_error.args[0].split())
+    _fail(f'unknown config key {message}')
 
 
 def _fail(message: object) -> None:

@@ -160,12 +160,15 @@ def make(config: Mapping[str, Any]) -> Attack:
     ValueError: an unknown attack, or an option with an impossible value.
     TypeError: a key that the attack does not take.
   """
-  keys = {k: v for k, v in dict(config).items() if k not in POPULATION_KEYS}
+  keys = dict(config)
   name = keys.pop('name')
   if name == 'none':
+    if keys:
+      raise TypeError(f'without an attack, {sorted(keys)} do not apply')
     return NO_ATTACK
   if name not in ATTACKS:
     raise ValueError(
       f'unknown attack {name!r}; there are {sorted([*ATTACKS, "none"])}'
     )
-  return ATTACKS[name](**keys)
+  own = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
+  return ATTACKS[name](**own)

@@ -150,6 +150,9 @@ class Simulation:
     self._mesh = mesh
     self._server = SingleDeviceSharding(mesh.devices.flat[0])
     self._train = train_clients(train, mesh, chunk_size)
+    self._poison = jax.jit(
+      functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
+    )
     self._apply = jax.jit(self._apply_updates)
     self._test = _tester(classifier, mesh)
     self._test_set = _test_batches(data, mesh, eval_batch_size)
@@ -158,7 +161,9 @@ class Simulation:
     """The state before the first round."""
     image_shape = self._data.dataset.train.images.shape[1:]
     key = key_for(self._seed, Purpose.INIT)
-    variables = self._classifier.init(key, image_shape)
+    variables = jax.jit(self._classifier.init, static_argnums=1)(
+      key, image_shape
+    )
     state = ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
@@ -181,11 +186,10 @@ class Simulation:
     """
     ids, byzantine = self._population.sample(self._seed, round_idx)
     data = self._data.gather(ids)
-    labels = self._attack.on_labels(
+    labels = self._poison(
       data.labels,
       byzantine=byzantine,
       client_ids=ids,
-      num_classes=self._data.dataset.num_classes,
       key=key_for(self._seed, Purpose.LABELS),
     )
     data = data._replace(labels=np.asarray(labels))

@@ -116,13 +116,13 @@ def run(experiment: Experiment) -> dict[str, Any]:
   with ocp.CheckpointManager(directory.checkpoints, options=options) as saved:
     state, rows = _restore(saved, simulation.init())
     directory.start(rows)
-    started, first = time.monotonic(), len(rows)
-    for round_idx in range(first, config.num_rounds):
+    clock = [time.monotonic()]
+    for round_idx in range(len(rows), config.num_rounds):
       state, row = _round(simulation, state, round_idx, config)
       rows.append(row)
       directory.add(row)
-      seconds = (time.monotonic() - started) / (len(rows) - first)
-      print(_line(row, config.num_rounds, seconds), flush=True)
+      clock.append(time.monotonic())
+      print(_line(row, config.num_rounds, clock), flush=True)
       if _due(row['round'], config.checkpoint.every, config.num_rounds):
         saved.save(row['round'], args=_checkpoint(state, rows))
   summary = {'num_rounds': len(rows), **summarize(rows)}
@@ -168,8 +168,10 @@ def _restore(
   return found.state, found.rows
 
 
-def _line(row: Row, num_rounds: int, seconds: float) -> str:
-  """What a person sees of a round."""
+def _line(row: Row, num_rounds: int, clock: list[float]) -> str:
+  """What a person sees of a round; the first one's compilation is no pace."""
+  steady = clock[1:] if len(clock) > 2 else clock
+  seconds = (steady[-1] - steady[0]) / (len(steady) - 1)
   left = datetime.timedelta(
     seconds=round(seconds * (num_rounds - row['round']))
   )

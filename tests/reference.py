@@ -288,6 +288,8 @@ def shapes(name):
   conv = lambda a, b: {'kernel': (3, 3, a, b), 'bias': (b,)}  # noqa: E731
   if name == 'leaf':
     return (50,)
+  if name == 'pair':
+    return dense(5, 7)
   if name == 'wide':  # longer than any chunk of columns, and no multiple of it
     return (100_003,)
   if name == 'edge':  # leaves of size 0 and 1, a scalar per client

@@ -1,0 +1,182 @@
+"""Local training against a plain Python loop over unpadded batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from lca.clients import (
+  LocalTraining,
+  place_clients,
+  shuffled,
+  train_clients,
+)
+from lca.data import ClientData
+from lca.models import CNN, Classifier
+
+SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
+CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=4), (8.0,), (8.0,))
+TRAIN = LocalTraining(
+  losses=CLASSIFIER.losses,
+  optimizer=optax.adam(1e-2),
+  batch_size=4,
+  local_epochs=2,
+)
+KEY = jax.random.key(5)
+
+# Adam divides by the root of a squared gradient, which amplifies the rounding
+# of gradients near zero; the updates are about 1e-2 a step.
+CLOSE = {'rtol': 1e-3, 'atol': 2e-5}
+
+
+def mesh(devices):
+  return jax.make_mesh(
+    (devices,),
+    ('clients',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )
+
+
+def client_data(padded_to=16):
+  rng = np.random.default_rng(1)
+  shape = (len(SIZES), padded_to, 8, 8, 1)
+  images = np.zeros(shape, np.uint8)
+  labels = np.zeros(shape[:2], np.int32)
+  for i, size in enumerate(SIZES):
+    images[i, :size] = rng.integers(0, 17, (size, 8, 8, 1))
+    labels[i, :size] = rng.integers(0, 3, size)
+  return ClientData(images, labels, np.array(SIZES, np.int32))
+
+
+def variables():
+  return CLASSIFIER.init(jax.random.key(0), (8, 8, 1))
+
+
+def mean_loss(params, images, labels):
+  return jnp.mean(CLASSIFIER.losses({'params': params}, images, labels))
+
+
+GRADIENT = jax.jit(jax.value_and_grad(mean_loss))
+UPDATE = jax.jit(TRAIN.optimizer.update)
+
+
+def python_loop(data, client_id, train=TRAIN):
+  """One client, batch by batch, on its own examples alone."""
+  count = int(data.num_examples[client_id])
+  key = jax.random.fold_in(KEY, client_id)
+  start = variables()
+  params, losses = start['params'], []
+  opt_state = train.optimizer.init(params)
+
+  for epoch in range(train.local_epochs):
+    order = shuffled(jax.random.fold_in(key, epoch), count, count)
+    for at in range(0, count, train.batch_size):
+      rows = np.asarray(order[at : at + train.batch_size])
+      loss, grads = GRADIENT(
+        params, data.images[client_id][rows], data.labels[client_id][rows]
+      )
+      losses += [float(loss)] * len(rows)
+      updates, opt_state = UPDATE(grads, opt_state, params)
+      params = optax.apply_updates(params, updates)
+  return jax.tree.map(jnp.subtract, {'params': params}, start), np.mean(losses)
+
+
+@pytest.fixture(scope='module')
+def expected():
+  data = client_data()
+  results = [python_loop(data, i) for i in range(len(SIZES))]
+  updates, losses = zip(*results, strict=True)
+  return jax.tree.map(lambda *rows: np.stack(rows), *updates), np.array(losses)
+
+
+def run(train=TRAIN, devices=1, chunk_size=1, data=None):
+  data = client_data() if data is None else data
+  where = mesh(devices)
+  ids = np.arange(len(data.labels), dtype=np.int32)
+  placed = place_clients((data, ids), where)
+  updates, losses = train_clients(train, where, chunk_size)(
+    variables(), *placed, KEY
+  )
+  n = len(data.labels)
+  return jax.tree.map(lambda u: np.asarray(u)[:n], updates), losses[:n]
+
+
+def assert_close(got, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), got, expected
+  )
+
+
+@pytest.mark.parametrize(
+  ('devices', 'chunk_size'), [(1, 1), (1, 2), (1, 5), (2, 1), (4, 2)]
+)
+def test_all_at_once_equals_a_python_loop(devices, chunk_size, expected):
+  assert_close(run(devices=devices, chunk_size=chunk_size), expected)
+
+
+@pytest.mark.parametrize('microbatch_size', [1, 3, 4, 100])
+def test_microbatches_change_rounding_alone(microbatch_size, expected):
+  train = dataclasses.replace(TRAIN, microbatch_size=microbatch_size)
+  assert_close(run(train), expected)
+
+
+def test_padding_changes_no_bit():
+  short, long = run(), run(data=client_data(padded_to=41))
+  jax.tree.map(np.testing.assert_array_equal, short, long)
+
+
+def test_a_client_without_examples_stays_where_it_is():
+  data = client_data()
+  data.num_examples[3] = 0
+  updates, losses = run(data=data)
+  assert all(not np.any(leaf[3]) for leaf in jax.tree.leaves(updates))
+  assert losses[3] == 0
+  assert all(np.any(leaf[2]) for leaf in jax.tree.leaves(updates))
+
+
+def test_a_client_does_not_depend_on_the_others():
+  data = client_data()
+  updates, _ = run(data=data)
+  data.images[1:] = 16 - data.images[1:]
+  changed, _ = run(data=data)
+  for before, after in zip(
+    jax.tree.leaves(updates), jax.tree.leaves(changed), strict=True
+  ):
+    np.testing.assert_array_equal(before[0], after[0])
+    assert np.any(before[2] != after[2])
+
+
+def test_shuffled_is_a_permutation_that_ignores_the_padding():
+  for count in (0, 1, 7, 20):
+    order = np.asarray(shuffled(KEY, 20, count))
+    assert sorted(order) == list(range(20))
+    assert sorted(order[:count]) == list(range(count))
+    np.testing.assert_array_equal(
+      order[:count], np.asarray(shuffled(KEY, 33, count))[:count]
+    )
+
+
+def test_shuffled_puts_every_example_everywhere():
+  keys = jax.random.split(KEY, 2000)
+  orders = np.asarray(jax.vmap(lambda k: shuffled(k, 8, 5))(keys))[:, :5]
+  counts = np.stack([np.bincount(column, minlength=5) for column in orders.T])
+  # 400 expected in each cell, with a deviation of 18: five of them.
+  assert np.all(np.abs(counts - 400) < 90)
+
+
+@pytest.mark.parametrize(
+  'wrong', [{'batch_size': 0}, {'local_epochs': 0}, {'microbatch_size': 0}]
+)
+def test_numbers_below_one_are_errors(wrong):
+  with pytest.raises(ValueError, match=f'{next(iter(wrong))} must be at least'):
+    dataclasses.replace(TRAIN, **wrong)
+
+
+def test_a_chunk_below_one_is_an_error():
+  with pytest.raises(ValueError, match='chunk_size must be at least 1, got 0'):
+    train_clients(TRAIN, mesh(1), 0)

@@ -1,0 +1,96 @@
+"""The settings' figures and the presets' names, from the paper."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common, digits, fashion_mnist
+from lca import aggregators, attacks
+
+FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
+OPERATORS = ['krum', 'geomed', 'bulyan']
+
+
+def test_the_tables_rows_are_presets():
+  rows = {f + o for f, o in itertools.product(FORMS, OPERATORS)}
+  noclip = {f'{f}{o}_noclip' for f in FORMS[2:] for o in OPERATORS}
+  assert set(common.aggregators()) == rows | noclip | {'fedavg'}
+
+
+@pytest.mark.parametrize('preset', common.aggregators())
+def test_every_aggregator_preset_runs(preset):
+  config = fashion_mnist.get_config(preset)
+  aggregator = aggregators.make(config.aggregator)
+  updates = {'a': jax.random.normal(jax.random.key(0), (11, 5))}
+  update, _ = aggregator.update(
+    updates, aggregator.init({'a': updates['a'][0]}), weights=jnp.ones(11)
+  )
+  assert jnp.all(jnp.isfinite(update['a']))
+
+
+@pytest.mark.parametrize('preset', common.attacks(common.base()))
+def test_every_attack_preset_builds(preset):
+  config = fashion_mnist.get_config(f'krum,{preset}')
+  attacks.make(config.attack)
+  assert config.attack.num_attackers == 40
+  assert config.attack.boost == (
+    'replace' if preset.startswith('model_replacement') else 1.0
+  )
+
+
+def test_fashion_mnist_is_the_papers():
+  config = fashion_mnist.get_config('layerwise_cosine_bulyan')
+  assert config.data.num_clients == 200
+  assert config.server.to_dict() == {
+    'clients_per_round': 100,
+    'optimizer': 'sgd',
+    'learning_rate': 1.0,
+  }
+  assert config.client.to_dict() == {
+    'optimizer': 'adam',
+    'learning_rate': 1e-3,
+    'batch_size': 256,
+    'local_epochs': 10,
+  }
+  assert config.num_rounds == 100
+  assert (config.aggregator.name, config.aggregator.m) == ('multi_krum', 5)
+  assert config.aggregator.f == 1
+  assert config.attack.to_dict() == {'name': 'none'}
+
+
+def test_presets_in_any_order_and_the_default():
+  one = digits.get_config('krum,model_replacement')
+  other = digits.get_config('model_replacement,krum')
+  assert one.to_dict() == other.to_dict()
+  assert fashion_mnist.get_config('').aggregator.distance == 'cosine'
+
+
+def test_a_fifth_of_the_population_attacks():
+  config = digits.get_config('krum,label_flipping')
+  config.data.num_clients = 50
+  assert config.attack.num_attackers == 10
+  config.attack.num_attackers = 3
+  assert config.data.num_clients == 50
+
+
+@pytest.mark.parametrize(
+  ('presets', 'message'),
+  [
+    ('krun', "unknown preset 'krun'; there are .*'krum'"),
+    ('krum,geomed', 'two presets of the aggregator'),
+    ('label_flipping,model_replacement', 'two presets of the attack'),
+  ],
+)
+def test_wrong_presets(presets, message):
+  with pytest.raises(ValueError, match=message):
+    digits.get_config(presets)
+
+
+def test_a_locked_config_takes_no_other_key():
+  config = digits.get_config('krum')
+  with pytest.raises(AttributeError):
+    config.aggregator.m = 5
+  with pytest.raises(AttributeError):
+    config.attack.boost = 3.0

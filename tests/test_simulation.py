@@ -1,0 +1,204 @@
+"""Sampling, and a round against its parts put together by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+import lca
+from lca import attacks
+from lca import data as datasets
+from lca.clients import LocalTraining
+from lca.models import CNN, Classifier
+from lca.randomness import Purpose, key_for
+from lca.simulation import Population, Simulation
+
+CLASSIFIER = Classifier(CNN(10, features=(2, 3), hidden=4), (8.0,), (8.0,))
+TRAIN = LocalTraining(
+  losses=CLASSIFIER.losses,
+  optimizer=optax.sgd(0.05),
+  batch_size=8,
+  local_epochs=1,
+)
+POPULATION = Population(
+  num_clients=12, clients_per_round=7, num_attackers=4, num_byzantine=2
+)
+
+
+@pytest.fixture(scope='module')
+def data():
+  return datasets.federate(
+    datasets.load('digits'),
+    partition='iid',
+    num_clients=POPULATION.num_clients,
+    min_examples=1,
+    seed=3,
+  )
+
+
+def simulation(data, devices=1, **changes):
+  mesh = jax.make_mesh(
+    (devices,),
+    ('clients',),
+    axis_types=(AxisType.Auto,),
+    devices=jax.devices()[:devices],
+  )
+  parts = {
+    'data': data,
+    'population': POPULATION,
+    'classifier': CLASSIFIER,
+    'train': TRAIN,
+    'attack': attacks.NO_ATTACK,
+    'aggregator': lca.stateless(lca.mean, weights=None),
+    'optimizer': optax.sgd(1.0),
+    'seed': 3,
+    'mesh': mesh,
+    'chunk_size': 1,
+    'eval_batch_size': 50,
+  }
+  return Simulation(**(parts | changes))
+
+
+def test_sampling_draws_exactly_the_byzantine_asked_for():
+  attackers = POPULATION.attackers(seed=3)
+  assert attackers.sum() == 4
+  seen, positions = set(), []
+  for round_idx in range(200):
+    ids, byzantine = POPULATION.sample(3, round_idx)
+    assert len(set(ids.tolist())) == 7
+    assert byzantine.sum() == 2
+    np.testing.assert_array_equal(byzantine, attackers[ids])
+    seen |= set(ids.tolist())
+    positions += np.flatnonzero(byzantine).tolist()
+  assert seen == set(range(12))
+  # 400 Byzantine rows over 7 positions: 57 each, with a deviation of 7.
+  assert np.all(np.abs(np.bincount(positions, minlength=7) - 57) < 35)
+
+
+def test_sampling_depends_on_seed_and_round_alone():
+  first = POPULATION.sample(3, 5)
+  for again, same in zip(POPULATION.sample(3, 5), first, strict=True):
+    np.testing.assert_array_equal(again, same)
+  assert np.any(POPULATION.sample(3, 6)[0] != first[0])
+  assert np.any(POPULATION.sample(4, 5)[0] != first[0])
+
+
+def test_sampled_attackers_come_as_the_draw_gives_them():
+  population = dataclasses.replace(POPULATION, num_byzantine=None)
+  counts = [population.sample(0, i)[1].sum() for i in range(300)]
+  assert set(counts) >= {1, 2, 3}
+  # Hypergeometric: 7 of 12 with 4 attackers; mean 7/3, deviation 0.84.
+  assert abs(np.mean(counts) - 7 / 3) < 5 * 0.84 / np.sqrt(300)
+
+
+@pytest.mark.parametrize(
+  ('numbers', 'message'),
+  [
+    ((10, 11), 'clients_per_round=11'),
+    ((10, 0), 'clients_per_round=0'),
+    ((10, 5, 11, 1), 'num_attackers=11'),
+    ((10, 5, 3, 4), 'num_byzantine=4'),
+    ((10, 5, 8, 6), 'num_byzantine=6'),
+    ((10, 8, 4, 1), r'7 honest clients, but there are 6'),
+  ],
+)
+def test_populations_that_cannot_be(numbers, message):
+  with pytest.raises(ValueError, match=message):
+    Population(*numbers)
+
+
+def test_a_round_is_its_parts(data):
+  attack = attacks.make({'name': 'label_flipping', 'boost': 3.0})
+  sim = simulation(data, attack=attack, devices=2)
+  before = sim.init()
+  after, metrics = sim.run_round(before, 4)
+
+  ids, byzantine = POPULATION.sample(3, 4)
+  clients = data.gather(ids)
+  labels = attacks.flip_labels(
+    clients.labels,
+    byzantine=byzantine,
+    client_ids=ids,
+    num_classes=10,
+    key=key_for(3, Purpose.LABELS),
+  )
+  total, losses = jax.tree.map(jnp.zeros_like, before.variables), []
+  for row, client_id in enumerate(ids):
+    one = datasets.ClientData(
+      clients.images[row], labels[row], clients.num_examples[row]
+    )
+    key = key_for(3, Purpose.TRAIN, 4, client_id)
+    update, loss = jax.jit(TRAIN)(before.variables, one, key)
+    boost = 3.0 if byzantine[row] else 1.0
+    boosted = jax.tree.map(jnp.array(boost).__mul__, update)
+    total = jax.tree.map(jnp.add, total, boosted)
+    losses.append(float(loss))
+
+  expected = jax.tree.map(lambda v, t: v + t / 7, before.variables, total)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    after.variables,
+    expected,
+  )
+  honest = np.mean(np.array(losses)[~byzantine])
+  np.testing.assert_allclose(metrics['train_loss'], honest, rtol=1e-5)
+  assert metrics['byzantine'] == 2
+
+
+@pytest.mark.parametrize(('devices', 'chunk_size'), [(4, 1), (2, 3)])
+def test_devices_and_chunks_do_not_matter(data, devices, chunk_size):
+  one = simulation(data)
+  many = simulation(data, devices=devices, chunk_size=chunk_size)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    one.run_round(one.init(), 0)[0].variables,
+    many.run_round(many.init(), 0)[0].variables,
+  )
+
+
+def test_the_server_optimizer_sees_minus_the_aggregate(data):
+  plain, half = simulation(data), simulation(data, optimizer=optax.sgd(0.5))
+  start = plain.init().variables
+  full_step = plain.run_round(plain.init(), 0)[0].variables
+  half_step = half.run_round(half.init(), 0)[0].variables
+  jax.tree.map(
+    lambda s, f, h: np.testing.assert_allclose(h, (s + f) / 2, atol=1e-6),
+    start,
+    full_step,
+    half_step,
+  )
+
+
+@pytest.mark.parametrize(
+  ('devices', 'batch_size'), [(1, 50), (2, 7), (4, 1000), (1, 360)]
+)
+def test_evaluation_is_exact_over_the_test_set(data, devices, batch_size):
+  sim = simulation(data, devices=devices, eval_batch_size=batch_size)
+  state = sim.init()
+  test = data.dataset.test
+  logits = np.asarray(CLASSIFIER.logits(state.variables, test.images), float)
+  shifted = logits - logits.max(1, keepdims=True)
+  log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+  losses = -log_probabilities[np.arange(len(test)), test.labels]
+  metrics = sim.evaluate(state)
+  np.testing.assert_allclose(metrics['test_loss'], losses.mean(), rtol=1e-5)
+  assert metrics['test_accuracy'] == np.mean(logits.argmax(1) == test.labels)
+
+
+def test_a_nan_client_does_not_reach_the_model(data):
+  def send_nan(updates, *, byzantine, key):
+    del key
+    return lca.geometry.scale(updates, jnp.where(byzantine, jnp.nan, 1.0))
+
+  attack = attacks.NO_ATTACK._replace(on_updates=send_nan)
+  rule = lca.layerwise(lca.cosine(lca.krum))
+  robust = simulation(data, attack=attack, aggregator=lca.stateless(rule, f=2))
+  state, _ = robust.run_round(robust.init(), 0)
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.variables))
+  mean = simulation(data, attack=attack)
+  state, _ = mean.run_round(mean.init(), 0)
+  assert all(np.all(np.isnan(x)) for x in jax.tree.leaves(state.variables))

@@ -1,0 +1,198 @@
+"""Whole runs on the digits: files, metrics, restart."""
+
+import csv
+import json
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from configs import digits
+from lca import train
+from lca.rundir import summarize, table
+
+
+def config(presets='layerwise_cosine_krum,label_flipping', **changes):
+  config = digits.get_config(presets)
+  small = {
+    'num_rounds': 3,
+    'model.features': (2, 3),
+    'model.hidden': 8,
+    'client.local_epochs': 1,
+    'checkpoint.every': 2,
+  }
+  config.update_from_flattened_dict(small | changes)
+  return config
+
+
+def rows(workdir):
+  with open(workdir / 'metrics.csv') as file:
+    return list(csv.DictReader(file))
+
+
+def event_steps(workdir, tag):
+  """Steps of a scalar in the event files, parsed as TFRecords."""
+  steps = []
+  for path in sorted(workdir.glob('events.*')):
+    content = path.read_bytes()
+    while content:
+      (size,) = struct.unpack('<Q', content[:8])
+      event = event_pb2.Event.FromString(content[12 : 12 + size])
+      steps += [event.step for v in event.summary.value if v.tag == tag]
+      content = content[16 + size :]
+  return steps
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+  """Four rounds in one go."""
+  workdir = tmp_path_factory.mktemp('runs') / 'straight run'
+  summary = train.train_and_evaluate(config(num_rounds=4), workdir)
+  return workdir, summary
+
+
+def test_a_run_leaves_its_files(straight):
+  workdir, summary = straight
+  written = json.loads((workdir / 'config.json').read_text())
+  assert written['config']['aggregator']['name'] == 'krum'
+  environment = written['environments'][0]
+  assert environment['packages']['jax'] and environment['devices']
+  assert [row['round'] for row in rows(workdir)] == ['1', '2', '3', '4']
+  assert event_steps(workdir, 'test_loss') == [1, 2, 3, 4]
+  assert json.loads((workdir / 'summary.json').read_text()) == summary
+
+
+def test_the_summary_is_that_of_the_rows(straight):
+  workdir, summary = straight
+  losses = [float(row['test_loss']) for row in rows(workdir)]
+  accuracies = [float(row['test_accuracy']) for row in rows(workdir)]
+  assert summary == {
+    'num_rounds': 4,
+    'final_test_loss': losses[-1],
+    'average_test_loss': pytest.approx(np.mean(losses)),
+    'min_test_loss': min(losses),
+    'average_test_accuracy': pytest.approx(np.mean(accuracies)),
+    'max_test_accuracy': max(accuracies),
+  }
+
+
+def test_the_averages_run_over_the_last_ten_evaluations():
+  run = [{'round': i + 1, 'train_loss': 0.0} for i in range(30)]
+  for i in range(1, 30, 2):
+    run[i] |= {'test_loss': float(30 - i), 'test_accuracy': i / 30}
+  summary = summarize(run)
+  assert summary['final_test_loss'] == 1.0
+  assert summary['average_test_loss'] == np.mean(np.arange(1, 20, 2))
+  assert summary['max_test_accuracy'] == 29 / 30
+  assert '1.0000' in table({'num_rounds': 30, **summary})
+
+
+@pytest.mark.parametrize('stops', [[1], [2, 3]])
+def test_a_restarted_run_ends_in_the_same_bits(straight, tmp_path, stops):
+  reference, summary = straight
+  for num_rounds in [*stops, 4]:
+    again = train.train_and_evaluate(config(num_rounds=num_rounds), tmp_path)
+  assert again == summary
+  expected = (reference / 'metrics.csv').read_bytes()
+  assert (tmp_path / 'metrics.csv').read_bytes() == expected
+  assert event_steps(tmp_path, 'test_loss') == [1, 2, 3, 4]
+
+
+def test_rounds_after_the_last_checkpoint_are_run_again(
+  straight, tmp_path, monkeypatch
+):
+  run_round = train.Simulation.run_round
+
+  def killed(self, state, round_idx):
+    if round_idx == 3:
+      raise KeyboardInterrupt
+    return run_round(self, state, round_idx)
+
+  monkeypatch.setattr(train.Simulation, 'run_round', killed)
+  with pytest.raises(KeyboardInterrupt):
+    train.train_and_evaluate(config(num_rounds=4), tmp_path)
+  assert len(rows(tmp_path)) == 3  # one more than the checkpoint of round 2
+  assert not (tmp_path / 'summary.json').exists()
+  monkeypatch.undo()
+  train.train_and_evaluate(config(num_rounds=4), tmp_path)
+  reference, _ = straight
+  expected = (reference / 'metrics.csv').read_bytes()
+  assert (tmp_path / 'metrics.csv').read_bytes() == expected
+  assert event_steps(tmp_path, 'test_loss') == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_run_again(straight):
+  workdir, summary = straight
+  experiment = train.set_up(config(num_rounds=4), workdir)
+  assert experiment.simulation is None
+  assert train.run(experiment) == summary
+
+
+def test_another_configs_workdir_is_refused(straight):
+  workdir, _ = straight
+  with pytest.raises(ValueError, match=r'client\.batch_size was 16 .* is 8'):
+    train.set_up(config(num_rounds=4, **{'client.batch_size': 8}), workdir)
+  with pytest.raises(ValueError, match=r'num_rounds was 4 .* is 3'):
+    train.set_up(config(num_rounds=3), workdir)
+  with pytest.raises(ValueError, match=r'aggregator\.clip was .median'):
+    train.set_up(config('krum,label_flipping', num_rounds=4), workdir)
+
+
+def test_how_and_where_it_runs_may_change(straight):
+  workdir, _ = straight
+  free = {
+    'parallel.chunk_size': 2,
+    'checkpoint.keep': 5,
+    'eval.batch_size': 100,
+  }
+  train.set_up(config(num_rounds=4, **free), workdir)
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+  (tmp_path / 'thesis.tex').touch()
+  with pytest.raises(ValueError, match='no run'):
+    train.set_up(config(), tmp_path)
+
+
+def test_nothing_is_written_before_the_training(tmp_path):
+  train.set_up(config(), tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+
+
+def test_evaluation_in_some_rounds(tmp_path):
+  train.train_and_evaluate(config(**{'eval.every': 2}), tmp_path)
+  assert [bool(row['test_loss']) for row in rows(tmp_path)] == [
+    False,
+    True,
+    True,
+  ]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'num_rounds': 0}, 'num_rounds must be at least 1'),
+    ({'aggregator.f': 7}, r'krum needs .* n > 2f \+ 2, got n=15, f=7'),
+    ({'attack.num_attackers': 21}, 'num_attackers=21'),
+    ({'attack.num_byzantine': 5}, 'num_byzantine=5'),
+    ({'server.clients_per_round': 21}, 'clients_per_round=21'),
+    ({'attack.sampled': True}, r'attack\.num_byzantine does not apply'),
+    ({'data.min_examples': 0}, 'empty client'),
+    ({'data.min_examples': 100}, 'min_examples=100'),
+    ({'data.partition': 'idd'}, 'iid'),
+    ({'client.optimizer': 'adaam'}, "unknown optimizer 'adaam'"),
+    ({'client.learning_rate': 0.0}, 'learning_rate must be positive'),
+    ({'client.batch_size': 0}, 'batch_size must be at least 1'),
+    ({'parallel.chunk_size': 0}, 'chunk_size must be at least 1'),
+    ({'checkpoint.every': 0}, r'checkpoint\.every must be at least 1'),
+    ({'model.name': 'resnet'}, "unknown model 'resnet'"),
+    ({'aggregator.scope': 'layer'}, "scope must be one of .*'layer'"),
+  ],
+)
+def test_wrong_configs_are_errors_before_the_training(
+  tmp_path, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    train.set_up(config(**changes), tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
