@@ -17,24 +17,28 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from lca.typing import Gram, Update, Updates
 
 Distance = Literal['euclidean', 'cosine']
 Median = Literal['interpolated', 'lower']
 
-_GRAM_COLUMNS = 8192  # a [100, 8192] chunk of float32 stays in a CPU's cache
+_COLUMNS = 8192  # a [100, 8192] chunk of float32 stays in a CPU's cache
 
 
 def num_clients(updates: Updates) -> int:
   """Returns `n`, the leading axis that all leaves of `updates` share.
 
   Raises:
-    ValueError: if there is no leaf, a leaf is a scalar, or leaves disagree.
+    ValueError: if there is no leaf or no client, a leaf is a scalar, or leaves
+      disagree.
   """
   shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
-  if not shapes or any(not shape for shape in shapes):
-    raise ValueError(f'updates must be stacked [n, ...] leaves, got {shapes}')
+  if not shapes or any(not shape or not shape[0] for shape in shapes):
+    raise ValueError(
+      f'updates must be stacked leaves [n, ...] with n > 0, got {shapes}'
+    )
   sizes = {shape[0] for shape in shapes}
   if len(sizes) > 1:
     raise ValueError(f'leaves disagree on the number of clients: {shapes}')
@@ -70,7 +74,12 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _leaf_gram(leaf: jax.Array) -> Gram:
-  rows = jnp.reshape(leaf, (leaf.shape[0], -1))
+  return _products(jnp.reshape(leaf, (len(leaf), -1)))
+
+
+@jax.jit
+def _products(rows: jax.Array) -> Gram:
+  """The Gram matrix of `[n, columns]` rows."""
 
   def block(start, width):
     x = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
@@ -83,16 +92,16 @@ def _leaf_gram(leaf: jax.Array) -> Gram:
     return block(0, rows.shape[1])
 
   def by_columns():
-    count, rest = divmod(rows.shape[1], _GRAM_COLUMNS)
+    count, rest = divmod(rows.shape[1], _COLUMNS)
     total = lax.fori_loop(
       1,
       count,
-      lambda i, total: total + block(i * _GRAM_COLUMNS, _GRAM_COLUMNS),
-      block(0, _GRAM_COLUMNS),
+      lambda i, total: total + block(i * _COLUMNS, _COLUMNS),
+      block(0, _COLUMNS),
     )
-    return total + block(count * _GRAM_COLUMNS, rest) if rest else total
+    return total + block(count * _COLUMNS, rest) if rest else total
 
-  if rows.shape[1] <= _GRAM_COLUMNS:
+  if rows.shape[1] <= _COLUMNS:
     return whole()
   return lax.platform_dependent(cpu=by_columns, default=whole)
 
@@ -245,8 +254,15 @@ def mix(updates: Updates, weights: jax.Array) -> Update:
 
 
 def _leaf_mix(weights: jax.Array, leaf: jax.Array) -> jax.Array:
-  rows = jnp.reshape(leaf, (leaf.shape[0], -1))
-  dtype = _wide(jnp.promote_types(leaf.dtype, weights.dtype))
+  rows = jnp.reshape(leaf, (len(leaf), -1))
+  return _weighted_sum(weights, rows).reshape(leaf.shape[1:])
+
+
+@jax.jit
+@jax.custom_jvp
+def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+  """`[n]` weights times `[n, columns]` rows, in the rows' dtype."""
+  dtype = _wide(jnp.promote_types(rows.dtype, weights.dtype))
   w = weights.astype(dtype)
   used = w != 0
 
@@ -269,7 +285,22 @@ def _leaf_mix(weights: jax.Array, leaf: jax.Array) -> jax.Array:
       jnp.zeros(rows.shape[1], dtype),
     )
 
+  if rows.shape[1] <= _COLUMNS:
+    return fused().astype(rows.dtype)
   total = lax.platform_dependent(
     cpu=lambda: lax.cond(jnp.all(used), product, walk), default=fused
   )
-  return total.reshape(leaf.shape[1:]).astype(leaf.dtype)
+  return total.astype(rows.dtype)
+
+
+@functools.partial(_weighted_sum.__wrapped__.defjvp, symbolic_zeros=True)
+def _weighted_sum_jvp(primals, tangents):
+  """Linear in both; what has no tangent is left out, not multiplied by 0."""
+  (weights, rows), (weights_dot, rows_dot) = primals, tangents
+  terms = []
+  if not isinstance(weights_dot, SymbolicZero):
+    terms.append(jnp.dot(weights_dot, rows.astype(weights_dot.dtype)))
+  if not isinstance(rows_dot, SymbolicZero):
+    terms.append(jnp.dot(weights.astype(rows_dot.dtype), rows_dot))
+  total = _weighted_sum(weights, rows)
+  return total, sum(terms, jnp.zeros_like(total)).astype(total.dtype)

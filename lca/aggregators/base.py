@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lca import geometry
 from lca.typing import Gram, PyTree, Update, Updates
@@ -80,9 +81,14 @@ class GramRule(Rule):
     self.__signature__ = _rule_signature(hyper)
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
-    gram = geometry.gram(updates)
+    gram = _held_gram(updates)
     verdict = self.weigh(gram, **hyper)
     return geometry.mix(updates, verdict.weights), verdict.info(gram)
+
+
+def _held_gram(updates: Updates) -> Gram:
+  """Rules differentiate with the weights that they chose held fixed."""
+  return geometry.gram(lax.stop_gradient(updates))
 
 
 def gram_rule(weigh: Callable[..., Verdict]) -> GramRule:
@@ -179,7 +185,7 @@ class _Layerwise(Rule):
   def _explain_layers(self, layers, hyper):
     if isinstance(self.rule, GramRule):
       # One batch of [n, n] problems instead of one trace per layer.
-      grams = jnp.stack([geometry.gram(layer) for layer in layers])
+      grams = jnp.stack([_held_gram(layer) for layer in layers])
       weigh = functools.partial(self.rule.weigh, **hyper)
       verdicts = jax.vmap(weigh)(grams)
       parts = map(geometry.mix, layers, verdicts.weights)
@@ -295,7 +301,7 @@ class _LeafClipped(Rule):
     self.__signature__ = inspect.signature(rule)
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
-    grams = jax.tree.map(geometry.gram, updates)
+    grams = jax.tree.map(_held_gram, updates)
     total = functools.reduce(jnp.add, jax.tree.leaves(grams))
     verdict = self.rule.weigh(total, **hyper)
     rejected = geometry.rejected_rows(total)

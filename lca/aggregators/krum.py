@@ -124,7 +124,7 @@ def medoid(
   r"""The medoid: the client's update with the smallest sum of distances.
 
   .. math:: F(x_1, \dots, x_n) = x_{i^*}, \quad
-      i^* = \arg\min_i \sum_{j=1}^n \|x_i - x_j\|^p
+      i^* = \arg\min_i \frac{1}{n} \sum_{j=1}^n \|x_i - x_j\|^p
 
   García-Márquez et al. 2025 evaluate it as "GeoMed". Their text sums squared
   distances (`power=2`: the client nearest to the mean), their published code
@@ -158,7 +158,8 @@ def medoid(
     power = 1
   between = geometry.distances(gram, distance, power)
   bad = geometry.rejected_rows(gram)
-  scores = jnp.sum(jnp.where(bad, 0, between), axis=1)
+  # Divided before they are summed: many distances near the limit overflow.
+  scores = jnp.sum(jnp.where(bad, 0, between / len(gram)), axis=1)
   return select_lowest(gram, jnp.where(bad, jnp.inf, scores), 1)
 
 
@@ -198,4 +199,7 @@ def select_lowest(gram: Gram, scores: jax.Array, m: int) -> Verdict:
   bad = geometry.rejected_rows(gram)
   order = jnp.lexsort((scores, bad))  # rejected ones last, whatever the score
   chosen = jnp.zeros(len(gram), bool).at[order[:m]].set(True) & ~bad
-  return Verdict(chosen / jnp.sum(chosen), scores)
+  # The NaN is explicit: compiled, booleans divided by their sum give 0 / 0 = 0.
+  count = jnp.sum(chosen)
+  weights = jnp.where(count > 0, chosen / jnp.maximum(count, 1), jnp.nan)
+  return Verdict(weights.astype(gram.dtype), scores)

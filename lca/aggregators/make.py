@@ -58,7 +58,7 @@ def _with_distance(rule, keys):
   """Takes the keys of `lca.cosine` out of `keys` where they apply."""
   if keys.get('distance') == 'cosine':
     del keys['distance']
-    if 'power' in keys:
+    if keys.pop('power', None) is not None:
       raise ValueError(
         'aggregator.power belongs to the Euclidean distance; the cosine '
         'distance has none'
