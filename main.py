@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
   if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
     # One virtual device per core: XLA runs a small convolution on one core.
     # This has no effect where there is a GPU or a TPU.
-    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+    jax.config.update('jax_num_cpu_devices', _num_cores())
   from lca import rundir, train  # after the devices are set
 
   try:
@@ -35,6 +35,13 @@ def main(argv: list[str]) -> None:
   print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
   summary = train.run(experiment)
   print(rundir.table(summary))
+
+
+def _num_cores() -> int:
+  """Those that this process may use, where the system tells."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _new_workdir() -> pathlib.Path:

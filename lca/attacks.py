@@ -100,6 +100,8 @@ def model_replacement(
     Bagdasaryan et al., How to backdoor federated learning, AISTATS 2020;
     García-Márquez et al. 2025, section 4.2.
   """
+  if boost == 1:
+    return updates  # and spare their copy
   n, attackers = len(byzantine), jnp.sum(byzantine)
   if boost == 'replace':
     boost = (n - attackers) / jnp.maximum(attackers, 1)

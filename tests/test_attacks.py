@@ -1,5 +1,7 @@
 """What Byzantine clients do to labels and updates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +16,11 @@ BYZANTINE = np.array([True, False, True, False])
 
 
 def flip(labels, num_classes=10, ids=IDS, byzantine=BYZANTINE, **options):
+  attack = functools.partial(
+    attacks.flip_labels, num_classes=num_classes, **options
+  )
   return np.asarray(
-    attacks.flip_labels(
-      labels,
-      byzantine=byzantine,
-      client_ids=ids,
-      num_classes=num_classes,
-      key=KEY,
-      **options,
-    )
+    jax.jit(attack)(labels, byzantine=byzantine, client_ids=ids, key=KEY)
   )
 
 
