@@ -73,9 +73,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     # A config file's own exception ends the traceback that this quotes.
     _fail(str(error).strip().splitlines()[-1])
   except AttributeError as error:
-    (key_error,) = error.args
-    message = ' '.join(key_error.args[0].split())
-    _fail(f'unknown config key {message}')
+    (cause,) = error.args  # ml_collections wraps a KeyError, a module does not
+    message = ' '.join(str(getattr(cause, 'args', [cause])[0]).split())
+    _fail(f'no such config key or function: {message}')
 
 
 def _fail(message: object) -> None:

@@ -31,11 +31,7 @@ def with_lca() -> float:
     local_epochs=1,
     microbatch_size=clients.default_microbatch_size(jax.default_backend()),
   )
-  mesh = jax.make_mesh(
-    (jax.device_count(),),
-    ('clients',),
-    axis_types=(jax.sharding.AxisType.Auto,),
-  )
+  mesh = clients.clients_mesh()
   rng = np.random.default_rng(0)
   shape = (CLIENTS, BATCH * STEPS)
   examples = data.ClientData(
@@ -97,7 +93,7 @@ def _examples_a_second(run, examples: int) -> float:
 
 
 def main() -> None:
-  jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+  jax.config.update('jax_num_cpu_devices', os.cpu_count())
   ours = with_lca()
   print(f'lca      {ours:8.0f} examples/s on {jax.devices()}')
   if importlib.util.find_spec('torch') is None:

@@ -91,7 +91,8 @@ def model_replacement(
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
     boost: beta. `'replace'` is honest / Byzantine clients of this round (the
-      published code), `'n'` the number of clients (the text's n / eta).
+      published code), `'n'` the number of clients (the text's n / eta, with
+      its eta of 1).
 
   Returns:
     Stacked updates.
@@ -134,7 +135,12 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
   if not 0 <= flip_fraction <= 1:
     raise ValueError(f'flip_fraction must lie in [0, 1], got {flip_fraction}')
   if isinstance(boost, str) and boost not in ('replace', 'n'):
-    raise ValueError(f"boost must be a number, 'replace' or 'n', got {boost!r}")
+    try:
+      boost = float(boost)
+    except ValueError:
+      raise ValueError(
+        f"boost must be a number, 'replace' or 'n', got {boost!r}"
+      ) from None
 
   def on_labels(labels, **per_round):
     return flip_labels(labels, flip_fraction=flip_fraction, **per_round)
@@ -166,7 +172,10 @@ def make(config: Mapping[str, Any]) -> Attack:
   name = keys.pop('name')
   if name == 'none':
     if keys:
-      raise TypeError(f'without an attack, {sorted(keys)} do not apply')
+      raise TypeError(
+        f'attack.name is none, so that {sorted(keys)} do not apply: compose '
+        'no preset of an attack'
+      )
     return NO_ATTACK
   if name not in ATTACKS:
     raise ValueError(

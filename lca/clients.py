@@ -7,14 +7,14 @@ a DataLoader, and a client with fewer steps stops when it is done.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lca.data import ClientData
@@ -137,6 +137,14 @@ def default_microbatch_size(backend: str) -> int | None:
   return 32 if backend == 'cpu' else None
 
 
+def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh with one axis, `'clients'`, over all devices or some of them."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    (len(devices),), ('clients',), (AxisType.Auto,), devices=devices
+  )
+
+
 TrainClients = Callable[
   [PyTree, ClientData, jax.Array, jax.Array], tuple[Updates, jax.Array]
 ]
@@ -199,7 +207,8 @@ def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
 
   def place(x):
     missing = -len(x) % mesh.shape['clients']
-    padded = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return jax.device_put(padded, sharding)
+    if missing:
+      x = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return jax.device_put(x, sharding)
 
   return jax.tree.map(place, tree)

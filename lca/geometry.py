@@ -31,14 +31,17 @@ def num_clients(updates: Updates) -> int:
   """Returns `n`, the leading axis that all leaves of `updates` share.
 
   Raises:
-    ValueError: if there is no leaf or no client, a leaf is a scalar, or leaves
-      disagree.
+    ValueError: if there is no leaf or no client, a leaf is a scalar or not
+      floating, or leaves disagree.
   """
   shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
   if not shapes or any(not shape or not shape[0] for shape in shapes):
     raise ValueError(
       f'updates must be stacked leaves [n, ...] with n > 0, got {shapes}'
     )
+  dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(updates)}
+  if wrong := [d.name for d in dtypes if not jnp.issubdtype(d, jnp.floating)]:
+    raise ValueError(f'updates must be floating, got {sorted(wrong)}')
   sizes = {shape[0] for shape in shapes}
   if len(sizes) > 1:
     raise ValueError(f'leaves disagree on the number of clients: {shapes}')
@@ -244,21 +247,27 @@ def mix(updates: Updates, weights: jax.Array) -> Update:
   Returns:
     One update, in the leaves' dtypes; sums run in float32 or wider.
 
+  Raises:
+    ValueError: if there is not one weight a client.
+
   Examples:
     >>> import jax.numpy as jnp, lca
     >>> lca.mix(jnp.array([[1., 2.], [jnp.nan, 5.]]), jnp.array([1., 0.]))
     Array([1., 2.], dtype=float32)
   """
-  num_clients(updates)
+  n = num_clients(updates)
+  if jnp.shape(weights) != (n,):
+    raise ValueError(
+      f'weights must be one a client, ({n},), got {jnp.shape(weights)}'
+    )
   return jax.tree.map(functools.partial(_leaf_mix, weights), updates)
 
 
 def _leaf_mix(weights: jax.Array, leaf: jax.Array) -> jax.Array:
   rows = jnp.reshape(leaf, (len(leaf), -1))
-  return _weighted_sum(weights, rows).reshape(leaf.shape[1:])
+  return _compiled_sum(weights, rows).reshape(leaf.shape[1:])
 
 
-@jax.jit
 @jax.custom_jvp
 def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
   """`[n]` weights times `[n, columns]` rows, in the rows' dtype."""
@@ -293,14 +302,23 @@ def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
   return total.astype(rows.dtype)
 
 
-@functools.partial(_weighted_sum.__wrapped__.defjvp, symbolic_zeros=True)
+@functools.partial(_weighted_sum.defjvp, symbolic_zeros=True)
 def _weighted_sum_jvp(primals, tangents):
   """Linear in both; what has no tangent is left out, not multiplied by 0."""
   (weights, rows), (weights_dot, rows_dot) = primals, tangents
-  terms = []
+  dtype = _wide(jnp.promote_types(rows.dtype, weights.dtype))
+
+  def product(w, x):
+    return jnp.dot(
+      w.astype(dtype), x.astype(dtype), precision=lax.Precision.HIGHEST
+    )
+
+  tangent = jnp.zeros(rows.shape[1], dtype)
   if not isinstance(weights_dot, SymbolicZero):
-    terms.append(jnp.dot(weights_dot, rows.astype(weights_dot.dtype)))
+    tangent += product(weights_dot, rows)
   if not isinstance(rows_dot, SymbolicZero):
-    terms.append(jnp.dot(weights.astype(rows_dot.dtype), rows_dot))
-  total = _weighted_sum(weights, rows)
-  return total, sum(terms, jnp.zeros_like(total)).astype(total.dtype)
+    tangent += product(weights, rows_dot)
+  return _weighted_sum(weights, rows), tangent.astype(rows.dtype)
+
+
+_compiled_sum = jax.jit(_weighted_sum)

@@ -35,14 +35,14 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 class RunDirectory:
-  """The files of one run. Nothing is written before `start`.
+  """The files of one run. Nothing is written before `claim`.
 
   Args:
     path: of the directory, which need not exist.
     config: of the run, as nested dicts.
 
   Raises:
-    ValueError: it holds another config's run, or files but no run.
+    ValueError: it holds another config's run, or files but no run of ours.
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -51,9 +51,8 @@ class RunDirectory:
     self._environments: list[dict[str, Any]] = []
     file = self.path / 'config.json'
     if file.exists():
-      found = json.loads(file.read_text())
-      _check_same_run(self.path, found['config'], self._config)
-      self._environments = found['environments']
+      old, self._environments = _read_config(file)
+      _check_same_run(self.path, old, self._config)
     elif self.path.exists() and any(self.path.iterdir()):
       raise ValueError(
         f'{self.path} has files in it but no run: choose another --workdir'
@@ -69,8 +68,8 @@ class RunDirectory:
     file = self.path / 'summary.json'
     return json.loads(file.read_text()) if file.exists() else None
 
-  def start(self, rows: Sequence[Row]) -> None:
-    """Writes the rounds run so far, and nothing beyond them.
+  def claim(self) -> None:
+    """Makes the directory this run's: `config.json` comes before all else.
 
     Raises:
       OSError: the directory cannot be made or written to.
@@ -81,6 +80,9 @@ class RunDirectory:
       self._environments.append(here)
     about = {'config': self._config, 'environments': self._environments}
     _write(self.path / 'config.json', _json(about))
+
+  def start(self, rows: Sequence[Row]) -> None:
+    """Writes the rounds run so far, and nothing beyond them."""
     for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
       old.unlink(missing_ok=True)
     _write(self.path / 'metrics.csv', _csv(rows, header=True))
@@ -173,6 +175,18 @@ def _commit() -> str | None:
   except (OSError, subprocess.CalledProcessError):
     return None
   return done.stdout.strip()
+
+
+def _read_config(
+  file: pathlib.Path,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  try:
+    found = json.loads(file.read_text())
+    return found['config'], found['environments']
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(
+      f'{file} is not the config of a run: choose another --workdir'
+    ) from None
 
 
 def _check_same_run(

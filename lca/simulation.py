@@ -169,6 +169,10 @@ class Simulation:
       opt_state=self._optimizer.init(variables['params']),
       aggregator=self._aggregator.init(variables),
     )
+    if list(variables) != ['params']:
+      raise ValueError(
+        f'the model has {sorted(variables)}, but only params can be trained'
+      )
     return jax.device_put(state, self._server)
 
   def run_round(
@@ -197,9 +201,10 @@ class Simulation:
     variables = jax.device_put(state.variables, NamedSharding(self._mesh, P()))
     key = key_for(self._seed, Purpose.TRAIN, round_idx)
     updates, losses = self._train(variables, *clients, key)
+    updates = jax.device_put(updates, self._server)
     state = self._apply(
       state,
-      jax.device_put(updates, self._server),
+      updates,
       byzantine,
       data.num_examples,
       key_for(self._seed, Purpose.ATTACK, round_idx),
@@ -293,10 +298,10 @@ def population_from(
   n = server['clients_per_round']
   if attack['name'] == 'none':
     return Population(num_clients, n)
-  if attack['sampled'] and 'num_byzantine' in attack:
+  if attack['sampled'] == ('num_byzantine' in attack):
     raise ValueError(
-      'with attack.sampled the draw decides how many attack, so that '
-      "attack.num_byzantine does not apply: compose the preset 'sampled'"
+      'either attack.sampled, and the draw decides how many attack, or '
+      'attack.num_byzantine: compose the preset with or without _sampled'
     )
   num_byzantine = None if attack['sampled'] else attack['num_byzantine']
   return Population(num_clients, n, attack['num_attackers'], num_byzantine)

@@ -53,7 +53,8 @@ def train_and_evaluate(
 def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   """Checks all that can be known before the training, and prepares it.
 
-  What needs no data is checked first, and no file is written.
+  What needs no data is checked first, and without an error alone the run gets
+  its directory.
 
   Args:
     config: see `configs/common.py` for the keys.
@@ -65,7 +66,8 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   Raises:
     ValueError, TypeError: an option that cannot be, or does not apply; a
       workdir that holds another config's run.
-    OSError, ImportError: data that cannot be had.
+    OSError, ImportError: data that cannot be had, or a directory that cannot
+      be written.
   """
   _check_numbers(config)
   aggregator = aggregators.make(config.aggregator)
@@ -93,10 +95,11 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     aggregator=aggregator,
     optimizer=optimizer,
     seed=config.seed,
-    mesh=_mesh(),
+    mesh=clients.clients_mesh(),
     chunk_size=chunk_size,
     eval_batch_size=config.eval.batch_size,
   )
+  directory.claim()
   return Experiment(config, directory, simulation)
 
 
@@ -200,6 +203,8 @@ def _check_numbers(config: ConfigDict) -> None:
     value = functools.reduce(getattr, key.split('.'), config)
     if value < 1:
       raise ValueError(f'{key} must be at least 1, got {value}')
+  if not 0 <= config.seed < 2**32:  # what a PRNG key tells apart
+    raise ValueError(f'seed must lie in [0, 2**32), got {config.seed}')
 
 
 def _check_aggregator(aggregator: Aggregator, n: int) -> None:
@@ -207,7 +212,9 @@ def _check_aggregator(aggregator: Aggregator, n: int) -> None:
 
   def one_round(updates):
     state = aggregator.init(updates[0])
-    return aggregator.update(updates, state, weights=jnp.ones(n))
+    return aggregator.update(
+      updates, state, key=jax.random.key(0), weights=jnp.ones(n)
+    )
 
   jax.eval_shape(one_round, jax.ShapeDtypeStruct((n, 1), jnp.float32))
 
@@ -246,8 +253,3 @@ def _local_training(
     local_epochs=keys.local_epochs,
     microbatch_size=microbatch_size,
   )
-
-
-def _mesh() -> jax.sharding.Mesh:
-  auto = (jax.sharding.AxisType.Auto,)
-  return jax.make_mesh((jax.device_count(),), ('clients',), axis_types=auto)

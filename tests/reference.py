@@ -7,6 +7,7 @@ papers leave open (zero rows, rejected rows, medians, ties) follows the
 definitions stated in `lca`'s documentation, not its code.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -175,11 +176,70 @@ def medoid_scores(rows, *, kind='euclidean', power=1):
   return np.array(scores)
 
 
+def norms(rows, *, f, kind='euclidean'):
+  """Of each row, whatever f is; rejected ones last."""
+  assert kind == 'euclidean'
+  lengths = [math.sqrt(squared_norm(row)) for row in rows]
+  return np.where(rejected(rows), math.inf, lengths)
+
+
+def pivot_distances(rows, *, f, pivot=0, kind='euclidean', power=2):
+  """Of each row to the trusted one, whatever f is."""
+  return distance_matrix(rows, kind, power)[pivot]
+
+
 SCORES = {
   'krum': krum_scores,
   'multi_krum': krum_scores,
   'medoid': medoid_scores,
+  'cge': norms,
+  'monna': pivot_distances,
 }
+TAKES_ALL_BUT_F = ('cge', 'monna')
+
+
+# Rules over subsets: members -> what the best subset has least of -----------
+
+
+def diameter(rows, kind='euclidean'):
+  """The largest distance between two members."""
+  matrix = distance_matrix(rows, kind)
+
+  def objective(members):
+    return float(np.max(matrix[np.ix_(members, members)]))
+
+  return objective
+
+
+def largest_variance(rows, kind='euclidean'):
+  """The largest eigenvalue of the members' covariance matrix."""
+  assert kind == 'euclidean'
+  if rows.shape[1] > len(rows):
+    # In the coordinates of the space that the rows span: as far apart, fewer.
+    good = ~rejected(rows)
+    coordinates = np.full((len(rows), np.sum(good)), np.nan)
+    coordinates[good] = np.linalg.qr(rows[good].T)[1].T
+    rows = coordinates
+
+  def objective(members):
+    own = rows[list(members)]
+    centred = own - np.mean(own, axis=0)
+    largest = np.linalg.norm(centred, ord=2) if centred.size else 0.0
+    return float(largest) ** 2 / len(own)
+
+  return objective
+
+
+OBJECTIVES = {'mda': diameter, 'smea': largest_variance}
+
+
+def best_subset(name, rows, f, kind):
+  """Members of the best: all that is left where that is n - f or fewer."""
+  left = np.flatnonzero(~rejected(rows))
+  size = min(len(rows) - f, len(left))
+  objective = OBJECTIVES[name](rows, kind)
+  candidates = itertools.combinations(left.tolist(), size)
+  return min(candidates, key=objective) if size else ()
 
 
 def select(scores, bad, m):
@@ -198,6 +258,8 @@ def scores_of(name, rows, hyper, kind):
   """(scores, how many rows the rule takes)."""
   hyper = dict(hyper)
   m = hyper.pop('m', 1)
+  if name in TAKES_ALL_BUT_F:
+    m = len(rows) - hyper['f']
   return SCORES[name](rows, kind=kind, **hyper), m
 
 
@@ -206,8 +268,11 @@ def weights_of(name, rows, hyper, kind='euclidean'):
   n = len(rows)
   if name == 'mean':
     return np.full(n, 1 / n)
-  scores, m = scores_of(name, rows, hyper, kind)
-  chosen = select(scores, rejected(rows), m)
+  if name in OBJECTIVES:
+    chosen = best_subset(name, rows, hyper['f'], kind)
+  else:
+    scores, m = scores_of(name, rows, hyper, kind)
+    chosen = select(scores, rejected(rows), m)
   weights = np.zeros(n)
   for i in chosen:
     weights[i] = 1 / len(chosen)

@@ -115,6 +115,12 @@ def test_wrong_configs(config, message):
     attacks.make(config)
 
 
+def test_a_boost_may_be_written_as_text():
+  attack = attacks.make({'name': 'label_flipping', 'boost': '10'})
+  boosted = attack.on_updates(jnp.ones(4), byzantine=BYZANTINE, key=KEY)
+  np.testing.assert_array_equal(boosted, np.where(BYZANTINE, 10, 1))
+
+
 def test_none_takes_no_keys():
   assert attacks.make({'name': 'none'}) is attacks.NO_ATTACK
   with pytest.raises(TypeError, match='boost'):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 
 from lca.clients import (
   LocalTraining,
+  clients_mesh,
   place_clients,
   shuffled,
   train_clients,
@@ -34,12 +34,7 @@ CLOSE = {'rtol': 1e-3, 'atol': 2e-5}
 
 
 def mesh(devices):
-  return jax.make_mesh(
-    (devices,),
-    ('clients',),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[:devices],
-  )
+  return clients_mesh(jax.devices()[:devices])
 
 
 def client_data(padded_to=16):

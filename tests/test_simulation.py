@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.clients import LocalTraining
+from lca.clients import LocalTraining, clients_mesh
 from lca.models import CNN, Classifier
 from lca.randomness import Purpose, key_for
 from lca.simulation import Population, Simulation
@@ -41,12 +40,6 @@ def data():
 
 
 def simulation(data, devices=1, **changes):
-  mesh = jax.make_mesh(
-    (devices,),
-    ('clients',),
-    axis_types=(AxisType.Auto,),
-    devices=jax.devices()[:devices],
-  )
   parts = {
     'data': data,
     'population': POPULATION,
@@ -56,7 +49,7 @@ def simulation(data, devices=1, **changes):
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),
     'seed': 3,
-    'mesh': mesh,
+    'mesh': clients_mesh(jax.devices()[:devices]),
     'chunk_size': 1,
     'eval_batch_size': 50,
   }

@@ -155,9 +155,25 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
     train.set_up(config(), tmp_path)
 
 
-def test_nothing_is_written_before_the_training(tmp_path):
-  train.set_up(config(), tmp_path / 'new')
-  assert not (tmp_path / 'new').exists()
+def test_a_run_killed_before_its_first_round_can_start_again(
+  straight, tmp_path, monkeypatch
+):
+  def killed(self):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(train.Simulation, 'init', killed)
+  with pytest.raises(KeyboardInterrupt):
+    train.train_and_evaluate(config(num_rounds=4), tmp_path)
+  monkeypatch.undo()
+  _, summary = straight
+  assert train.train_and_evaluate(config(num_rounds=4), tmp_path) == summary
+
+
+@pytest.mark.parametrize('content', ['{"model_type": "bert"}', '{"conf'])
+def test_a_config_of_something_else_is_refused(tmp_path, content):
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(ValueError, match=r'config\.json is not the config'):
+    train.set_up(config(), tmp_path)
 
 
 def test_evaluation_in_some_rounds(tmp_path):
@@ -177,7 +193,9 @@ def test_evaluation_in_some_rounds(tmp_path):
     ({'attack.num_attackers': 21}, 'num_attackers=21'),
     ({'attack.num_byzantine': 5}, 'num_byzantine=5'),
     ({'server.clients_per_round': 21}, 'clients_per_round=21'),
-    ({'attack.sampled': True}, r'attack\.num_byzantine does not apply'),
+    ({'attack.sampled': True}, r'either attack\.sampled'),
+    ({'seed': -1}, r'seed must lie in'),
+    ({'model.hidden': 0}, r'model\.hidden must be at least 1'),
     ({'data.min_examples': 0}, 'empty client'),
     ({'data.min_examples': 100}, 'min_examples=100'),
     ({'data.partition': 'idd'}, 'iid'),

@@ -1,5 +1,6 @@
 """Aggregation rules over stacked pytrees, their combinators, and `make`."""
 
+from lca.aggregators.averages import cge, monna
 from lca.aggregators.base import (
   Aggregator,
   GramRule,
@@ -16,6 +17,7 @@ from lca.aggregators.clipping import clip_to_median_norm
 from lca.aggregators.krum import krum, medoid, multi_krum
 from lca.aggregators.make import RULES, make
 from lca.aggregators.mean import mean
+from lca.aggregators.subsets import mda, smea
 
 __all__ = [
   'RULES',
@@ -24,6 +26,7 @@ __all__ = [
   'Rule',
   'Scope',
   'Verdict',
+  'cge',
   'clip_to_median_norm',
   'cosine',
   'explain',
@@ -31,8 +34,11 @@ __all__ = [
   'krum',
   'layerwise',
   'make',
+  'mda',
   'mean',
   'medoid',
+  'monna',
   'multi_krum',
+  'smea',
   'stateless',
 ]

@@ -256,7 +256,8 @@ def cosine(
   Raises:
     TypeError: `rule` has no distance, or is layerwise: the paper's method is
       `layerwise(cosine(rule))`.
-    ValueError: unknown `clip`, `clip_by` or `median`.
+    ValueError: unknown `clip`, `clip_by` or `median`, or a way to clip with
+      `clip=None`.
   """
   if isinstance(rule, _Layerwise):
     inner = rule_name(rule.rule)
@@ -268,6 +269,8 @@ def cosine(
   _check_option('clip', clip, ('median', None))
   _check_option('clip_by', clip_by, ('scope', 'leaf'))
   _check_option('median', median, ('interpolated', 'lower'))
+  if clip is None and (clip_by, median) != ('scope', 'interpolated'):
+    raise ValueError('clip_by and median do not apply with clip=None')
 
   def weigh(gram, **hyper):
     verdict = rule.weigh(gram, distance='cosine', **hyper)
@@ -296,8 +299,8 @@ class _LeafClipped(Rule):
   """Mixes every leaf from rows clipped to the median norm of that leaf."""
 
   def __init__(self, rule: GramRule, median: geometry.Median):
-    functools.update_wrapper(self, rule)
     self.rule, self.median = rule, median
+    self.__name__, self.__doc__ = rule.__name__, rule.__doc__
     self.__signature__ = inspect.signature(rule)
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
@@ -412,8 +415,9 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
     raise TypeError(f'{name} needs {missing}')
   wanted = [k for k in _PER_ROUND if k in parameters and k not in hyper]
 
-  def update(updates, state, **per_round):
-    given = {k: per_round[k] for k in wanted if per_round.get(k) is not None}
+  def update(updates, state, *, key=None, weights=None, server_update=None):
+    brought = {'key': key, 'weights': weights, 'server_update': server_update}
+    given = {k: brought[k] for k in wanted if brought[k] is not None}
     if lacking := sorted(required & set(wanted) - set(given)):
       raise TypeError(f'{name} needs {lacking} from the round')
     return rule(updates, **hyper, **given), state

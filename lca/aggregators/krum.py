@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from lca import geometry
 from lca.aggregators.base import Verdict, gram_rule
+from lca.aggregators.selection import select_lowest
 from lca.typing import Gram
 
 
@@ -44,7 +45,7 @@ def krum(
     One update, bit for bit one of the clients'.
 
   Raises:
-    ValueError: unless n > 2f + 2, f >= 0 and 1 <= num_neighbors < n.
+    ValueError: unless n > 2f + 2, f >= 0 and 1 <= num_neighbors < n - f.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -94,7 +95,7 @@ def multi_krum(
 
   Raises:
     ValueError: unless n > 2f + 2, f >= 0, 1 <= m <= n - f and
-      1 <= num_neighbors < n.
+      1 <= num_neighbors < n - f.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -176,30 +177,11 @@ def _krum_scores(
   if f < 0 or n <= 2 * f + 2:
     raise ValueError(f'{rule} needs f >= 0 and n > 2f + 2, got n={n}, f={f}')
   k = n - f - 2 if num_neighbors is None else num_neighbors
-  if not 1 <= k < n:
+  if not 1 <= k < n - f:  # beyond, f rejected rows would spoil every score
     raise ValueError(
-      f'{rule} needs 1 <= num_neighbors < n, got n={n}, num_neighbors={k}'
+      f'{rule} needs 1 <= num_neighbors < n - f, got n={n}, f={f}, '
+      f'num_neighbors={k}'
     )
   between = geometry.distances(gram, distance, power)
   others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, between)
   return jnp.sum(jnp.sort(others, axis=1)[:, :k], axis=1)
-
-
-def select_lowest(gram: Gram, scores: jax.Array, m: int) -> Verdict:
-  """Averages the m clients of lowest score among those not rejected.
-
-  Args:
-    gram: `[n, n]` inner products.
-    scores: `[n]`; ties go to the lowest index.
-    m: how many to select; fewer if fewer are left, NaN weights if none is.
-
-  Returns:
-    The verdict, with weights 1/m on the selected clients.
-  """
-  bad = geometry.rejected_rows(gram)
-  order = jnp.lexsort((scores, bad))  # rejected ones last, whatever the score
-  chosen = jnp.zeros(len(gram), bool).at[order[:m]].set(True) & ~bad
-  # The NaN is explicit: compiled, booleans divided by their sum give 0 / 0 = 0.
-  count = jnp.sum(chosen)
-  weights = jnp.where(count > 0, chosen / jnp.maximum(count, 1), jnp.nan)
-  return Verdict(weights.astype(gram.dtype), scores)

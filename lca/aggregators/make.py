@@ -4,15 +4,21 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lca.aggregators.averages import cge, monna
 from lca.aggregators.base import Aggregator, cosine, layerwise, stateless
 from lca.aggregators.krum import krum, medoid, multi_krum
 from lca.aggregators.mean import mean
+from lca.aggregators.subsets import mda, smea
 
 RULES: dict[str, Callable[..., Any]] = {
+  'cge': cge,
   'krum': krum,
+  'mda': mda,
   'mean': mean,
   'medoid': medoid,
+  'monna': monna,
   'multi_krum': multi_krum,
+  'smea': smea,
 }
 
 _CLIP_KEYS = ('clip', 'clip_by', 'median')
@@ -60,8 +66,8 @@ def _with_distance(rule, keys):
     del keys['distance']
     if keys.pop('power', None) is not None:
       raise ValueError(
-        'aggregator.power belongs to the Euclidean distance; the cosine '
-        'distance has none'
+        'aggregator.power belongs to the Euclidean distance: for the cosine '
+        'distance compose a cosine_... preset'
       )
     return cosine(rule, **{k: keys.pop(k) for k in _CLIP_KEYS if k in keys})
   if clips := [k for k in _CLIP_KEYS if k in keys]:

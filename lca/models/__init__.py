@@ -1,6 +1,6 @@
 """Models: plain `flax.linen` modules, and the classifier around them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -15,12 +15,15 @@ def make(config: Mapping[str, Any], num_classes: int) -> nn.Module:
   """Builds the module that `config.model` describes.
 
   Raises:
-    ValueError: for an unknown name.
+    ValueError: an unknown name, or a width below 1.
   """
   keys = dict(config)
   name = keys.pop('name')
   if name not in MODELS:
     raise ValueError(f'unknown model {name!r}; there are {sorted(MODELS)}')
+  for key, value in keys.items():
+    if min(value if isinstance(value, Sequence) else [value]) < 1:
+      raise ValueError(f'model.{key} must be at least 1, got {value}')
   return MODELS[name](num_classes=num_classes, **keys)
 
 

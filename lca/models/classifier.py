@@ -53,4 +53,5 @@ class Classifier:
     logits = self.logits(variables, images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
+    losses = jnp.where(weights > 0, losses, 0)  # of padding, maybe not finite
     return jnp.sum(weights * losses), jnp.sum(weights * correct)

@@ -37,8 +37,9 @@ def conv(
 ) -> jax.Array:
   """`lax.conv_general_dilated`, to be handed to `flax.linen.Conv`.
 
-  Two-dimensional convolutions of stride 1 without dilation or groups take the
-  fast form; all others are passed on to `lax.conv_general_dilated`.
+  Two-dimensional convolutions in Flax's layout, of stride 1 without dilation
+  or groups, padded by less than the kernel, take the fast form; all others are
+  passed on to `lax.conv_general_dilated`.
 
   Args:
     lhs: `[batch, height, width, in]` images.
@@ -47,7 +48,7 @@ def conv(
     padding: `'SAME'`, `'VALID'`, or pairs.
     lhs_dilation: None is 1.
     rhs_dilation: None is 1.
-    dimension_numbers: NHWC, HWIO, NHWC, which is Flax's.
+    dimension_numbers: NHWC, HWIO, NHWC is Flax's.
     feature_group_count: number of groups.
     precision: of the products.
 
@@ -55,14 +56,20 @@ def conv(
     `[batch, height, width, out]`.
   """
   ones = (1,) * len(window_strides)
-  dilations = (tuple(lhs_dilation or ones), tuple(rhs_dilation or ones))
+  layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   plain = (
     len(ones) == 2
     and tuple(window_strides) == ones
-    and dilations == (ones, ones)
+    and tuple(lhs_dilation or ones) == ones
+    and tuple(rhs_dilation or ones) == ones
     and feature_group_count == 1
+    and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
   )
-  if not plain:
+  if plain and isinstance(padding, str):
+    padding = lax.padtype_to_pads(
+      lhs.shape[1:3], rhs.shape[:2], window_strides, padding
+    )
+  if not plain or not _inside(lhs.shape[1:3], rhs.shape[:2], padding):
     return lax.conv_general_dilated(
       lhs,
       rhs,
@@ -74,12 +81,20 @@ def conv(
       feature_group_count,
       precision=precision,
     )
-  if isinstance(padding, str):
-    padding = lax.padtype_to_pads(
-      lhs.shape[1:3], rhs.shape[:2], window_strides, padding
-    )
   pads = tuple((int(low), int(high)) for low, high in padding)
   return _conv2d(lhs, rhs, pads, precision)
+
+
+def _inside(
+  image: Sequence[int],
+  kernel: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+) -> bool:
+  """Whether each window sees the image, in whole or in part."""
+  return all(
+    k <= size + low + high and 0 <= low < k and 0 <= high < k
+    for size, k, (low, high) in zip(image, kernel, padding, strict=True)
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -131,13 +146,18 @@ def _windows(
 
 
 def _shifted_products(x, kernel, padding, precision):
+  sums = jnp.promote_types(x.dtype, jnp.float32)
+
   def product(window, weights):  # [..., in] times [in, out]
     if len(weights) == 1:
-      return window * weights[0]
-    return jnp.dot(window, weights, precision=precision)
+      return window.astype(sums) * weights[0]
+    return jnp.dot(
+      window, weights, precision=precision, preferred_element_type=sums
+    )
 
   windows = _windows(x, kernel.shape, padding)
-  return sum(product(window, kernel[i, j]) for i, j, window in windows)
+  total = sum(product(window, kernel[i, j]) for i, j, window in windows)
+  return total.astype(x.dtype)
 
 
 def _kernel_gradient(x, g, kernel, padding, precision):
@@ -185,7 +205,7 @@ def max_pool(x: jax.Array) -> jax.Array:
   """2 x 2 max-pooling with stride 2; an odd last row or column is dropped.
 
   Written as the maximum of four slices, whose gradient costs a fifteenth of
-  `flax.linen.max_pool`'s on CPUs.
+  `flax.linen.max_pool`'s on CPUs. Where entries tie it is shared among them.
 
   Args:
     x: `[batch, height, width, channels]`.

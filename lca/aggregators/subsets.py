@@ -1,0 +1,141 @@
+"""Rules that search all subsets of n - f clients for the most coherent one."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lca import geometry
+from lca.aggregators.base import Verdict, gram_rule
+from lca.aggregators.selection import average
+from lca.typing import Gram
+
+
+@gram_rule
+def mda(
+  gram: Gram,
+  *,
+  f: int,
+  max_subsets: int = 200_000,
+  distance: geometry.Distance = 'euclidean',
+  power: int | None = None,
+) -> Verdict:
+  r"""Minimum-diameter averaging: the mean of the tightest n - f updates.
+
+  .. math:: F(x_1, \dots, x_n) = \frac{1}{n - f} \sum_{i \in S^*} x_i, \quad
+      S^* = \arg\min_{|S| = n - f} \max_{i, j \in S} d(x_i, x_j)
+
+  All C(n, f) subsets are compared. Subsets that share their farthest pair tie;
+  the one of the least mean distance wins. Rejected rows (see `lca.geometry`)
+  are at distance +inf; with fewer than n - f others, those are averaged, and
+  with none the update is NaN.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+    max_subsets: an error says so where there are more.
+    distance: `'euclidean'` or `'cosine'`.
+    power: of the Euclidean distance, 1 or 2, which ranks the same; None is 2.
+
+  Returns:
+    One update.
+
+  Raises:
+    ValueError: unless f >= 0, n > 2f and C(n, f) <= max_subsets.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.mda(jnp.array([[1.], [2.], [3.], [9.], [-9.]]), f=2))
+    [2.]
+
+  References:
+    El Mhamdi et al., Distributed momentum for Byzantine-resilient stochastic
+    gradient descent, ICLR 2021; Rousseeuw, 1985.
+  """
+  members = _subsets('mda', len(gram), f, max_subsets)
+  between = geometry.distances(gram, distance, power)
+
+  def diameter(subset):
+    inner = between[subset][:, subset]
+    return jnp.max(inner), jnp.mean(inner)
+
+  return _best(gram, members, diameter)
+
+
+@gram_rule
+def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
+  r"""The mean of the n - f updates that vary least along any direction.
+
+  .. math:: S^* = \arg\min_{|S| = n - f} \lambda_{\max}\Big(\frac{1}{|S|}
+      \sum_{i \in S} (x_i - \bar x_S)(x_i - \bar x_S)^\top\Big)
+
+  Smallest maximum eigenvalue averaging. The eigenvalue is that of the centred
+  `[n - f, n - f]` Gram matrix, whatever the model's size. All C(n, f) subsets
+  are compared; ties go to the first one in lexicographic order of the members.
+  With fewer than n - f rows not rejected (see `lca.geometry`), those are
+  averaged, and with none the update is NaN.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+    max_subsets: an error says so where there are more.
+
+  Returns:
+    One update.
+
+  Raises:
+    ValueError: unless f >= 0, n > 2f and C(n, f) <= max_subsets.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.smea(jnp.array([[1.], [2.], [3.], [9.], [-9.]]), f=2))
+    [2.]
+
+  References:
+    Allouah et al., On the privacy-robustness-utility trilemma in distributed
+    learning, ICML 2023.
+  """
+  members = _subsets('smea', len(gram), f, max_subsets)
+
+  bad = geometry.rejected_rows(gram)
+  finite = jnp.where(bad[:, None] | bad, 0, gram)
+
+  def spread(subset):
+    inner = finite[subset][:, subset]
+    rows = jnp.mean(inner, axis=1)
+    centred = inner - rows[:, None] - rows + jnp.mean(rows)
+    return (jnp.linalg.eigvalsh(centred)[-1] / len(subset),)
+
+  return _best(gram, members, spread)
+
+
+def _subsets(rule: str, n: int, f: int, max_subsets: int) -> np.ndarray:
+  """`[C(n, f), n - f]` members of the subsets, in lexicographic order."""
+  if f < 0 or n <= 2 * f:
+    raise ValueError(f'{rule} needs f >= 0 and n > 2f, got n={n}, f={f}')
+  count = math.comb(n, f)
+  if count > max_subsets:
+    raise ValueError(
+      f'{rule} would compare {count} subsets, more than max_subsets='
+      f'{max_subsets}, with n={n}, f={f}'
+    )
+  return np.array(list(itertools.combinations(range(n), n - f)), np.int32)
+
+
+def _best(
+  gram: Gram,
+  members: np.ndarray,
+  objective: Callable[[jax.Array], tuple[jax.Array, ...]],
+) -> Verdict:
+  """Averages the subset of the least objectives among the most complete."""
+  bad = geometry.rejected_rows(gram)
+  subsets = jnp.array(members)
+  values = lax.map(objective, subsets, batch_size=4096)
+  missing = jnp.sum(bad[subsets], axis=1)
+  best = jnp.lexsort((*reversed(values), missing))[0]
+  chosen = jnp.zeros(len(gram), bool).at[subsets[best]].set(True)
+  return average(gram, chosen)
