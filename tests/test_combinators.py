@@ -418,3 +418,8 @@ def test_explain_of_a_plain_function_has_nothing_to_say():
 def test_names_say_the_composition():
   form = lca.layerwise(lca.cosine(lca.krum))
   assert repr(form) == 'layerwise(cosine(krum))'
+
+
+def test_explain_needs_a_rule():
+  with pytest.raises(TypeError, match='explain needs a rule, got Aggregator'):
+    lca.explain(lca.stateless(lca.mean))

@@ -1,6 +1,7 @@
 """The command line: one clear error, and nothing left behind."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -54,6 +55,19 @@ def test_one_clear_error(args, message, tmp_path):
   assert done.stderr.startswith('main.py: error: ')
   assert message in done.stderr and 'Traceback' not in done.stderr
   assert not workdir.exists()
+
+
+def test_a_new_run_is_named_by_its_config_and_time():
+  code = (
+    'import main; main._parse_flags(["main.py", '
+    '"--config=configs/digits.py:krum,label_flipping"]); '
+    'print(main._new_workdir())'
+  )
+  command = [sys.executable, '-c', code]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert re.fullmatch(
+    r'runs/digits-krum-label_flipping-\d{8}T\d{6}Z', done.stdout.strip()
+  )
 
 
 def test_a_run_then_another_config_then_the_same_again(tmp_path):

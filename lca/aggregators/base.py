@@ -325,7 +325,10 @@ def explain(rule: Callable[..., Any]) -> Callable[..., tuple[Update, Info]]:
   Returns:
     A function with the same arguments. `info` holds those that apply of
     `weights`, `scores`, `selected` and `rejected`, each `[n]`, or
-    `[layers, n]` under `layerwise`.
+    `[layers, n]` under `layerwise`; nothing of it applies to a plain function.
+
+  Raises:
+    TypeError: `rule` is not a function, such as an Aggregator.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -336,6 +339,8 @@ def explain(rule: Callable[..., Any]) -> Callable[..., tuple[Update, Info]]:
   """
   if isinstance(rule, Rule):
     return rule.explain
+  if not callable(rule):
+    raise TypeError(f'explain needs a rule, got {type(rule).__name__}')
   return lambda updates, **hyper: (rule(updates, **hyper), {})
 
 
