@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from lca import geometry
 from lca.aggregators.base import Verdict, gram_rule
-from lca.aggregators.selection import select_lowest
+from lca.aggregators.selection import check_majority, select_lowest
 from lca.typing import Gram
 
 
@@ -42,7 +42,7 @@ def cge(gram: Gram, *, f: int) -> Verdict:
     learning using stochastic gradient descent and norm-based comparative
     gradient elimination, DSN-W 2021.
   """
-  _check_majority('cge', len(gram), f)
+  check_majority('cge', len(gram), f)
   return select_lowest(gram, geometry.norms(gram), len(gram) - f)
 
 
@@ -90,15 +90,10 @@ def monna(
     overhead, ICML 2023.
   """
   n = len(gram)
-  _check_majority('monna', n, f)
+  check_majority('monna', n, f)
   if not 0 <= pivot < n:
     raise ValueError(f'monna needs 0 <= pivot < n, got n={n}, pivot={pivot}')
   scores = geometry.distances(gram, distance, power)[pivot]
   verdict = select_lowest(gram, scores, n - f)
   trusted = ~geometry.rejected_rows(gram)[pivot]
   return verdict._replace(weights=jnp.where(trusted, verdict.weights, jnp.nan))
-
-
-def _check_majority(rule: str, n: int, f: int) -> None:
-  if f < 0 or n <= 2 * f:
-    raise ValueError(f'{rule} needs f >= 0 and n > 2f, got n={n}, f={f}')

@@ -43,3 +43,9 @@ def average(
   count = jnp.sum(chosen)
   weights = jnp.where(count > 0, chosen / jnp.maximum(count, 1), jnp.nan)
   return Verdict(weights.astype(gram.dtype), scores)
+
+
+def check_majority(rule: str, n: int, f: int) -> None:
+  """Raises a ValueError unless more than half of the clients are honest."""
+  if f < 0 or n <= 2 * f:
+    raise ValueError(f'{rule} needs f >= 0 and n > 2f, got n={n}, f={f}')

@@ -11,7 +11,7 @@ from jax import lax
 
 from lca import geometry
 from lca.aggregators.base import Verdict, gram_rule
-from lca.aggregators.selection import average
+from lca.aggregators.selection import average, check_majority
 from lca.typing import Gram
 
 
@@ -115,8 +115,7 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
 
 def _subsets(rule: str, n: int, f: int, max_subsets: int) -> np.ndarray:
   """`[C(n, f), n - f]` members of the subsets, in lexicographic order."""
-  if f < 0 or n <= 2 * f:
-    raise ValueError(f'{rule} needs f >= 0 and n > 2f, got n={n}, f={f}')
+  check_majority(rule, n, f)
   count = math.comb(n, f)
   if count > max_subsets:
     raise ValueError(
