@@ -206,9 +206,14 @@ def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
   sharding = NamedSharding(mesh, P('clients'))
 
   def place(x):
-    missing = -len(x) % mesh.shape['clients']
-    if missing:
-      x = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return jax.device_put(x, sharding)
+    return jax.device_put(pad_rows(x, mesh.shape['clients']), sharding)
 
   return jax.tree.map(place, tree)
+
+
+def pad_rows(x: np.ndarray, multiple: int) -> np.ndarray:
+  """Adds rows of zeros until `multiple` divides their number."""
+  missing = -len(x) % multiple
+  if not missing:
+    return x  # without a copy
+  return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.clients import LocalTraining, place_clients, train_clients
+from lca.clients import LocalTraining, pad_rows, place_clients, train_clients
 from lca.data import FederatedDataset
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
@@ -164,15 +164,15 @@ class Simulation:
     variables = jax.jit(self._classifier.init, static_argnums=1)(
       key, image_shape
     )
+    if list(variables) != ['params']:
+      raise ValueError(
+        f'the model has {sorted(variables)}, but only params can be trained'
+      )
     state = ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
       aggregator=self._aggregator.init(variables),
     )
-    if list(variables) != ['params']:
-      raise ValueError(
-        f'the model has {sorted(variables)}, but only params can be trained'
-      )
     return jax.device_put(state, self._server)
 
   def run_round(
@@ -253,14 +253,12 @@ def _test_batches(data, mesh, batch_size):
   test = data.dataset.test
   devices = mesh.shape['clients']
   batch_size = min(batch_size, -(-len(test) // devices))
-  batches = -(-len(test) // (batch_size * devices)) * devices
-  missing = batches * batch_size - len(test)
   sharding = NamedSharding(mesh, P('clients'))
 
   def place(x):
-    padded = np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    shaped = padded.reshape(batches, batch_size, *x.shape[1:])
-    return jax.device_put(shaped, sharding)
+    padded = pad_rows(x, batch_size * devices)
+    batches = padded.reshape(-1, batch_size, *x.shape[1:])
+    return jax.device_put(batches, sharding)
 
   weights = np.ones(len(test), np.float32)
   return place(test.images), place(test.labels), place(weights)
