@@ -25,6 +25,7 @@ Distance = Literal['euclidean', 'cosine']
 Median = Literal['interpolated', 'lower']
 
 _COLUMNS = 8192  # a [100, 8192] chunk of float32 stays in a CPU's cache
+_ROWS = 8  # that a CPU adds at once
 
 
 def num_clients(updates: Updates) -> int:
@@ -71,25 +72,70 @@ def gram(updates: Updates) -> Gram:
   return functools.reduce(jnp.add, map(_leaf_gram, jax.tree.leaves(updates)))
 
 
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
+def wide(dtype: jnp.dtype) -> jnp.dtype:
   """The dtype that sums run in: float32, or wider where the data are."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
+def norms_gram(updates: Updates) -> Gram:
+  """The diagonal of `gram` with zeros beside it, for what needs norms only.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+
+  Returns:
+    `[n, n]`; it costs one reading of the updates.
+  """
+  num_clients(updates)
+
+  def one(leaf):
+    rows = _flat(leaf).astype(wide(leaf.dtype))
+    return jnp.sum(rows * rows, axis=1)
+
+  squares = map(one, jax.tree.leaves(updates))
+  return jnp.diag(functools.reduce(jnp.add, squares))
+
+
+def inner(updates: Updates, update: Update) -> jax.Array:
+  """`[n]` inner products of the clients' updates with another one.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    update: a tree of the same structure, leaves `[...]`.
+
+  Raises:
+    ValueError: if the structures or shapes differ.
+  """
+  num_clients(updates)
+  shapes = jax.tree.map(lambda x: x.shape[1:], updates)
+  if (got := jax.tree.map(jnp.shape, update)) != shapes:
+    raise ValueError(f'one update must be shaped {shapes}, got {got}')
+
+  def one(leaf, other):
+    return _products(_flat(leaf), _flat(other[None]))[:, 0]
+
+  products = jax.tree.map(one, updates, update)
+  return functools.reduce(jnp.add, jax.tree.leaves(products))
+
+
 def _leaf_gram(leaf: jax.Array) -> Gram:
-  return _products(jnp.reshape(leaf, (len(leaf), -1)))
+  return _products(_flat(leaf), _flat(leaf))
 
 
+def _flat(leaf: jax.Array) -> jax.Array:
+  return jnp.reshape(leaf, (len(leaf), -1))
+
+
+@jax.custom_jvp
 @jax.jit
-def _products(rows: jax.Array) -> Gram:
-  """The Gram matrix of `[n, columns]` rows."""
+def _products(rows: jax.Array, others: jax.Array) -> jax.Array:
+  """`[n, m]` inner products of `[n, columns]` and `[m, columns]` rows."""
 
   def block(start, width):
-    x = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
-    x = x.astype(_wide(x.dtype))
-    # TPUs and TF32 multiply in less than float32 unless told otherwise, and
-    # distances of close clients would drown in that.
-    return jnp.dot(x, x.T, precision=lax.Precision.HIGHEST)
+    x, y = (
+      lax.dynamic_slice_in_dim(z, start, width, axis=1) for z in (rows, others)
+    )
+    return dot(x, y.T)
 
   def whole():
     return block(0, rows.shape[1])
@@ -107,6 +153,29 @@ def _products(rows: jax.Array) -> Gram:
   if rows.shape[1] <= _COLUMNS:
     return whole()
   return lax.platform_dependent(cpu=by_columns, default=whole)
+
+
+@_products.defjvp
+def _products_jvp(primals, tangents):
+  """Rows that are not finite are nobody's neighbours."""
+  (rows, others), (rows_dot, others_dot) = primals, tangents
+  tangent = dot(_finite(rows), others_dot.T) + dot(rows_dot, _finite(others).T)
+  products = _products(rows, others)
+  return products, tangent.astype(products.dtype)
+
+
+def dot(x: jax.Array, y: jax.Array) -> jax.Array:
+  """A product in float32 or wider.
+
+  TPUs and TF32 multiply in less than float32 unless told otherwise, and
+  distances of close clients would drown in that.
+  """
+  x, y = x.astype(wide(x.dtype)), y.astype(wide(y.dtype))
+  return jnp.dot(x, y, precision=lax.Precision.HIGHEST)
+
+
+def _finite(x: jax.Array) -> jax.Array:
+  return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def squared_norms(gram: Gram) -> jax.Array:
@@ -178,14 +247,48 @@ def _euclidean(gram: Gram, power: int) -> jax.Array:
   return squared if power == 2 else jnp.sqrt(squared)
 
 
-def _cosine(gram: Gram) -> jax.Array:
-  lengths = jnp.sqrt(jnp.diagonal(gram))
-  zero = lengths == 0
-  safe = jnp.where(zero, 1, lengths)
+def cosines(gram: Gram) -> jax.Array:
+  """`[n, n]` cosines in [-1, 1]; 0 beside a zero row or a rejected one."""
+  lengths = norms(gram)
+  absent = (lengths == 0) | jnp.isinf(lengths)
+  safe = jnp.where(absent, 1, lengths)
   # One division after the other: the product of two norms may overflow.
   cos = jnp.clip(gram / safe[:, None] / safe, -1, 1)
-  cos = jnp.where(zero[:, None] ^ zero, -1, cos)
+  return jnp.where(absent[:, None] | absent, 0, cos)
+
+
+def _cosine(gram: Gram) -> jax.Array:
+  zero = jnp.diagonal(gram) == 0
+  cos = jnp.where(zero[:, None] ^ zero, -1, cosines(gram))
   return 1 - jnp.where(zero[:, None] & zero, 1, cos)
+
+
+def median_norm(
+  gram: Gram,
+  median: Median = 'interpolated',
+  rejected: jax.Array | None = None,
+) -> jax.Array:
+  """The median of the norms of the rows not rejected.
+
+  Args:
+    gram: `[n, n]` inner products.
+    median: of an even number the mean of the middle pair, `'interpolated'`, or
+      its `'lower'` one.
+    rejected: `[n]` mask of the rows left out; by default those that `gram`
+      itself rejects.
+
+  Raises:
+    ValueError: unknown median.
+  """
+  if median not in ('interpolated', 'lower'):
+    raise ValueError(
+      f"median must be 'interpolated' or 'lower', got {median!r}"
+    )
+  out = rejected_rows(gram) if rejected is None else rejected
+  ordered = jnp.sort(jnp.where(out, jnp.inf, norms(gram)))
+  last = jnp.sum(~out) - 1
+  low, high = ordered[last // 2], ordered[(last + 1) // 2]
+  return low if median == 'lower' else low + (high - low) / 2
 
 
 def clip_factors(
@@ -210,115 +313,145 @@ def clip_factors(
   Raises:
     ValueError: unknown median.
   """
-  if median not in ('interpolated', 'lower'):
-    raise ValueError(
-      f"median must be 'interpolated' or 'lower', got {median!r}"
-    )
   out = rejected_rows(gram) if rejected is None else rejected
   lengths = jnp.where(out, jnp.inf, norms(gram))
-  ordered = jnp.sort(lengths)
-  last = jnp.sum(~out) - 1
-  low, high = ordered[last // 2], ordered[(last + 1) // 2]
-  middle = low if median == 'lower' else low + (high - low) / 2
-  return jnp.where(
-    out | (lengths <= middle), 1, middle / jnp.where(out, 1, lengths)
-  )
+  return shrink_factors(lengths, median_norm(gram, median, out))
+
+
+def shrink_factors(lengths: jax.Array, threshold: jax.Array) -> jax.Array:
+  """What brings lengths down to a threshold; 1 for the others and for inf."""
+  longer = (lengths > threshold) & ~jnp.isinf(lengths)
+  return jnp.where(longer, threshold / jnp.where(longer, lengths, 1), 1)
 
 
 def scale(updates: Updates, factors: jax.Array) -> Updates:
-  """Multiplies each client's row by its factor, `[n]`, keeping dtypes."""
+  """Multiplies each client's row by its factor, `[n]`, keeping dtypes.
+
+  Of a row with factor zero nothing is left, whatever it held.
+  """
 
   def one(leaf):
     column = factors.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    return (leaf * column).astype(leaf.dtype)
+    return jnp.where(column == 0, 0, leaf * column).astype(leaf.dtype)
 
   return jax.tree.map(one, updates)
 
 
-def mix(updates: Updates, weights: jax.Array) -> Update:
+def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
   r"""The weighted sum of the clients' rows, :math:`\sum_i w_i x_i`.
 
   A row of weight zero is left out, not multiplied: `0 * nan` is `nan`.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    weights: `[n]`. Not normalised here.
+    weights: `[n]`; or `[k, n]`, for k sums. Not normalised here.
 
   Returns:
-    One update, in the leaves' dtypes; sums run in float32 or wider.
+    One update, or k stacked ones, in the leaves' dtypes; sums run in float32
+    or wider.
 
   Raises:
     ValueError: if there is not one weight a client.
 
   Examples:
     >>> import jax.numpy as jnp, lca
-    >>> lca.mix(jnp.array([[1., 2.], [jnp.nan, 5.]]), jnp.array([1., 0.]))
+    >>> updates = jnp.array([[1., 2.], [jnp.nan, 5.]])
+    >>> lca.mix(updates, jnp.array([1., 0.]))
     Array([1., 2.], dtype=float32)
+    >>> lca.mix(updates, jnp.array([[1., 0.], [2., 0.]]))
+    Array([[1., 2.],
+           [2., 4.]], dtype=float32)
   """
-  n = num_clients(updates)
-  if jnp.shape(weights) != (n,):
+  n, shape = num_clients(updates), jnp.shape(weights)
+  if len(shape) not in (1, 2) or shape[-1] != n:
     raise ValueError(
-      f'weights must be one a client, ({n},), got {jnp.shape(weights)}'
+      f'weights must be one a client, ({n},) or (k, {n}), got {shape}'
     )
   return jax.tree.map(functools.partial(_leaf_mix, weights), updates)
 
 
 def _leaf_mix(weights: jax.Array, leaf: jax.Array) -> jax.Array:
-  rows = jnp.reshape(leaf, (len(leaf), -1))
-  return _compiled_sum(weights, rows).reshape(leaf.shape[1:])
+  return _mixed(weights, _flat(leaf)).reshape(
+    *weights.shape[:-1], *leaf.shape[1:]
+  )
 
 
 @jax.custom_jvp
-def _weighted_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
-  """`[n]` weights times `[n, columns]` rows, in the rows' dtype."""
-  dtype = _wide(jnp.promote_types(rows.dtype, weights.dtype))
-  w = weights.astype(dtype)
-  used = w != 0
+@jax.jit
+def _mixed(weights: jax.Array, rows: jax.Array) -> jax.Array:
+  """`[..., n]` weights times `[n, columns]` rows, in the rows' dtype."""
+  dtype = wide(jnp.promote_types(rows.dtype, weights.dtype))
+  sums = _one_sum if weights.ndim == 1 else _many_sums
+  return sums(weights.astype(dtype), rows).astype(rows.dtype)
+
+
+def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
+  """`[n]` weights times rows."""
 
   def fused():
-    x = jnp.where(used[:, None], rows, 0).astype(dtype)
-    return jnp.sum(w[:, None] * x, axis=0)
+    used = weights[:, None] != 0
+    x = jnp.where(used, rows, 0).astype(weights.dtype)
+    return jnp.sum(weights[:, None] * x, axis=0)
 
-  # XLA's CPU backend fuses no mask into a product: it would copy all the
-  # updates. So it multiplies where no row is left out, and otherwise walks
-  # over the rows in use, which are few when a rule selects.
-  def product():
-    return jnp.dot(w, rows.astype(dtype), precision=lax.Precision.HIGHEST)
-
+  # XLA's CPU backend fuses no mask into a product, and would copy all rows.
+  # So it walks over those in use, which are few when a rule selects.
   def walk():
-    first = jnp.argsort(~used, stable=True)
-    return lax.fori_loop(
-      0,
-      jnp.sum(used),
-      lambda i, total: total + w[first[i]] * rows[first[i]].astype(dtype),
-      jnp.zeros(rows.shape[1], dtype),
-    )
+    order = jnp.argsort(weights == 0, stable=True)
+    order = jnp.concatenate([order, jnp.full(_ROWS, order[-1])])
+    w = weights[order].at[len(weights) :].set(0)
+
+    def step(i, total):
+      for j in range(_ROWS):
+        weight = w[i * _ROWS + j]
+        row = rows[order[i * _ROWS + j]].astype(total.dtype)
+        total += jnp.where(weight != 0, weight * row, 0)
+      return total
+
+    steps = -(-jnp.sum(weights != 0) // _ROWS)
+    return lax.fori_loop(0, steps, step, jnp.zeros(rows.shape[1], w.dtype))
 
   if rows.shape[1] <= _COLUMNS:
-    return fused().astype(rows.dtype)
-  total = lax.platform_dependent(
-    cpu=lambda: lax.cond(jnp.all(used), product, walk), default=fused
+    return fused()
+  return lax.platform_dependent(cpu=walk, default=fused)
+
+
+def _many_sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
+  """`[k, n]` weights times rows, without a masked copy of all rows."""
+  # A row of NaN weights is a sum that is to be NaN: it makes use of no row.
+  used = jnp.any((weights != 0) & ~jnp.isnan(weights), axis=0)
+
+  def block(start, width):
+    x = lax.dynamic_slice_in_dim(rows, start, width, axis=1)
+    x = jnp.where(used[:, None], x, 0).astype(weights.dtype)
+    return dot(weights, x)
+
+  def by_columns(width):
+    last = rows.shape[1] - width  # the last block reaches back
+
+    def step(i, out):
+      start = jnp.minimum(i * width, last)
+      return lax.dynamic_update_slice(out, block(start, width), (0, start))
+
+    out = jnp.zeros((len(weights), rows.shape[1]), weights.dtype)
+    return lax.fori_loop(0, -(-rows.shape[1] // width), step, out)
+
+  if rows.shape[1] <= _COLUMNS:
+    return block(0, rows.shape[1])
+  return lax.platform_dependent(
+    cpu=functools.partial(by_columns, _COLUMNS),
+    default=functools.partial(by_columns, min(2**18, rows.shape[1])),
   )
-  return total.astype(rows.dtype)
 
 
-@functools.partial(_weighted_sum.defjvp, symbolic_zeros=True)
-def _weighted_sum_jvp(primals, tangents):
+@functools.partial(_mixed.defjvp, symbolic_zeros=True)
+def _mixed_jvp(primals, tangents):
   """Linear in both; what has no tangent is left out, not multiplied by 0."""
   (weights, rows), (weights_dot, rows_dot) = primals, tangents
-  dtype = _wide(jnp.promote_types(rows.dtype, weights.dtype))
-
-  def product(w, x):
-    return jnp.dot(
-      w.astype(dtype), x.astype(dtype), precision=lax.Precision.HIGHEST
-    )
-
-  tangent = jnp.zeros(rows.shape[1], dtype)
+  dtype = wide(jnp.promote_types(rows.dtype, weights.dtype))
+  tangent = jnp.zeros((*weights.shape[:-1], rows.shape[1]), dtype)
   if not isinstance(weights_dot, SymbolicZero):
-    tangent += product(weights_dot, rows)
+    # A row left out may hold anything, and has a weight that does not change.
+    tangent += dot(weights_dot, _finite(rows))
   if not isinstance(rows_dot, SymbolicZero):
-    tangent += product(weights, rows_dot)
-  return _weighted_sum(weights, rows), tangent.astype(rows.dtype)
-
-
-_compiled_sum = jax.jit(_weighted_sum)
+    tangent += dot(weights, rows_dot)
+  return _mixed(weights, rows), tangent.astype(rows.dtype)

@@ -5,19 +5,40 @@ from lca.aggregators.base import (
   Aggregator,
   GramRule,
   Rule,
-  Scope,
   Verdict,
-  cosine,
   explain,
   gram_rule,
+)
+from lca.aggregators.bulyan import bulyan, bulyan_trimmed
+from lca.aggregators.clipping import (
+  arc,
+  centered_clip,
+  clip_to_median_norm,
+  static_clip,
+)
+from lca.aggregators.clustering import clipped_clustering, sign_guard
+from lca.aggregators.combinators import (
+  Scope,
+  chain,
+  cosine,
   layerwise,
   stateless,
 )
-from lca.aggregators.clipping import clip_to_median_norm
+from lca.aggregators.coordinates import (
+  meamed,
+  median,
+  sign_majority,
+  trimmed_mean,
+)
+from lca.aggregators.geometric import geometric_median
 from lca.aggregators.krum import krum, medoid, multi_krum
+from lca.aggregators.lasa import lasa
 from lca.aggregators.make import RULES, make
 from lca.aggregators.mean import mean
+from lca.aggregators.mixing import bucketing, nnm
+from lca.aggregators.spectral import caf, dnc
 from lca.aggregators.subsets import mda, smea
+from lca.aggregators.trust import fltrust, foolsgold
 
 __all__ = [
   'RULES',
@@ -26,19 +47,39 @@ __all__ = [
   'Rule',
   'Scope',
   'Verdict',
+  'arc',
+  'bucketing',
+  'bulyan',
+  'bulyan_trimmed',
+  'caf',
+  'centered_clip',
   'cge',
+  'chain',
   'clip_to_median_norm',
+  'clipped_clustering',
   'cosine',
+  'dnc',
   'explain',
+  'fltrust',
+  'foolsgold',
+  'geometric_median',
   'gram_rule',
   'krum',
+  'lasa',
   'layerwise',
   'make',
   'mda',
+  'meamed',
   'mean',
+  'median',
   'medoid',
   'monna',
   'multi_krum',
+  'nnm',
+  'sign_guard',
+  'sign_majority',
   'smea',
   'stateless',
+  'static_clip',
+  'trimmed_mean',
 ]

@@ -1,14 +1,16 @@
 """Rules that average the n - f clients that rank first."""
 
+import functools
+
 import jax.numpy as jnp
 
 from lca import geometry
-from lca.aggregators.base import Verdict, gram_rule
+from lca.aggregators.base import GramRule, Verdict, gram_rule
 from lca.aggregators.selection import check_majority, select_lowest
 from lca.typing import Gram
 
 
-@gram_rule
+@functools.partial(GramRule, needs='norms')
 def cge(gram: Gram, *, f: int) -> Verdict:
   r"""Comparative gradient elimination: the mean of the n - f shortest updates.
 

@@ -1,14 +1,43 @@
 """Rules for lengths: what bounds how far one client's update reaches."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from lca import geometry
-from lca.typing import Updates
+from lca.aggregators.base import (
+  Aggregator,
+  ExplainedUpdate,
+  GramRule,
+  Verdict,
+)
+from lca.aggregators.selection import check_majority
+from lca.typing import Gram
 
 
+def _scale_layers(layers, verdicts, **hyper):
+  """Row by row what mixing by a diagonal matrix comes to."""
+  del hyper
+  return [
+    geometry.scale(layer, jnp.diagonal(weights))
+    for layer, weights in zip(layers, verdicts.weights, strict=True)
+  ]
+
+
+_clip = functools.partial(GramRule, combine=_scale_layers, needs='norms')
+
+
+def _diagonal(gram: Gram, factors: jax.Array) -> Verdict:
+  """Scales rows by factors; rejected rows are NaN."""
+  bad = geometry.rejected_rows(gram)
+  return Verdict(jnp.where(bad[:, None], jnp.nan, jnp.diag(factors)))
+
+
+@_clip
 def clip_to_median_norm(
-  updates: Updates, *, median: geometry.Median = 'interpolated'
-) -> Updates:
+  gram: Gram, *, median: geometry.Median = 'interpolated'
+) -> Verdict:
   r"""Clips every client's update to the median of the clients' norms.
 
   .. math:: \hat x_i = \min(1, \mathrm{med}_j \|x_j\| / \|x_i\|)\, x_i
@@ -34,7 +63,166 @@ def clip_to_median_norm(
   References:
     García-Márquez et al. 2025, section 3.2.
   """
-  gram = geometry.gram(updates)
-  factors = geometry.clip_factors(gram, median)
-  bad = geometry.rejected_rows(gram)
-  return geometry.scale(updates, jnp.where(bad, jnp.nan, factors))
+  return _diagonal(gram, geometry.clip_factors(gram, median))
+
+
+@_clip
+def static_clip(gram: Gram, *, threshold: float) -> Verdict:
+  r"""Clips every client's update to a norm given beforehand.
+
+  .. math:: \hat x_i = \min(1, \tau / \|x_i\|)\, x_i
+
+  Followed by `mean` it is what others call norm clipping: no client then moves
+  the mean by more than :math:`\tau / n`.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    threshold: the largest norm :math:`\tau`, in the updates' unit.
+
+  Returns:
+    Stacked updates of the same structure and dtypes. A rejected row (see
+    `lca.geometry`) becomes zero: it has no direction to keep.
+
+  Raises:
+    ValueError: unless threshold > 0.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[3., 4.], [0.6, 0.8], [jnp.inf, 0.]])
+    >>> print(lca.static_clip(updates, threshold=1.))
+    [[0.6 0.8]
+     [0.6 0.8]
+     [0.  0. ]]
+
+  References:
+    Sun et al., Can you really backdoor federated learning?, 2019.
+  """
+  _check_threshold('static_clip', threshold)
+  factors = geometry.shrink_factors(geometry.norms(gram), threshold)
+  return Verdict(jnp.diag(jnp.where(geometry.rejected_rows(gram), 0, factors)))
+
+
+def _check_threshold(rule: str, threshold: float) -> None:
+  if not threshold > 0:
+    raise ValueError(f'{rule} needs threshold > 0, got threshold={threshold}')
+
+
+@_clip
+def arc(gram: Gram, *, f: int) -> Verdict:
+  r"""Adaptive robust clipping: the longest updates to the norm of the next.
+
+  The :math:`k = \lfloor 2 (f / n) (n - f) \rfloor` longest updates are clipped
+  to the norm of the (k + 1)-th longest.
+
+  A rejected row (see `lca.geometry`) counts as infinitely long. If there are
+  more than k of them, nothing is clipped.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+
+  Returns:
+    Stacked updates of the same structure and dtypes. Rejected rows are NaN.
+
+  Raises:
+    ValueError: unless f >= 0 and n > 2f.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.arc(jnp.array([[1.], [2.], [-9.]]), f=1)[:, 0])
+    [ 1.  2. -2.]
+
+  References:
+    Allouah et al., Adaptive gradient clipping for robust federated learning,
+    ICLR 2025.
+  """
+  n = len(gram)
+  check_majority('arc', n, f)
+  lengths = geometry.norms(gram)
+  threshold = jnp.sort(lengths)[n - 1 - 2 * f * (n - f) // n]
+  return _diagonal(gram, geometry.shrink_factors(lengths, threshold))
+
+
+def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
+  r"""Clips updates around the last aggregate, an `Aggregator`.
+
+  .. math:: v \leftarrow v + \frac{1}{n} \sum_{i=1}^n (x_i - v)
+      \min\Big(1, \frac{\tau}{\|x_i - v\|}\Big)
+
+  from v the last aggregate, zero before the first round. A client moves the
+  result by no more than :math:`\tau / n` an iteration. Rejected rows (see
+  `lca.geometry`) contribute nothing; n stays. Only the coefficients of v in
+  the clients' and the last aggregate's span are iterated.
+
+  Args:
+    threshold: the radius :math:`\tau`, in the updates' unit.
+    num_iters: iterations a round.
+
+  Returns:
+    An Aggregator; its state is the last aggregate. `lca.explain` of it tells
+    the clients' `weights` and who was `rejected`.
+
+  Raises:
+    ValueError: unless threshold > 0 and num_iters >= 1.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> aggregator = lca.centered_clip(threshold=1.)
+    >>> state = aggregator.init(jnp.zeros(1))
+    >>> updates = jnp.array([[1.], [.5], [1e9]])
+    >>> update, state = aggregator.update(updates, state)
+    >>> print(update)
+    [0.8333333]
+
+  References:
+    Karimireddy, He and Jaggi, Learning from history for Byzantine robust
+    optimization, ICML 2021.
+  """
+  _check_threshold('centered_clip', threshold)
+  if num_iters < 1:
+    raise ValueError(
+      f'centered_clip needs num_iters >= 1, got num_iters={num_iters}'
+    )
+
+  def init(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+  def explain(updates, last, **brought):
+    del brought
+    # With one iteration nothing but the distances to the last is needed.
+    inner = geometry.gram if num_iters > 1 else geometry.norms_gram
+    held, centre = jax.lax.stop_gradient((updates, last))
+    gram = inner(held)
+    bad = geometry.rejected_rows(gram)
+    others = jnp.where(bad, 0, geometry.inner(held, centre))
+    products = jnp.block(
+      [
+        [jnp.where(bad[:, None] | bad, 0, gram), others[:, None]],
+        [others[None], _square(centre)],
+      ]
+    )
+
+    def step(_, weights):
+      mixed = geometry.dot(products, weights)
+      squares = jnp.diagonal(products) - 2 * mixed
+      squares += geometry.dot(weights, mixed)
+      away = jnp.sqrt(jnp.maximum(squares[:-1], 0))
+      shares = geometry.shrink_factors(away, threshold) / len(bad)
+      shares = jnp.where(bad, 0, shares)
+      return weights * (1 - jnp.sum(shares)) + jnp.append(shares, 0)
+
+    start = jnp.zeros(len(products), gram.dtype).at[-1].set(1)
+    weights = jax.lax.fori_loop(0, num_iters, step, start)
+    kept = weights[-1]
+    mixed = geometry.mix(updates, weights[:-1])
+    update = jax.tree.map(
+      lambda new, old: (new + kept * old).astype(new.dtype), mixed, last
+    )
+    return update, update, {'weights': weights[:-1], 'rejected': bad}
+
+  return Aggregator(init, ExplainedUpdate(explain))
+
+
+def _square(update) -> jax.Array:
+  stacked = jax.tree.map(lambda x: x[None], update)
+  return geometry.norms_gram(stacked)[0, 0]

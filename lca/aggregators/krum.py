@@ -57,7 +57,7 @@ def krum(
     Blanchard et al., Machine learning with adversaries: Byzantine tolerant
     gradient descent, NeurIPS 2017.
   """
-  scores = _krum_scores('krum', gram, f, num_neighbors, distance, power)
+  scores = krum_scores('krum', gram, f, num_neighbors, distance, power)
   return select_lowest(gram, scores, 1)
 
 
@@ -111,7 +111,7 @@ def multi_krum(
     raise ValueError(
       f'multi_krum needs 1 <= m <= n - f, got n={len(gram)}, f={f}, m={m}'
     )
-  scores = _krum_scores('multi_krum', gram, f, num_neighbors, distance, power)
+  scores = krum_scores('multi_krum', gram, f, num_neighbors, distance, power)
   return select_lowest(gram, scores, m)
 
 
@@ -164,7 +164,7 @@ def medoid(
   return select_lowest(gram, jnp.where(bad, jnp.inf, scores), 1)
 
 
-def _krum_scores(
+def krum_scores(
   rule: str,
   gram: Gram,
   f: int,

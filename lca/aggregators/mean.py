@@ -1,13 +1,16 @@
 """Averaging, the rule that every robust one is compared with."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from lca import geometry
-from lca.typing import Update, Updates
+from lca.aggregators.base import GramRule, Verdict
+from lca.typing import Gram
 
 
-def mean(updates: Updates, *, weights: jax.Array | None = None) -> Update:
+@functools.partial(GramRule, needs='nothing', held=False, coordinatewise=True)
+def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
   r"""The (weighted) mean of the clients' updates: FedAvg, no robustness at all.
 
   .. math:: F(x_1, \dots, x_n) = \sum_i w_i x_i / \sum_i w_i
@@ -38,5 +41,5 @@ def mean(updates: Updates, *, weights: jax.Array | None = None) -> Update:
     decentralized data, AISTATS 2017.
   """
   if weights is None:
-    weights = jnp.ones(geometry.num_clients(updates))
-  return geometry.mix(updates, weights / jnp.sum(weights))
+    weights = jnp.ones(len(gram))
+  return Verdict(weights / jnp.sum(weights))

@@ -1,0 +1,470 @@
+"""What makes rules of rules.
+
+    layerwise(rule)   applies a rule to every layer on its own,
+    cosine(rule)      replaces its distance by the cosine distance, on updates
+                      clipped to their median norm,
+    chain(pre, rule)  applies pre-aggregators first,
+    stateless(rule)   makes an Aggregator of it.
+
+The layerwise cosine form of any distance-based rule is
+`layerwise(cosine(rule))`.
+"""
+
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lca import geometry
+from lca.aggregators.base import (
+  GRAMS,
+  Aggregator,
+  ExplainedUpdate,
+  GramRule,
+  Info,
+  Rule,
+  explain,
+  hyper_of,
+  rule_name,
+  rule_signature,
+)
+from lca.typing import PyTree, Update, Updates
+
+Path = tuple[str, ...]
+Scope = Literal['model', 'leaf', 'module', 'block'] | Callable[[Path], Hashable]
+
+_COLLECTIONS = ('params', 'batch_stats')  # Flax's, over the same modules
+
+
+def layerwise(
+  rule: Callable[..., Any] | Aggregator, by: Scope = 'leaf'
+) -> Rule | Aggregator:
+  r"""Applies a rule to every layer on its own (section 3.2 of the paper).
+
+  .. math:: L F(V_1, \dots, V_n) = (F(V_{1,1}, \dots, V_{n,1}), \dots,
+      F(V_{1,k}, \dots, V_{n,k}))
+
+  where :math:`V_{i,j}` is client i's part in layer j. The paper's layer is one
+  leaf of the pytree: a kernel and its bias are two layers.
+
+  Args:
+    rule: any function of stacked updates, or an Aggregator.
+    by: what a layer is. `'leaf'`; `'module'`, the path without its last key;
+      `'block'`, its first key; `'model'`, everything; or a function from the
+      path, a tuple of strings, to a hashable that leaves of one layer share.
+      Flax's collection (`params`, `batch_stats`) does not count as a key for
+      `'module'` and `'block'`.
+
+  Returns:
+    A rule with the hyper-parameters of the given one. Its `explain` stacks
+    what was decided: `[layers, n]`, layers in the order of their first leaf.
+    An argument that is a tree of the updates' structure is split like them.
+    A rule that works coordinate by coordinate is returned as it is. Of an
+    Aggregator, an Aggregator with one state a layer.
+
+  Raises:
+    TypeError: `rule` is layerwise already, or no rule.
+    ValueError: unknown `by`.
+
+  References:
+    García-Márquez et al., Improving (α, f)-Byzantine resilience in federated
+    learning via layerwise aggregation and cosine distance, 2025.
+  """
+  key = _grouping(by)
+  if isinstance(rule, Aggregator):
+    return _layerwise_aggregator(rule, key)
+  if isinstance(rule, _Sequence):  # every step of it works on the same layers
+    return _Sequence([layerwise(step, by) for step in rule.steps])
+  if getattr(rule, 'coordinatewise', False):
+    return rule
+  return _Layerwise(rule, key)
+
+
+class _Layers:
+  """How trees of one structure are split into layers.
+
+  Each layer is a list of leaves; an array that is no tree is its own layer.
+  """
+
+  def __init__(self, tree: PyTree, key: Callable[[Path], Hashable]):
+    self._treedef = jax.tree.structure(tree)
+    self._whole = jax.tree_util.treedef_is_leaf(self._treedef)
+    self._groups = list(group_leaves(tree, key).values())
+
+  def split(self, tree: PyTree) -> list[PyTree]:
+    if self._whole:
+      return [tree]
+    leaves = self._treedef.flatten_up_to(tree)
+    return [[leaves[i] for i in group] for group in self._groups]
+
+  def join(self, parts: list[PyTree]) -> PyTree:
+    if self._whole:
+      return parts[0]
+    leaves = [None] * self._treedef.num_leaves
+    for group, part in zip(self._groups, parts, strict=True):
+      for i, leaf in zip(group, part, strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(self._treedef, leaves)
+
+  def split_arguments(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arguments for each layer: trees of this structure are split."""
+    layers = [dict(arguments) for _ in self._groups]
+    if not self._whole:
+      for name, value in arguments.items():
+        if jax.tree.structure(value) == self._treedef:
+          for layer, part in zip(layers, self.split(value), strict=True):
+            layer[name] = part
+    return layers
+
+
+class _Layerwise(Rule):
+  """See `layerwise`."""
+
+  def __init__(self, rule: Callable[..., Any], key: Callable[[Path], Hashable]):
+    if isinstance(rule, _Layerwise):
+      raise TypeError(f'{rule} is layerwise already')
+    if not callable(rule):
+      raise TypeError(f'layerwise needs a rule, got {type(rule).__name__}')
+    self.rule, self._key = rule, key
+    self.__name__ = f'layerwise({rule_name(rule)})'
+    self.__doc__ = rule.__doc__
+    self.__signature__ = inspect.signature(rule)
+
+  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+    geometry.num_clients(updates)
+    layers = _Layers(updates, self._key)
+    if isinstance(self.rule, GramRule):
+      parts, info = self.rule.explain_layers(layers.split(updates), **hyper)
+      return layers.join(parts), info
+    decisions = [
+      explain(self.rule)(layer, **arguments)
+      for layer, arguments in zip(
+        layers.split(updates), layers.split_arguments(hyper), strict=True
+      )
+    ]
+    parts, infos = zip(*decisions, strict=True)
+    return layers.join(parts), _stacked(infos)
+
+
+def _stacked(infos):
+  return jax.tree.map(lambda *rows: jnp.stack(rows), *infos)
+
+
+def _layerwise_aggregator(
+  aggregator: Aggregator, key: Callable[[Path], Hashable]
+) -> Aggregator:
+  def init(params):
+    return [
+      aggregator.init(part) for part in _Layers(params, key).split(params)
+    ]
+
+  def explain_update(updates, state, **brought):
+    geometry.num_clients(updates)
+    layers = _Layers(updates, key)
+    decisions = [
+      explain(aggregator)(layer, layer_state, **arguments)
+      for layer, layer_state, arguments in zip(
+        layers.split(updates),
+        state,
+        layers.split_arguments(brought),
+        strict=True,
+      )
+    ]
+    parts, states, infos = zip(*decisions, strict=True)
+    return layers.join(parts), list(states), _stacked(infos)
+
+  return Aggregator(init, ExplainedUpdate(explain_update))
+
+
+def _grouping(by: Scope) -> Callable[[Path], Hashable]:
+  known = {
+    'model': lambda path: (),
+    'leaf': lambda path: path,
+    'module': lambda path: _without_collection(path)[:-1],
+    'block': lambda path: _without_collection(path)[:1],
+  }
+  if callable(by):
+    return by
+  if by not in known:
+    raise ValueError(f'scope must be one of {sorted(known)}, got {by!r}')
+  return known[by]
+
+
+def _without_collection(path: Path) -> Path:
+  return path[1:] if path[:1] and path[0] in _COLLECTIONS else path
+
+
+def group_leaves(
+  tree: PyTree, key: Callable[[Path], Hashable]
+) -> dict[Hashable, list[int]]:
+  """Positions of the tree's leaves by layer, layers in order of appearance."""
+  groups: dict[Hashable, list[int]] = {}
+  for i, (path, _) in enumerate(jax.tree.leaves_with_path(tree)):
+    names = tuple(jax.tree_util.keystr((k,), simple=True) for k in path)
+    groups.setdefault(key(names), []).append(i)
+  return groups
+
+
+def cosine(
+  rule: GramRule,
+  *,
+  clip: Literal['median'] | None = 'median',
+  clip_by: Literal['scope', 'leaf'] = 'scope',
+  median: geometry.Median = 'interpolated',
+) -> Rule:
+  r"""Gives a rule the cosine distance, on updates clipped to the median norm.
+
+  .. math:: d(x_i, x_j) = 1 - \cos\theta_{ij}, \qquad
+      \hat x_i = \min(1, \mathrm{med}_j \|x_j\| / \|x_i\|)\, x_i
+
+  The cosine ignores lengths, so the clip is what keeps a long update from
+  passing for its short neighbour. It multiplies the rule's weights, after
+  the rule has decided: directions, and so the decision, do not depend on it,
+  and no clipped copy of the updates is made.
+
+  Args:
+    rule: a rule with a `distance` keyword.
+    clip: `'median'`, or None for no clip (the paper's ablation, section 5.2).
+    clip_by: `'scope'` clips what the rule sees as a whole; `'leaf'` every leaf
+      to the median norm of that leaf, as the paper's published code does.
+    median: `'interpolated'` or, as the published code has it, `'lower'`.
+
+  Returns:
+    A rule with the remaining hyper-parameters of `rule`. A zero row is at
+    distance 2 from every nonzero row and 0 from another zero row (NaN in the
+    published code).
+
+  Raises:
+    TypeError: `rule` has no distance, or is layerwise: the paper's method is
+      `layerwise(cosine(rule))`.
+    ValueError: unknown `clip`, `clip_by` or `median`, or a way to clip with
+      `clip=None`.
+  """
+  if isinstance(rule, _Layerwise):
+    inner = rule_name(rule.rule)
+    raise TypeError(
+      f'cosine({rule}) has no meaning: write layerwise(cosine({inner}))'
+    )
+  if not isinstance(rule, GramRule) or 'distance' not in hyper_of(rule):
+    raise TypeError(f'cosine needs a rule with a distance: {rule_name(rule)}')
+  _check_option('clip', clip, ('median', None))
+  _check_option('clip_by', clip_by, ('scope', 'leaf'))
+  _check_option('median', median, ('interpolated', 'lower'))
+  if clip is None and (clip_by, median) != ('scope', 'interpolated'):
+    raise ValueError('clip_by and median do not apply with clip=None')
+
+  def weigh(gram, **hyper):
+    verdict = rule.weigh(gram, distance='cosine', **hyper)
+    if clip is None or clip_by == 'leaf':
+      return verdict
+    return verdict._replace(factors=geometry.clip_factors(gram, median))
+
+  cosine_rule = GramRule(weigh, combine=rule.combine, mixes=rule.mixes)
+  cosine_rule.__name__ = f'cosine({rule})'
+  cosine_rule.__doc__ = rule.__doc__
+  cosine_rule.__signature__ = rule_signature(
+    p for k, p in hyper_of(rule).items() if k not in ('distance', 'power')
+  )
+  if clip is not None and clip_by == 'leaf':
+    return _LeafClipped(cosine_rule, median)
+  return cosine_rule
+
+
+def _check_option(name: str, value: Any, known: tuple[Any, ...]) -> None:
+  if value not in known:
+    raise ValueError(f'{name} must be one of {known}, got {value!r}')
+
+
+class _LeafClipped(Rule):
+  """Mixes every leaf from rows clipped to the median norm of that leaf."""
+
+  def __init__(self, rule: GramRule, median: geometry.Median):
+    self.rule, self.median = rule, median
+    self.__name__, self.__doc__ = rule.__name__, rule.__doc__
+    self.__signature__ = inspect.signature(rule)
+
+  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+    leaves, treedef = jax.tree.flatten(updates)
+    grams = jnp.stack([geometry.gram(leaf) for leaf in leaves])
+    total = jnp.sum(grams, axis=0)
+    verdict = self.rule.weigh(total, **hyper)
+    rejected = geometry.rejected_rows(total)
+    factors = jax.vmap(
+      lambda gram: geometry.clip_factors(gram, self.median, rejected)
+    )(lax.stop_gradient(grams))
+    of_all = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (len(leaves), *x.shape)), verdict
+    )
+    parts = self.rule.combine(leaves, of_all._replace(factors=factors), **hyper)
+    return jax.tree.unflatten(treedef, parts), verdict.info(total)
+
+
+def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
+  """Applies pre-aggregators in order, then a rule.
+
+  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Steps that
+  only mix rows (`nnm`, `bucketing` and the clips) are combined on the `[n, n]`
+  Gram matrix, so that no mixed copy of the updates is made.
+
+  Args:
+    *steps: pre-aggregators, and last a rule, an Aggregator or one more
+      pre-aggregator.
+
+  Returns:
+    A rule, or an Aggregator if the last step is one. Its hyper-parameters are
+    those of all steps; what has one name has one value. Before an Aggregator
+    they are to be bound, as in `functools.partial(nnm, f=2)`. `explain` tells
+    of the last step; its weights are those of the rows as they came.
+
+  Raises:
+    TypeError: an Aggregator that is not last, or no step.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1.], [1.1], [1.2], [0.8], [99.]])
+    >>> print(lca.chain(lca.nnm, lca.krum)(updates, f=1))
+    [1.025]
+  """
+  if not steps:
+    raise TypeError('chain needs at least one rule')
+  for step in steps[:-1]:
+    if isinstance(step, Aggregator) or not callable(step):
+      raise TypeError(f'a step before the last must be a rule, got {step}')
+  if len(steps) == 1:
+    return steps[0]
+  if isinstance(steps[-1], Aggregator):
+    return _before_aggregator(steps[:-1], steps[-1])
+  if all(isinstance(step, GramRule) and step.mixes for step in steps):
+    return _mixed_chain(steps)
+  return _Sequence(steps)
+
+
+def _named(steps):
+  """The name and the signature of a chain."""
+  names = ', '.join(map(rule_name, steps))
+  hyper = {k: p for step in reversed(steps) for k, p in hyper_of(step).items()}
+  return f'chain({names})', rule_signature(hyper.values())
+
+
+def _given(step, hyper):
+  """What of the hyper-parameters the step takes."""
+  return {k: v for k, v in hyper.items() if k in hyper_of(step)}
+
+
+class _Sequence(Rule):
+  """One step after the other."""
+
+  def __init__(self, steps):
+    self.steps = steps
+    self.__name__, self.__signature__ = _named(steps)
+
+  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+    self.__signature__.bind(updates, **hyper)
+    *before, last = self.steps
+    for step in before:
+      updates = step(updates, **_given(step, hyper))
+    return explain(last)(updates, **_given(last, hyper))
+
+
+def _mixed_chain(steps):
+  """The steps' weights multiplied, the Gram matrix carried along."""
+  *before, last = steps
+
+  def weigh(gram, **hyper):
+    signature.bind(gram, **hyper)
+    rejected = geometry.rejected_rows(gram)
+    rows = jnp.eye(len(gram), dtype=gram.dtype)  # made so far, of those sent
+    for step in before:
+      weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
+      weights, lost = _without_lost(weights, rejected)
+      rows = geometry.dot(weights, rows)
+      gram = _gram_of(weights, gram, rejected, lost)
+      rejected = lost
+    verdict = last.weigh(gram, **_given(last, hyper))
+    weights, lost = _without_lost(verdict.scaled_weights, rejected)
+    weights = jnp.where(lost[..., None], jnp.nan, geometry.dot(weights, rows))
+    return verdict._replace(weights=weights, factors=None)
+
+  name, signature = _named(steps)
+  needs = max((step.needs for step in steps), key=list(GRAMS).index)
+  rule = GramRule(weigh, held=False, needs=needs)  # each step holds its own
+  rule.__name__, rule.__signature__ = name, signature
+  return rule
+
+
+def _without_lost(weights, rejected):
+  """Weights without NaN, and which of the sums are lost to a rejected row."""
+  lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
+  return jnp.where(lost[..., None], 0, weights), lost
+
+
+def _gram_of(weights, gram, rejected, lost):
+  """The Gram matrix of mixed rows."""
+  inner = jnp.where(rejected[:, None] | rejected, 0, gram)
+  mixed = geometry.dot(geometry.dot(weights, inner), weights.T)
+  squares = jnp.maximum(jnp.diagonal(mixed), 0)  # of rows that cancel out
+  mixed = jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
+  return jnp.where(lost[:, None] | lost, jnp.nan, mixed)
+
+
+def _before_aggregator(before, aggregator):
+  def explain_update(updates, state, **brought):
+    for step in before:
+      updates = step(updates, **_given(step, brought))
+    return explain(aggregator)(updates, state, **brought)
+
+  return Aggregator(aggregator.init, ExplainedUpdate(explain_update))
+
+
+_PER_ROUND = ('key', 'weights', 'server_update')
+
+
+def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
+  """Makes an Aggregator with an empty state of a rule.
+
+  Args:
+    rule: a function of stacked updates.
+    **hyper: its hyper-parameters, bound for every round. What a round brings
+      (`key`, `weights`, `server_update`) is passed on if the rule names it and
+      it is not bound here.
+
+  Returns:
+    An Aggregator. Its `update` raises a TypeError when the round lacks what
+    the rule requires.
+
+  Raises:
+    TypeError: a hyper-parameter that the rule does not have, or one that it
+      requires and that is missing.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> aggregator = lca.stateless(lca.krum, f=1)
+    >>> state = aggregator.init(jnp.zeros(1))
+    >>> updates = jnp.array([[0.], [1.], [1.], [1.], [9.]])
+    >>> update, state = aggregator.update(updates, state)
+    >>> print(update)
+    [1.]
+  """
+  parameters = hyper_of(rule)
+  name = rule_name(rule)
+  if unknown := sorted(set(hyper) - set(parameters)):
+    raise TypeError(f'{name} takes {sorted(parameters)}, not {unknown}')
+  required = {k for k, p in parameters.items() if p.default is p.empty}
+  if missing := sorted(required - set(hyper) - set(_PER_ROUND)):
+    raise TypeError(f'{name} needs {missing}')
+  wanted = [k for k in _PER_ROUND if k in parameters and k not in hyper]
+
+  def explain_update(
+    updates, state, *, key=None, weights=None, server_update=None
+  ):
+    brought = {'key': key, 'weights': weights, 'server_update': server_update}
+    given = {k: brought[k] for k in wanted if brought[k] is not None}
+    if lacking := sorted(required & set(wanted) - set(given)):
+      raise TypeError(f'{name} needs {lacking} from the round')
+    update, info = explain(rule)(updates, **hyper, **given)
+    return update, state, info
+
+  return Aggregator(lambda params: (), ExplainedUpdate(explain_update))

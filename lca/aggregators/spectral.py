@@ -1,0 +1,209 @@
+"""Rules that look for the direction along which the clients differ most.
+
+The principal direction of the centred updates is a mixture of them: its
+coefficients are an eigenvector of the centred `[n, n]` Gram matrix.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lca import geometry
+from lca.aggregators.base import FunctionRule, Verdict, gram_rule
+from lca.aggregators.selection import average, check_majority, select_lowest
+from lca.typing import Gram, Updates
+
+
+def _deviations(gram: Gram, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+  r"""Along the principal direction v of the weighted covariance.
+
+  Args:
+    gram: `[n, n]` inner products, without rejected rows.
+    weights: `[n]`, nonnegative.
+
+  Returns:
+    The largest eigenvalue, and `[n]` squares :math:`\langle v, x_i -
+    \mu\rangle^2` with the weighted mean :math:`\mu`.
+  """
+  share = weights / jnp.sum(weights)
+  mixed = geometry.dot(gram, share)
+  centred = gram - mixed[:, None] - mixed + geometry.dot(share, mixed)
+  # Of magnitude 1, so that squares of large updates do not overflow.
+  size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
+  centred, root = centred / size, jnp.sqrt(share)
+  values, vectors = jnp.linalg.eigh(root[:, None] * centred * root)
+  value, vector = jnp.maximum(values[-1], 0), root * vectors[:, -1]
+  squares = geometry.dot(centred, vector) ** 2
+  return size * value, size * squares / jnp.where(value > 0, value, 1)
+
+
+@gram_rule
+def caf(gram: Gram, *, f: int) -> Verdict:
+  r"""The covariance-bound agnostic filter.
+
+  Every client starts with weight :math:`c_i = 1`. As long as :math:`\sum_i c_i
+  > n - 2f`, the largest eigenvalue :math:`\lambda` of the weighted covariance
+  and its eigenvector v are found, and
+
+  .. math:: c_i \leftarrow c_i \Big(1 - \frac{\tau_i}{\max_{c_j > 0} \tau_j}
+      \Big), \qquad \tau_i = \langle v, x_i - \mu \rangle^2
+
+  takes weight from those that deviate from the weighted mean :math:`\mu` along
+  v. The result is the mean of the smallest :math:`\lambda` seen.
+
+  The maximum is over the clients that still have weight; byzfl and byzpy take
+  it over all, which slows the filter down the farther away a removed client
+  is. Rejected rows (see `lca.geometry`) start with weight 0; with no other the
+  update is NaN.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+
+  Returns:
+    One update.
+
+  Raises:
+    ValueError: unless f >= 0 and n > 2f.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1.], [2.], [3.], [2.], [99.]])
+    >>> print(lca.caf(updates, f=1).round(2))
+    [2.]
+
+  References:
+    Allouah, Guerraoui and Stephan, Towards trustworthy federated learning
+    with untrusted participants, ICML 2025.
+  """
+  n = len(gram)
+  check_majority('caf', n, f)
+  bad = geometry.rejected_rows(gram)
+  inner = jnp.where(bad[:, None] | bad, 0, gram)
+
+  def filter_once(carry):
+    weights, least, best = carry
+    value, squares = _deviations(inner, weights)
+    best = jnp.where(value < least, weights, best)
+    squares = jnp.where(weights > 0, squares, 0)
+    largest = jnp.max(squares)
+    kept = jnp.where(largest > 0, 1 - squares / largest, 0)
+    return weights * kept, jnp.minimum(value, least), best
+
+  start = (~bad).astype(gram.dtype)
+  _, _, best = lax.while_loop(
+    lambda carry: jnp.sum(carry[0]) > n - 2 * f,
+    filter_once,
+    (start, jnp.array(jnp.inf, gram.dtype), start),
+  )
+  return Verdict(best / jnp.sum(best))
+
+
+@FunctionRule
+def dnc(
+  updates: Updates,
+  *,
+  f: int,
+  filter_fraction: float = 1.0,
+  num_iters: int = 1,
+  subsample_dim: int | None = None,
+  key: jax.Array | None = None,
+):
+  r"""Divide and conquer: drops the clients that deviate most along one line.
+
+  .. math:: s_i = \langle v, x_i - \bar x \rangle^2
+
+  with v the principal direction of the centred updates. The int(c f) clients
+  of the largest :math:`s_i` are dropped, c the `filter_fraction`, and the
+  others averaged. With `subsample_dim`, the scores are taken `num_iters` times
+  on as many coordinates drawn at random, and a client is averaged if it was
+  never dropped; by default all coordinates are used, once, and nothing is
+  random.
+
+  Ties keep the lowest index. Rejected rows (see `lca.geometry`) have score
+  +inf. With nobody left, the update is NaN. Whatever at most f clients send,
+  the result is finite; only along v is what stays bounded.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+    filter_fraction: how many clients to drop, in units of f.
+    num_iters: how many draws of coordinates.
+    subsample_dim: how many coordinates a draw has; every leaf gives its share.
+    key: of the draws.
+
+  Returns:
+    One update.
+
+  Raises:
+    ValueError: unless f >= 0, n > 2f, 0 <= int(filter_fraction f) < n,
+      num_iters >= 1 and 1 <= subsample_dim <= the number of coordinates; if
+      there is `subsample_dim` and no key, or `num_iters` without it.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.dnc(jnp.array([[1.], [2.], [3.], [99.]]), f=1))
+    [2.]
+
+  References:
+    Shejwalkar and Houmansadr, Manipulating the Byzantine: optimizing model
+    poisoning attacks and defenses for federated learning, NDSS 2021.
+  """
+  gram = geometry.gram(updates)
+  n, dropped = len(gram), int(filter_fraction * f)
+  check_majority('dnc', n, f)
+  if not 0 <= dropped < n:
+    raise ValueError(
+      f'dnc needs 0 <= int(filter_fraction f) < n, got n={n}, f={f}, '
+      f'filter_fraction={filter_fraction}'
+    )
+  if subsample_dim is None:
+    if num_iters != 1:
+      raise ValueError(
+        f'num_iters={num_iters} applies to draws of subsample_dim coordinates'
+      )
+    verdict = _dnc(gram, gram, dropped)
+    return geometry.mix(updates, verdict.weights), verdict.info(gram)
+  draws = _draws(updates, num_iters, subsample_dim, key)
+  kept = [_dnc(gram, geometry.gram(x), dropped).weights > 0 for x in draws]
+  verdict = average(gram, functools.reduce(jnp.logical_and, kept))
+  return geometry.mix(updates, verdict.weights), verdict.info(gram)
+
+
+def _dnc(gram: Gram, seen: Gram, dropped: int) -> Verdict:
+  """Averages those that deviate least in the Gram matrix `seen`."""
+  seen = lax.stop_gradient(seen)
+  bad = geometry.rejected_rows(lax.stop_gradient(gram))
+  inner = jnp.where(bad[:, None] | bad, 0, seen)
+  _, squares = _deviations(inner, (~bad).astype(seen.dtype))
+  scores = jnp.where(bad, jnp.inf, squares)
+  return select_lowest(lax.stop_gradient(gram), scores, len(gram) - dropped)
+
+
+def _draws(
+  updates: Updates, num_iters: int, dim: int, key: jax.Array | None
+) -> list[Updates]:
+  """`num_iters` times `dim` coordinates; every leaf gives its share."""
+  leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(updates)]
+  ends = np.cumsum([leaf.shape[1] for leaf in leaves])
+  if key is None:
+    raise ValueError('dnc draws coordinates with a key, got key=None')
+  if num_iters < 1 or not 1 <= dim <= ends[-1]:
+    raise ValueError(
+      f'dnc needs num_iters >= 1 and 1 <= subsample_dim <= {ends[-1]}, got '
+      f'num_iters={num_iters}, subsample_dim={dim}'
+    )
+  shares = np.diff(np.rint(ends * (dim / ends[-1])).astype(int), prepend=0)
+
+  def draw(key, leaf, share):
+    chosen = jax.random.choice(key, leaf.shape[1], (share,), replace=False)
+    return leaf[:, chosen]
+
+  keys = jax.random.split(key, (num_iters, len(leaves)))
+  return [
+    [draw(*of_leaf) for of_leaf in zip(of_iter, leaves, shares, strict=True)]
+    for of_iter in keys
+  ]

@@ -1,0 +1,377 @@
+"""Order statistics of every coordinate over the clients.
+
+A coordinate of stacked updates is a column of `n` values. The statistics here
+select entries of each column and average them; they never subtract, so that
+an enormous entry that is not selected leaves no trace. A NaN counts as +inf.
+
+On CPU the wanted ranks are found by a sorting network: it runs over chunks of
+columns that stay in cache, on integers that order as the floats do, pruned to
+the comparators that these ranks depend on. Elsewhere columns are sorted.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lca.geometry import scale, wide
+
+_CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
+_PACKED = 2**18  # columns that are sorted at once elsewhere
+
+Rows = list[jax.Array]
+"""`n` rows, `[c]` each: the columns, by client."""
+
+Select = Callable[[Rows, Sequence[int]], Rows]
+"""`select(rows, ranks)`: the entries of these ranks in every column."""
+
+
+class Statistic(Protocol):
+  """What is taken of every column. It is static, so it must be hashable.
+
+  `around` is one more row, `[c]`, for statistics that need a centre.
+  """
+
+  def value(self, rows: Rows, select: Select, around: jax.Array) -> jax.Array:
+    """The statistic, `[c]`, of rows without a NaN."""
+
+  def shares(self, rows: Rows, select: Select, around: jax.Array) -> jax.Array:
+    """What each entry contributes, `[n, c]`: the statistic's derivative."""
+
+
+class RankedMean(NamedTuple):
+  """The mean of the entries of rank `low` to `high`, counted from 0."""
+
+  low: int
+  high: int
+
+  def value(self, rows, select, around):
+    keys, low, high, kept_low, kept_high = self._ends(rows, select)
+    lowest, highest = _floats(low), _floats(high)
+    inside = _total(
+      jnp.where((low < key) & (key < high), row, 0)
+      for key, row in zip(keys, rows, strict=True)
+    )
+    total = inside + kept_low * lowest + kept_high * highest
+    mean = total / (self.high - self.low + 1)
+    return jnp.where(low == high, lowest, mean)
+
+  def shares(self, rows, select, around):
+    keys, low, high, kept_low, kept_high = self._ends(rows, select)
+    keys, count = jnp.stack(keys), self.high - self.low + 1
+    at_low, at_high = keys == low, keys == high
+    low_share = jnp.where(low == high, count, kept_low) / jnp.sum(at_low, 0)
+    high_share = kept_high / jnp.sum(at_high, 0)
+    inside = (low < keys) & (keys < high)
+    shares = jnp.where(at_high, high_share, inside)
+    return jnp.where(at_low, low_share, shares) / count
+
+  def _ends(self, rows, select):
+    """Sortable keys; the lowest and highest kept, and how many tie there."""
+    keys = [_sortable(row) for row in rows]
+    low, high = select(keys, (self.low, self.high))
+    above = len(rows) - 1 - self.high
+    kept_low = _total(_count(key <= low) for key in keys) - self.low
+    kept_high = _total(_count(key >= high) for key in keys) - above
+    return keys, low, high, kept_low, kept_high
+
+
+class NearestMean(NamedTuple):
+  """The mean of the `count` entries nearest to `around`.
+
+  Entries that tie for the last places share them.
+  """
+
+  count: int
+
+  def value(self, rows, select, around):
+    away, last, share = self._last(rows, select, around)
+    pairs = list(zip(away, rows, strict=True))
+    nearer = _total(jnp.where(d < last, row, 0) for d, row in pairs)
+    tied = _total(jnp.where(d == last, row, 0) for d, row in pairs)
+    return (nearer + share * tied) / self.count
+
+  def shares(self, rows, select, around):
+    away, last, share = self._last(rows, select, around)
+    away = jnp.stack(away)
+    return jnp.where(away < last, 1, share * (away == last)) / self.count
+
+  def _last(self, rows, select, around):
+    """Distances, the last one taken, and the share of entries there."""
+    # inf - inf is no distance.
+    away = [jnp.where(row == around, 0, jnp.abs(row - around)) for row in rows]
+    (last,) = select([_sortable(d) for d in away], (self.count - 1,))
+    last = _floats(last)
+    nearer = _total(_count(d < last) for d in away)
+    ties = _total(_count(d == last) for d in away)
+    return away, last, (self.count - nearer) / ties
+
+
+class SignedMean(NamedTuple):
+  """The mean, turned around where fewer than `theta` signs agree."""
+
+  theta: int
+
+  def value(self, rows, select, around):
+    return self._sign(rows) * _total(rows) / len(rows)
+
+  def shares(self, rows, select, around):
+    share = self._sign(rows) / len(rows)
+    return jnp.broadcast_to(share, (len(rows), *share.shape))
+
+  def _sign(self, rows):
+    agreement = jnp.abs(_total(jnp.sign(row) for row in rows))
+    return jnp.where(agreement >= self.theta, 1.0, -1.0)
+
+
+def take(
+  statistic: Statistic,
+  leaves: Sequence[jax.Array],
+  *,
+  weights: Sequence[jax.Array] | None = None,
+  around: Sequence[jax.Array] | None = None,
+) -> list[jax.Array]:
+  """Takes a statistic of every coordinate of stacked leaves.
+
+  It differentiates with what each entry contributes held fixed.
+
+  Args:
+    statistic: what to take.
+    leaves: `[n, ...]` each.
+    weights: `[n]` for each leaf, what multiplies its rows before; with NaN a
+      row is absent: it counts as +inf.
+    around: `[...]` for each leaf, for statistics that need a centre.
+
+  Returns:
+    `[...]` of every leaf, in its dtype.
+  """
+  held = lax.stop_gradient((weights, around))
+  outs = _take(statistic, list(leaves), *held)
+  return [x.astype(leaf.dtype) for x, leaf in zip(outs, leaves, strict=True)]
+
+
+def nearest_mean(
+  leaves: Sequence[jax.Array],
+  middle: RankedMean,
+  count: int,
+  weights: Sequence[jax.Array] | None = None,
+) -> list[jax.Array]:
+  """The mean of the `count` entries of each column nearest to its middle.
+
+  Args:
+    leaves: `[n, ...]` each.
+    middle: of the rows that are not absent.
+    count: how many entries to average.
+    weights: as of `take`.
+
+  Returns:
+    `[...]` of every leaf, in its dtype.
+  """
+  medians = _take(middle, list(leaves), lax.stop_gradient(weights), None)
+  return take(NearestMean(count), leaves, weights=weights, around=medians)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def _take(statistic, leaves, weights, around):
+  if not any(leaf.size for leaf in leaves):
+    return [jnp.zeros(leaf.shape[1:], wide(leaf.dtype)) for leaf in leaves]
+  return _by_columns(statistic.value, leaves, weights, around)
+
+
+@_take.defjvp
+def _take_jvp(statistic, primals, tangents):
+  leaves, weights, around = primals
+  shares = _by_columns(statistic.shares, leaves, weights, around)
+  if weights is not None:
+    factors = [jnp.where(jnp.isnan(w), 0, w) for w in weights]
+    shares = [scale(x, w) for x, w in zip(shares, factors, strict=True)]
+  dots = [
+    jnp.sum(share * dot, axis=0)
+    for share, dot in zip(shares, tangents[0], strict=True)
+  ]
+  return _take(statistic, *primals), dots
+
+
+class _Columns(NamedTuple):
+  """One leaf: `[n, c]`, what its rows are multiplied by, `[1, c]` around."""
+
+  rows: jax.Array
+  weights: jax.Array | None
+  around: jax.Array | None
+
+  def chunk(self, dtype, width, start=0):
+    """Rows from column `start` on, without NaN; zeros where columns end."""
+
+    def cut(x):
+      missing = max(0, width - x.shape[1])
+      x = jnp.pad(x, ((0, 0), (0, missing)))
+      return lax.dynamic_slice_in_dim(x, start, width, axis=1).astype(dtype)
+
+    rows = cut(self.rows)
+    if self.weights is not None:
+      rows *= self.weights.astype(dtype)[:, None]
+    rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
+    return rows, None if self.around is None else cut(self.around)
+
+
+def _by_columns(function, leaves, weights, around):
+  """Applies `function(rows, select, around) -> [..., c]` to all columns."""
+  columns = [
+    _Columns(
+      leaf.reshape(len(leaf), -1),
+      None if weights is None else weights[k],
+      None if around is None else around[k].reshape(1, -1),
+    )
+    for k, leaf in enumerate(leaves)
+  ]
+  parts = lax.platform_dependent(
+    columns,
+    cpu=functools.partial(_in_cache, function),
+    default=functools.partial(_packed, function),
+  )
+  return [
+    part.reshape(*part.shape[:-1], *leaf.shape[1:]).astype(wide(leaf.dtype))
+    for part, leaf in zip(parts, leaves, strict=True)
+  ]
+
+
+def _apply(function, select, chunk):
+  rows, around = chunk
+  return function(list(rows), select, None if around is None else around[0])
+
+
+def _in_cache(function, leaves):
+  """Chunk by chunk, all of one width, so that one loop serves all leaves."""
+  dtype = _dtype(leaves)
+  sizes = [leaf.rows.shape[1] for leaf in leaves]
+  # The last chunk of a leaf reaches back over the one before.
+  chunks = [
+    (k, max(0, min(start, size - _CACHED)))
+    for k, size in enumerate(sizes)
+    for start in range(0, size, _CACHED)
+  ]
+  readers = [functools.partial(leaf.chunk, dtype, _CACHED) for leaf in leaves]
+
+  def one(chunk):
+    leaf, start = chunk
+    return _apply(function, _by_network, lax.switch(leaf, readers, start))
+
+  out = lax.map(one, tuple(jnp.array(c) for c in zip(*chunks, strict=True)))
+  ends = np.cumsum([-(-size // _CACHED) for size in sizes])
+  parts = jnp.split(out, ends[:-1])
+  return [_joined(*part) for part in zip(parts, sizes, strict=True)]
+
+
+def _dtype(leaves):
+  return jnp.result_type(*(wide(leaf.rows.dtype) for leaf in leaves))
+
+
+def _joined(chunks, size):
+  """`[chunks, ..., _CACHED]`, the last one reaching back, as `[..., size]`."""
+  *_, width = chunks.shape
+  whole = jnp.moveaxis(chunks[:-1], 0, -2)
+  whole = whole.reshape(*whole.shape[:-2], -1)
+  last = size - whole.shape[-1]
+  end = chunks[-1]
+  end = end[..., width - last :] if size > width else end[..., :last]
+  return jnp.concatenate([whole, end], axis=-1)
+
+
+def _packed(function, leaves):
+  """Wide chunks, each of pieces of leaves side by side."""
+  dtype = _dtype(leaves)
+  sizes = [leaf.rows.shape[1] for leaf in leaves]
+  packs, room = [], 0
+  for leaf, size in zip(leaves, sizes, strict=True):
+    for start in range(0, size, _PACKED):
+      width = min(_PACKED, size - start)
+      if width > room:
+        packs.append([])
+        room = _PACKED
+      packs[-1].append(leaf.chunk(dtype, width, start))
+      room -= width
+  outs = [_apply(function, _by_sorting, _side_by_side(pack)) for pack in packs]
+  out = jnp.concatenate(outs, axis=-1)
+  return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
+
+
+def _side_by_side(chunks):
+  return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *chunks)
+
+
+def _by_sorting(rows, ranks):
+  ordered = jnp.sort(jnp.stack(rows), axis=0)
+  return [ordered[rank] for rank in ranks]
+
+
+def _by_network(rows, ranks):
+  rows = list(rows)
+  for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
+    a, b = rows[low], rows[high]
+    rows[low] = jnp.minimum(a, b) if keep_low else None
+    rows[high] = jnp.maximum(a, b) if keep_high else None
+  return lax.optimization_barrier([rows[rank] for rank in ranks])
+
+
+@functools.cache
+def _network(n, ranks):
+  """Batcher's odd-even merge sort of n, less what `ranks` do not depend on.
+
+  Returns the comparators `(low, high, keep_low, keep_high)`: positions of the
+  smaller and the larger entry, and which of the two is used afterwards.
+  """
+  needed, kept = set(ranks), []
+  for low, high in reversed(list(_comparators(n))):
+    if needed & {low, high}:
+      kept.append((low, high, low in needed, high in needed))
+      needed |= {low, high}
+  return kept[::-1]
+
+
+def _comparators(n):
+  """Knuth, The art of computer programming 3, section 5.3.4, for any n."""
+  block = 1
+  while block < n:
+    step = block
+    while step:
+      for start in range(step % block, n - step, 2 * step):
+        for i in range(start, min(start + step, n - step)):
+          if i // (2 * block) == (i + step) // (2 * block):
+            yield i, i + step
+      step //= 2
+    block *= 2
+
+
+def _sortable(x):
+  """Integers that order as the floats do; -0 comes before 0."""
+  bits = lax.bitcast_convert_type(x, _integers(x.dtype))
+  return bits ^ (bits >> (bits.dtype.itemsize * 8 - 1) & _magnitude(bits))
+
+
+def _floats(keys):
+  """The inverse of `_sortable`."""
+  bits = keys ^ (keys >> (keys.dtype.itemsize * 8 - 1) & _magnitude(keys))
+  floats = {4: jnp.float32, 8: jnp.float64}[keys.dtype.itemsize]
+  return lax.bitcast_convert_type(bits, floats)
+
+
+def _integers(dtype):
+  return {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
+
+
+def _magnitude(bits):
+  return jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
+
+
+def _count(mask):
+  return mask.astype(jnp.int32)
+
+
+def _total(rows: Iterable[jax.Array]) -> jax.Array:
+  """A sum that fuses with what its terms are made of."""
+  return functools.reduce(jnp.add, rows)
