@@ -189,15 +189,16 @@ class Simulation:
       honest clients in nats, and `byzantine`, how many attacked.
     """
     ids, byzantine = self._population.sample(self._seed, round_idx)
-    data = self._data.gather(ids)
-    labels = self._poison(
-      data.labels,
+    n, server = len(ids), self._data.server_id
+    trainers = ids if server is None else np.append(ids, server)
+    data = self._data.gather(trainers)
+    data.labels[:n] = self._poison(
+      data.labels[:n],
       byzantine=byzantine,
       client_ids=ids,
       key=key_for(self._seed, Purpose.LABELS),
     )
-    data = data._replace(labels=np.asarray(labels))
-    clients = place_clients((data, ids.astype(np.int32)), self._mesh)
+    clients = place_clients((data, trainers.astype(np.int32)), self._mesh)
     variables = jax.device_put(state.variables, NamedSharding(self._mesh, P()))
     key = key_for(self._seed, Purpose.TRAIN, round_idx)
     updates, losses = self._train(variables, *clients, key)
@@ -206,11 +207,11 @@ class Simulation:
       state,
       updates,
       byzantine,
-      data.num_examples,
+      data.num_examples[:n],
       key_for(self._seed, Purpose.ATTACK, round_idx),
       key_for(self._seed, Purpose.AGGREGATE, round_idx),
     )
-    honest = np.asarray(losses)[: len(ids)][~byzantine]
+    honest = np.asarray(losses)[:n][~byzantine]
     metrics = {
       'train_loss': float(honest.mean()) if honest.size else float('nan'),
       'byzantine': int(byzantine.sum()),
@@ -220,7 +221,10 @@ class Simulation:
   def _apply_updates(
     self, state, updates, byzantine, num_examples, attack_key, aggregate_key
   ):
-    updates = jax.tree.map(lambda u: u[: len(byzantine)], updates)
+    n, server_update = len(byzantine), None
+    if self._data.server_id is not None:
+      server_update = jax.tree.map(lambda u: u[n], updates)
+    updates = jax.tree.map(lambda u: u[:n], updates)
     updates = self._attack.on_updates(
       updates, byzantine=byzantine, key=attack_key
     )
@@ -229,6 +233,7 @@ class Simulation:
       state.aggregator,
       key=aggregate_key,
       weights=num_examples.astype(jnp.float32),
+      server_update=server_update,
     )
     # optax takes gradients, which point the other way.
     gradient = jax.tree.map(jnp.negative, update['params'])

@@ -76,7 +76,9 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     config.server.optimizer, config.server.learning_rate
   )
   population_from(config.server, config.attack, config.data.num_clients)
-  _check_aggregator(aggregator, config.server.clients_per_round)
+  _check_aggregator(
+    aggregator, config.server.clients_per_round, config.data.root_examples > 0
+  )
   directory = RunDirectory(workdir, config.to_dict())
   summary = directory.summary()
   if summary and summary['num_rounds'] >= config.num_rounds:
@@ -207,16 +209,24 @@ def _check_numbers(config: ConfigDict) -> None:
     raise ValueError(f'seed must lie in [0, 2**32), got {config.seed}')
 
 
-def _check_aggregator(aggregator: Aggregator, n: int) -> None:
+def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
   """Traces the rule on n clients, so that it raises what it would raise."""
 
   def one_round(updates):
-    state = aggregator.init(updates[0])
     return aggregator.update(
-      updates, state, key=jax.random.key(0), weights=jnp.ones(n)
+      updates,
+      aggregator.init(updates[0]),
+      key=jax.random.key(0),
+      weights=jnp.ones(n),
+      server_update=updates[0] if root else None,
     )
 
-  jax.eval_shape(one_round, jax.ShapeDtypeStruct((n, 1), jnp.float32))
+  updates = jax.ShapeDtypeStruct((n, 1), jnp.float32)
+  update, _ = jax.eval_shape(one_round, updates)
+  if update.shape != updates.shape[1:]:
+    raise ValueError(
+      f'the aggregator makes {update.shape} of updates {updates.shape}'
+    )
 
 
 def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
@@ -228,6 +238,7 @@ def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
     num_clients=keys['num_clients'],
     min_examples=keys['min_examples'],
     seed=config.seed,
+    root_examples=keys['root_examples'],
   )
 
 

@@ -198,8 +198,8 @@ def test_layerwise_rejects_layer_by_layer():
 def test_layerwise_refuses():
   with pytest.raises(TypeError, match='layerwise'):
     lca.layerwise(lca.layerwise(lca.krum))
-  with pytest.raises(TypeError, match='Aggregator'):
-    lca.layerwise(lca.stateless(lca.krum, f=2))
+  with pytest.raises(TypeError, match='needs a rule, got int'):
+    lca.layerwise(3)
   with pytest.raises(ValueError, match='tensor'):
     lca.layerwise(lca.krum, by='tensor')
 
@@ -408,11 +408,24 @@ def test_explain_says_what_was_decided(name):
 
 def test_explain_of_a_plain_function_has_nothing_to_say():
   x = stack('leaf')
-  update, info = explain(lca.mean, x)
-  EQUAL(update, lca.mean(x))
-  assert info == {}
-  update, info = explain(lca.layerwise(lca.mean), x)
-  assert info == {}
+  plain = lambda updates: jnp.sum(updates, axis=0)  # noqa: E731
+  for form in (plain, lca.layerwise(plain)):
+    update, info = explain(form, x)
+    EQUAL(update, jax.jit(plain)(x))
+    assert info == {}
+
+
+def test_explain_of_an_aggregator():
+  x = stack('leaf')
+  aggregator = lca.stateless(lca.krum, f=2)
+  update, state, info = lca.explain(aggregator)(x, aggregator.init(x[0]))
+  want, told = lca.explain(lca.krum)(x, f=2)
+  EQUAL(update, want)
+  assert state == ()
+  same(info, told)
+  by_hand = lca.Aggregator(lambda params: 0, lambda u, s, **_: (u[0], s + 1))
+  update, state, info = lca.explain(by_hand)(x, 4, key=None)
+  assert state == 5 and info == {}
 
 
 def test_names_say_the_composition():
@@ -421,5 +434,5 @@ def test_names_say_the_composition():
 
 
 def test_explain_needs_a_rule():
-  with pytest.raises(TypeError, match='explain needs a rule, got Aggregator'):
-    lca.explain(lca.stateless(lca.mean))
+  with pytest.raises(TypeError, match='explain needs a rule, got int'):
+    lca.explain(3)

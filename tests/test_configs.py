@@ -16,18 +16,92 @@ OPERATORS = ['krum', 'geomed', 'bulyan']
 def test_the_tables_rows_are_presets():
   rows = {f + o for f, o in itertools.product(FORMS, OPERATORS)}
   noclip = {f'{f}{o}_noclip' for f in FORMS[2:] for o in OPERATORS}
-  assert set(common.aggregators()) == rows | noclip | {'fedavg'}
+  assert set(common.aggregators()) >= rows | noclip | {'fedavg'}
+
+
+def test_every_rule_has_a_preset():
+  named = {keys['name'] for keys in common.aggregators().values()}
+  assert named == set(aggregators.RULES) | set(aggregators.AGGREGATORS)
+  assert set(common.pre_aggregators()) == set(aggregators.PRE_AGGREGATORS)
+
+
+def test_the_three_bulyans():
+  presets = common.aggregators()
+  for form in FORMS:
+    multi_krum, trimmed, published = (
+      presets[f'{form}bulyan{which}'] for which in ('', '_trimmed', '2018')
+    )
+    assert (multi_krum['name'], multi_krum['m']) == ('multi_krum', 5)
+    assert (trimmed['name'], trimmed['m']) == ('bulyan_trimmed', 5)
+    assert published['name'] == 'bulyan'
+    assert multi_krum['f'] == trimmed['f'] == published['f'] == 1
 
 
 @pytest.mark.parametrize('preset', common.aggregators())
 def test_every_aggregator_preset_runs(preset):
   config = fashion_mnist.get_config(preset)
+  if config.aggregator.name == 'sign_majority':
+    config.aggregator.theta = 5
+  runs(config)
+
+
+def runs(config):
   aggregator = aggregators.make(config.aggregator)
   updates = {'a': jax.random.normal(jax.random.key(0), (11, 5))}
-  update, _ = aggregator.update(
-    updates, aggregator.init({'a': updates['a'][0]}), weights=jnp.ones(11)
-  )
+  one = {'a': updates['a'][0]}
+
+  @jax.jit
+  def aggregate(updates):
+    return aggregator.update(
+      updates,
+      aggregator.init(one),
+      key=jax.random.key(1),
+      weights=jnp.ones(11),
+      server_update=one,
+    )
+
+  update, _ = aggregate(updates)
   assert jnp.all(jnp.isfinite(update['a']))
+
+
+@pytest.mark.parametrize('before', common.pre_aggregators())
+@pytest.mark.parametrize('rule', ['krum', 'layerwise_median', 'centered_clip'])
+def test_every_pre_aggregator_preset_runs(before, rule):
+  config = fashion_mnist.get_config(f'{rule},{before}')
+  assert config.aggregator.pre == (before,)
+  runs(config)
+
+
+def test_pre_aggregators_keep_their_order_and_share_f():
+  config = digits.get_config('krum,bucketing,nnm,model_replacement')
+  assert config.aggregator.pre == ('bucketing', 'nnm')
+  config.attack.num_byzantine = 2
+  assert config.aggregator.f == 1  # the paper's
+  config = digits.get_config('median,nnm,model_replacement')
+  config.attack.num_byzantine = 2
+  assert config.aggregator.f == 2
+
+
+def test_f_follows_the_attack_and_not_the_other_way():
+  config = digits.get_config('trimmed_mean,label_flipping')
+  assert config.aggregator.f == 1
+  config.attack.num_byzantine = 3
+  assert config.aggregator.f == 3
+  config.aggregator.f = 2
+  assert config.attack.num_byzantine == 3
+
+
+def test_f_must_be_set_where_the_draw_decides():
+  config = digits.get_config('trimmed_mean,label_flipping_sampled')
+  with pytest.raises(TypeError, match=r"trimmed_mean needs \['f'\]"):
+    aggregators.make(config.aggregator)
+  config.aggregator.f = 2
+  aggregators.make(config.aggregator)
+
+
+def test_fltrust_holds_examples_out():
+  assert digits.get_config('layerwise_fltrust').data.root_examples == 100
+  assert digits.get_config('krum').data.root_examples == 0
 
 
 @pytest.mark.parametrize('preset', common.attacks(common.base()))

@@ -1,6 +1,7 @@
 """Sampling, and a round against its parts put together by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -195,3 +196,38 @@ def test_a_nan_client_does_not_reach_the_model(data):
   mean = simulation(data, attack=attack)
   state, _ = mean.run_round(mean.init(), 0)
   assert all(np.all(np.isnan(x)) for x in jax.tree.leaves(state.variables))
+
+
+def test_the_server_trains_on_its_own_examples_as_a_client_does():
+  held = datasets.federate(
+    datasets.load('digits'),
+    partition='iid',
+    num_clients=POPULATION.num_clients,
+    min_examples=1,
+    seed=3,
+    root_examples=40,
+  )
+  held_out = set(held.root_indices.tolist())
+  assert len(held_out) == 40
+  assert not held_out & {int(i) for c in held.client_indices for i in c}
+
+  def rule(updates, *, server_update):
+    return server_update
+
+  sim = simulation(held, aggregator=lca.stateless(rule))
+  state = sim.init()
+  after, _ = sim.run_round(state, 0)
+  key = jax.random.fold_in(key_for(3, Purpose.TRAIN, 0), held.server_id)
+  data = jax.tree.map(lambda x: x[0], held.gather([held.server_id]))
+  assert data.num_examples == 40
+  want, _ = jax.jit(TRAIN)(state.variables, data, key)
+  got = jax.tree.map(jnp.subtract, after.variables, state.variables)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, got, want)
+
+
+def test_a_rule_that_needs_the_server_says_so(data):
+  with pytest.raises(TypeError, match='server_update'):
+    simulation(data, aggregator=lca.stateless(lca.fltrust)).run_round(
+      simulation(data).init(), 0
+    )

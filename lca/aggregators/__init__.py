@@ -3,6 +3,7 @@
 from lca.aggregators.averages import cge, monna
 from lca.aggregators.base import (
   Aggregator,
+  FunctionRule,
   GramRule,
   Rule,
   Verdict,
@@ -33,7 +34,7 @@ from lca.aggregators.coordinates import (
 from lca.aggregators.geometric import geometric_median
 from lca.aggregators.krum import krum, medoid, multi_krum
 from lca.aggregators.lasa import lasa
-from lca.aggregators.make import RULES, make
+from lca.aggregators.make import AGGREGATORS, PRE_AGGREGATORS, RULES, make
 from lca.aggregators.mean import mean
 from lca.aggregators.mixing import bucketing, nnm
 from lca.aggregators.spectral import caf, dnc
@@ -41,8 +42,11 @@ from lca.aggregators.subsets import mda, smea
 from lca.aggregators.trust import fltrust, foolsgold
 
 __all__ = [
+  'AGGREGATORS',
+  'PRE_AGGREGATORS',
   'RULES',
   'Aggregator',
+  'FunctionRule',
   'GramRule',
   'Rule',
   'Scope',

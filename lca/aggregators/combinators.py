@@ -453,7 +453,8 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
   if unknown := sorted(set(hyper) - set(parameters)):
     raise TypeError(f'{name} takes {sorted(parameters)}, not {unknown}')
   required = {k for k, p in parameters.items() if p.default is p.empty}
-  if missing := sorted(required - set(hyper) - set(_PER_ROUND)):
+  bound = {k for k, value in hyper.items() if value is not None}
+  if missing := sorted(required - bound - set(_PER_ROUND)):
     raise TypeError(f'{name} needs {missing}')
   wanted = [k for k in _PER_ROUND if k in parameters and k not in hyper]
 
