@@ -31,15 +31,12 @@ Select = Callable[[Rows, Sequence[int]], Rows]
 
 
 class Statistic(Protocol):
-  """What is taken of every column. It is static, so it must be hashable.
+  """What is taken of every column. It is static, so it must be hashable."""
 
-  `around` is one more row, `[c]`, for statistics that need a centre.
-  """
-
-  def value(self, rows: Rows, select: Select, around: jax.Array) -> jax.Array:
+  def value(self, rows: Rows, select: Select) -> jax.Array:
     """The statistic, `[c]`, of rows without a NaN."""
 
-  def shares(self, rows: Rows, select: Select, around: jax.Array) -> jax.Array:
+  def shares(self, rows: Rows, select: Select) -> jax.Array:
     """What each entry contributes, `[n, c]`: the statistic's derivative."""
 
 
@@ -49,7 +46,7 @@ class RankedMean(NamedTuple):
   low: int
   high: int
 
-  def value(self, rows, select, around):
+  def value(self, rows, select):
     keys, low, high, kept_low, kept_high = self._ends(rows, select)
     lowest, highest = _floats(low), _floats(high)
     inside = _total(
@@ -60,7 +57,7 @@ class RankedMean(NamedTuple):
     mean = total / (self.high - self.low + 1)
     return jnp.where(low == high, lowest, mean)
 
-  def shares(self, rows, select, around):
+  def shares(self, rows, select):
     keys, low, high, kept_low, kept_high = self._ends(rows, select)
     keys, count = jnp.stack(keys), self.high - self.low + 1
     at_low, at_high = keys == low, keys == high
@@ -81,31 +78,54 @@ class RankedMean(NamedTuple):
 
 
 class NearestMean(NamedTuple):
-  """The mean of the `count` entries nearest to `around`.
+  """The mean of the `count` entries nearest to the middle.
 
-  Entries that tie for the last places share them.
+  The middle is the mean of the entries of rank `low` to `high`, which are the
+  same or neighbours. Entries that tie for the last places share them.
   """
 
+  low: int
+  high: int
   count: int
 
-  def value(self, rows, select, around):
-    away, last, share = self._last(rows, select, around)
+  def value(self, rows, select):
+    away, last, share = self._last(rows, select)
     pairs = list(zip(away, rows, strict=True))
     nearer = _total(jnp.where(d < last, row, 0) for d, row in pairs)
     tied = _total(jnp.where(d == last, row, 0) for d, row in pairs)
     return (nearer + share * tied) / self.count
 
-  def shares(self, rows, select, around):
-    away, last, share = self._last(rows, select, around)
+  def shares(self, rows, select):
+    away, last, share = self._last(rows, select)
     away = jnp.stack(away)
     return jnp.where(away < last, 1, share * (away == last)) / self.count
 
-  def _last(self, rows, select, around):
+  def _last(self, rows, select):
     """Distances, the last one taken, and the share of entries there."""
-    # inf - inf is no distance.
-    away = [jnp.where(row == around, 0, jnp.abs(row - around)) for row in rows]
-    (last,) = select([_sortable(d) for d in away], (self.count - 1,))
-    last = _floats(last)
+
+    def distances(middle):
+      # inf - inf is no distance.
+      return [jnp.where(x == middle, 0, jnp.abs(x - middle)) for x in rows]
+
+    # Two selections by one network: of the entries, then of their distances.
+    def selection(i, carry):
+      _, middle = carry
+      away = distances(middle)
+      values = [
+        jnp.where(i == 0, x, d) for x, d in zip(rows, away, strict=True)
+      ]
+      low, high, last = map(
+        _floats,
+        select(
+          [_sortable(x) for x in values], (self.low, self.high, self.count - 1)
+        ),
+      )
+      center = jnp.where(low == high, low, low / 2 + high / 2)
+      return middle, jnp.where(i == 0, center, last)
+
+    start = jnp.zeros_like(rows[0])
+    middle, last = lax.fori_loop(0, 2, selection, (start, start))
+    away = distances(middle)
     nearer = _total(_count(d < last) for d in away)
     ties = _total(_count(d == last) for d in away)
     return away, last, (self.count - nearer) / ties
@@ -116,10 +136,10 @@ class SignedMean(NamedTuple):
 
   theta: int
 
-  def value(self, rows, select, around):
+  def value(self, rows, select):
     return self._sign(rows) * _total(rows) / len(rows)
 
-  def shares(self, rows, select, around):
+  def shares(self, rows, select):
     share = self._sign(rows) / len(rows)
     return jnp.broadcast_to(share, (len(rows), *share.shape))
 
@@ -131,9 +151,7 @@ class SignedMean(NamedTuple):
 def take(
   statistic: Statistic,
   leaves: Sequence[jax.Array],
-  *,
   weights: Sequence[jax.Array] | None = None,
-  around: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
   """Takes a statistic of every coordinate of stacked leaves.
 
@@ -144,49 +162,24 @@ def take(
     leaves: `[n, ...]` each.
     weights: `[n]` for each leaf, what multiplies its rows before; with NaN a
       row is absent: it counts as +inf.
-    around: `[...]` for each leaf, for statistics that need a centre.
 
   Returns:
     `[...]` of every leaf, in its dtype.
   """
-  held = lax.stop_gradient((weights, around))
-  outs = _take(statistic, list(leaves), *held)
+  outs = _take(statistic, list(leaves), lax.stop_gradient(weights))
   return [x.astype(leaf.dtype) for x, leaf in zip(outs, leaves, strict=True)]
-
-
-def nearest_mean(
-  leaves: Sequence[jax.Array],
-  middle: RankedMean,
-  count: int,
-  weights: Sequence[jax.Array] | None = None,
-) -> list[jax.Array]:
-  """The mean of the `count` entries of each column nearest to its middle.
-
-  Args:
-    leaves: `[n, ...]` each.
-    middle: of the rows that are not absent.
-    count: how many entries to average.
-    weights: as of `take`.
-
-  Returns:
-    `[...]` of every leaf, in its dtype.
-  """
-  medians = _take(middle, list(leaves), lax.stop_gradient(weights), None)
-  return take(NearestMean(count), leaves, weights=weights, around=medians)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)
-def _take(statistic, leaves, weights, around):
-  if not any(leaf.size for leaf in leaves):
-    return [jnp.zeros(leaf.shape[1:], wide(leaf.dtype)) for leaf in leaves]
-  return _by_columns(statistic.value, leaves, weights, around)
+def _take(statistic, leaves, weights):
+  return _by_columns(statistic.value, leaves, weights)
 
 
 @_take.defjvp
 def _take_jvp(statistic, primals, tangents):
-  leaves, weights, around = primals
-  shares = _by_columns(statistic.shares, leaves, weights, around)
+  leaves, weights = primals
+  shares = _by_columns(statistic.shares, leaves, weights)
   if weights is not None:
     factors = [jnp.where(jnp.isnan(w), 0, w) for w in weights]
     shares = [scale(x, w) for x, w in zip(shares, factors, strict=True)]
@@ -194,38 +187,32 @@ def _take_jvp(statistic, primals, tangents):
     jnp.sum(share * dot, axis=0)
     for share, dot in zip(shares, tangents[0], strict=True)
   ]
-  return _take(statistic, *primals), dots
+  return _take(statistic, leaves, weights), dots
 
 
 class _Columns(NamedTuple):
-  """One leaf: `[n, c]`, what its rows are multiplied by, `[1, c]` around."""
+  """One leaf: `[n, c]`, and what its rows are multiplied by."""
 
   rows: jax.Array
   weights: jax.Array | None
-  around: jax.Array | None
 
   def chunk(self, dtype, width, start=0):
     """Rows from column `start` on, without NaN; zeros where columns end."""
-
-    def cut(x):
-      missing = max(0, width - x.shape[1])
-      x = jnp.pad(x, ((0, 0), (0, missing)))
-      return lax.dynamic_slice_in_dim(x, start, width, axis=1).astype(dtype)
-
-    rows = cut(self.rows)
+    missing = max(0, width - self.rows.shape[1])
+    rows = jnp.pad(self.rows, ((0, 0), (0, missing)))
+    rows = lax.dynamic_slice_in_dim(rows, start, width, axis=1).astype(dtype)
     if self.weights is not None:
       rows *= self.weights.astype(dtype)[:, None]
-    rows = jnp.where(jnp.isnan(rows), jnp.inf, rows)
-    return rows, None if self.around is None else cut(self.around)
+    return jnp.where(jnp.isnan(rows), jnp.inf, rows)
 
 
-def _by_columns(function, leaves, weights, around):
-  """Applies `function(rows, select, around) -> [..., c]` to all columns."""
+def _by_columns(function, leaves, weights):
+  """Applies `function(rows, select) -> [..., c]` to all columns."""
+  if not any(leaf.size for leaf in leaves):
+    return [jnp.zeros(leaf.shape[1:], wide(leaf.dtype)) for leaf in leaves]
   columns = [
     _Columns(
-      leaf.reshape(len(leaf), -1),
-      None if weights is None else weights[k],
-      None if around is None else around[k].reshape(1, -1),
+      leaf.reshape(len(leaf), -1), None if weights is None else weights[k]
     )
     for k, leaf in enumerate(leaves)
   ]
@@ -238,11 +225,6 @@ def _by_columns(function, leaves, weights, around):
     part.reshape(*part.shape[:-1], *leaf.shape[1:]).astype(wide(leaf.dtype))
     for part, leaf in zip(parts, leaves, strict=True)
   ]
-
-
-def _apply(function, select, chunk):
-  rows, around = chunk
-  return function(list(rows), select, None if around is None else around[0])
 
 
 def _in_cache(function, leaves):
@@ -259,7 +241,7 @@ def _in_cache(function, leaves):
 
   def one(chunk):
     leaf, start = chunk
-    return _apply(function, _by_network, lax.switch(leaf, readers, start))
+    return function(list(lax.switch(leaf, readers, start)), _by_network)
 
   out = lax.map(one, tuple(jnp.array(c) for c in zip(*chunks, strict=True)))
   ends = np.cumsum([-(-size // _CACHED) for size in sizes])
@@ -295,13 +277,11 @@ def _packed(function, leaves):
         room = _PACKED
       packs[-1].append(leaf.chunk(dtype, width, start))
       room -= width
-  outs = [_apply(function, _by_sorting, _side_by_side(pack)) for pack in packs]
+  outs = [
+    function(list(jnp.concatenate(pack, axis=1)), _by_sorting) for pack in packs
+  ]
   out = jnp.concatenate(outs, axis=-1)
   return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
-
-
-def _side_by_side(chunks):
-  return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *chunks)
 
 
 def _by_sorting(rows, ranks):
@@ -313,8 +293,8 @@ def _by_network(rows, ranks):
   rows = list(rows)
   for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
     a, b = rows[low], rows[high]
-    rows[low] = jnp.minimum(a, b) if keep_low else None
-    rows[high] = jnp.maximum(a, b) if keep_high else None
+    rows[low] = lax.min(a, b) if keep_low else None
+    rows[high] = lax.max(a, b) if keep_high else None
   return lax.optimization_barrier([rows[rank] for rank in ranks])
 
 
@@ -374,4 +354,4 @@ def _count(mask):
 
 def _total(rows: Iterable[jax.Array]) -> jax.Array:
   """A sum that fuses with what its terms are made of."""
-  return functools.reduce(jnp.add, rows)
+  return functools.reduce(lax.add, rows)

@@ -12,6 +12,7 @@ would overflow. A rejected row keeps its place: its distances and its norm are
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -88,12 +89,14 @@ def norms_gram(updates: Updates) -> Gram:
   """
   num_clients(updates)
 
-  def one(leaf):
-    rows = _flat(leaf).astype(wide(leaf.dtype))
-    return jnp.sum(rows * rows, axis=1)
-
-  squares = map(one, jax.tree.leaves(updates))
+  squares = [_squares(_flat(leaf)) for leaf in jax.tree.leaves(updates)]
   return jnp.diag(functools.reduce(jnp.add, squares))
+
+
+@jax.jit
+def _squares(rows: jax.Array) -> jax.Array:
+  x = rows.astype(wide(rows.dtype))
+  return jnp.sum(x * x, axis=1)
 
 
 def inner(updates: Updates, update: Update) -> jax.Array:
@@ -131,17 +134,34 @@ def _flat(leaf: jax.Array) -> jax.Array:
 def _products(rows: jax.Array, others: jax.Array) -> jax.Array:
   """`[n, m]` inner products of `[n, columns]` and `[m, columns]` rows."""
 
-  def block(start, width):
-    x, y = (
-      lax.dynamic_slice_in_dim(z, start, width, axis=1) for z in (rows, others)
-    )
-    return dot(x, y.T)
+  return sum_over_columns(lambda x, y: dot(x, y.T), rows, others)
+
+
+def sum_over_columns(
+  function: Callable[..., jax.Array], *rows: jax.Array
+) -> jax.Array:
+  """Sums what a function makes of blocks of columns that stay in cache.
+
+  Args:
+    function: of `[..., c]` blocks, one of each of the rows; what it returns is
+      shaped alike for every c.
+    *rows: `[..., columns]`.
+
+  Returns:
+    The sum; where there is no cache to mind, of a single block.
+  """
+  columns = rows[0].shape[1]
 
   def whole():
-    return block(0, rows.shape[1])
+    return function(*rows)
 
-  def by_columns():
-    count, rest = divmod(rows.shape[1], _COLUMNS)
+  def block(start, width):
+    return function(
+      *(lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in rows)
+    )
+
+  def by_blocks():
+    count, rest = divmod(columns, _COLUMNS)
     total = lax.fori_loop(
       1,
       count,
@@ -150,9 +170,9 @@ def _products(rows: jax.Array, others: jax.Array) -> jax.Array:
     )
     return total + block(count * _COLUMNS, rest) if rest else total
 
-  if rows.shape[1] <= _COLUMNS:
+  if columns <= _COLUMNS:
     return whole()
-  return lax.platform_dependent(cpu=by_columns, default=whole)
+  return lax.platform_dependent(cpu=by_blocks, default=whole)
 
 
 @_products.defjvp

@@ -40,7 +40,8 @@ class Verdict(NamedTuple):
     """The weights of the rows as they came."""
     if self.factors is None:
       return self.weights
-    return self.weights * self.factors
+    rows = self.weights.ndim > self.factors.ndim
+    return self.weights * (self.factors[..., None, :] if rows else self.factors)
 
   def info(self, gram: Gram) -> Info:
     """The verdict by name: weights, scores, selected, rejected."""

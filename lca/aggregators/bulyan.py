@@ -1,7 +1,6 @@
 """Bulyan: Krum selects clients, then every coordinate drops its extremes."""
 
 import functools
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -17,7 +16,7 @@ from lca.typing import Gram, Update, Updates
 
 def _of_selected(
   count: int,
-  take: Callable[..., list[jax.Array]],
+  statistic: columns.Statistic,
   layers: list[Updates],
   verdicts: Verdict,
 ) -> list[Update]:
@@ -26,8 +25,11 @@ def _of_selected(
   factors = 1 if verdicts.factors is None else verdicts.factors
   weights = jnp.where(selected, factors, jnp.nan)
   leaves, treedef = jax.tree.flatten(layers)
-  each = [w for w, layer in zip(weights, layers, strict=True) for _ in layer]
-  taken = jax.tree.unflatten(treedef, take(leaves, weights=each))
+  each = [
+    weights[i] for i, layer in enumerate(layers) for _ in jax.tree.leaves(layer)
+  ]
+  taken = columns.take(statistic, leaves, each)
+  taken = jax.tree.unflatten(treedef, taken)
   means = map(geometry.mix, layers, verdicts.scaled_weights)
   enough = jnp.sum(selected, axis=1) == count
   return [
@@ -38,11 +40,9 @@ def _of_selected(
 
 def _nearest_to_median(layers, verdicts, *, f, **_):
   count = verdicts.weights.shape[1] - 2 * f
-  middle = columns.RankedMean((count - 1) // 2, count // 2)
-  take = functools.partial(
-    columns.nearest_mean, middle=middle, count=count - 2 * f
-  )
-  return _of_selected(count, take, layers, verdicts)
+  middle = (count - 1) // 2, count // 2
+  statistic = columns.NearestMean(*middle, count - 2 * f)
+  return _of_selected(count, statistic, layers, verdicts)
 
 
 @functools.partial(GramRule, combine=_nearest_to_median, mixes=False)
@@ -128,8 +128,7 @@ def bulyan(
 def _trimmed(layers, verdicts, *, f, m, trim=None, **_):
   trim = f if trim is None else trim
   statistic = columns.RankedMean(trim, m - 1 - trim)
-  take = functools.partial(columns.take, statistic)
-  return _of_selected(m, take, layers, verdicts)
+  return _of_selected(m, statistic, layers, verdicts)
 
 
 @functools.partial(GramRule, combine=_trimmed, mixes=False)

@@ -1,5 +1,7 @@
 """Rules that part the clients in two clusters and trust the larger one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -121,19 +123,26 @@ def sign_guard(
   return geometry.mix(updates, verdict.scaled_weights), verdict.info(gram)
 
 
+@functools.partial(jax.jit, static_argnames='fraction')
 def _sign_shares(
   updates: Updates, key: jax.Array | None, fraction: float
 ) -> jax.Array:
   """`[n, 3]` shares of positive, negative and zero entries."""
-  leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(updates)]
-  counts = jnp.zeros((len(leaves[0]), 3))
-  for i, leaf in enumerate(leaves):
-    seen = True
+
+  def count(rows, seen):
+    signs = (rows > 0, rows < 0, rows == 0)
+    return jnp.stack([jnp.sum(s & seen, axis=1) for s in signs], axis=1)
+
+  def count_leaf(i, leaf):
+    rows = leaf.reshape(len(leaf), -1)
+    seen = jnp.ones((1, rows.shape[1]), bool)
     if fraction < 1:
       drawn = jax.random.fold_in(key, i)
-      seen = jax.random.bernoulli(drawn, fraction, leaf.shape[1:])
-    signs = (leaf > 0, leaf < 0, leaf == 0)
-    counts += jnp.stack([jnp.sum(s & seen, axis=1) for s in signs], axis=1)
+      seen = jax.random.bernoulli(drawn, fraction, seen.shape)
+    return geometry.sum_over_columns(count, rows, seen)
+
+  leaves = jax.tree.leaves(updates)
+  counts = sum(count_leaf(i, leaf) for i, leaf in enumerate(leaves))
   return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
 
 

@@ -139,9 +139,7 @@ def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
   """
   n = geometry.num_clients(updates)
   check_majority('meamed', n, f)
-  leaves, treedef = jax.tree.flatten(updates)
-  means = columns.nearest_mean(leaves, _middle(n, median), n - f)
-  return jax.tree.unflatten(treedef, means), {}
+  return _take(columns.NearestMean(*_middle(n, median), n - f), updates), {}
 
 
 @_coordinatewise

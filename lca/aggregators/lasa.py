@@ -1,5 +1,7 @@
 """Layer-adaptive sparsified aggregation: a filter for every layer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -82,6 +84,7 @@ def lasa(
   return jax.tree.unflatten(treedef, outs), info
 
 
+@functools.partial(jax.jit, static_argnames='sparsity')
 def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   """`[n]` magnitudes: the k-th largest of a row's kernels, by bisection.
 
@@ -95,26 +98,32 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   if not sparsity or not kept:
     return jnp.full(n, -1.0 if not sparsity else jnp.inf)
 
-  def bits(kernel):
-    magnitude = jnp.abs(kernel).astype(jnp.float32)
-    return lax.bitcast_convert_type(magnitude, jnp.int32)
-
   def refine(i, floor):
     higher = floor | (1 << (30 - i))
-    reach = [jnp.sum(bits(x) >= higher[:, None], axis=1) for x in kernels]
-    return jnp.where(sum(reach) >= kept, higher, floor)
+
+    def reach(x):
+      magnitude = jnp.abs(x).astype(jnp.float32)
+      bits = lax.bitcast_convert_type(magnitude, jnp.int32)
+      return jnp.sum(bits >= higher[:, None], axis=1)
+
+    reached = sum(geometry.sum_over_columns(reach, x) for x in kernels)
+    return jnp.where(reached >= kept, higher, floor)
 
   floor = lax.fori_loop(0, 31, refine, jnp.zeros(n, jnp.int32))
   return lax.bitcast_convert_type(floor, jnp.float32)
 
 
+@jax.jit
 def _features(rows, least, factors):
   """`[n]` norms of the clipped sparse rows, and the purity of their signs."""
-  kept = jnp.abs(rows) > least[:, None]
-  x = rows.astype(geometry.wide(rows.dtype))
-  squares = jnp.sum(jnp.where(kept, x * x, 0), axis=1)
-  signs = jnp.sum(jnp.where(kept, jnp.sign(x), 0), axis=1)
-  count = jnp.sum(kept & (rows != 0), axis=1)
+
+  def sums(x):
+    kept = jnp.where(jnp.abs(x) > least[:, None], x, 0)
+    wide = kept.astype(geometry.wide(x.dtype))
+    sign = jnp.sign(wide)
+    return jnp.stack([jnp.sum(y, axis=1) for y in (wide**2, sign, sign**2)])
+
+  squares, signs, count = geometry.sum_over_columns(sums, rows)
   return jnp.sqrt(squares) * factors, signs / jnp.maximum(count, 1)
 
 
@@ -125,6 +134,7 @@ def _usual(values, bad, bound):
   return away <= bound * jnp.nanstd(values)  # False for NaN
 
 
+@jax.jit
 def _sparse_mix(weights, rows, least):
   """The weighted sum of what of the rows is larger than `least`."""
   dtype = geometry.wide(rows.dtype)
