@@ -89,7 +89,7 @@ def bulyan(
     >>> import jax.numpy as jnp, lca
     >>> updates = jnp.array([[1.], [2.], [2.], [0.], [3.], [1.], [99.]])
     >>> print(lca.bulyan(updates, f=1))
-    [1.3333334]
+    [2.]
 
   References:
     El Mhamdi, Guerraoui and Rouault, The hidden vulnerability of distributed
