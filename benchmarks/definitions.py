@@ -1,0 +1,735 @@
+"""Which call of this library equals which call of another system.
+
+    python -m benchmarks.definitions [--output FILE]
+
+Both sides of a row are Python expressions; they are evaluated as printed, on
+the same random float32 updates, and compared. A row that should be equal and
+is not, or the reverse, is marked and makes the program fail. A system that is
+not installed is a row that says so. Those without a package (Blades, LASA,
+FoolsGold, the published code of the layerwise cosine paper) are used when
+their source is on PYTHONPATH.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import platform
+import textwrap
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lca
+
+SIZES, SEEDS, F = (11, 12), range(6), 2
+KERNEL, BIAS = (30, 30), 100
+TOLERANCE = 1e-5
+
+Names = dict[str, Any]
+
+
+class Pair(NamedTuple):
+  """Two expressions, and what is known about them.
+
+  Attributes:
+    theirs: evaluated among the system's names.
+    ours: evaluated among `lca`, `jax`, `jnp` and the trial's data.
+    remark: why they differ, or what else a reader should know.
+    equal: whether they should agree.
+  """
+
+  theirs: str
+  ours: str
+  remark: str = ''
+  equal: bool = True
+
+
+class Trial(NamedTuple):
+  """The data of one comparison; expressions see the fields by name.
+
+  Attributes:
+    x: `[n, d]` updates of a round, the last f of them Byzantine.
+    y: those of the next round.
+    n: how many clients.
+    f: how many of them are Byzantine.
+    tau: the median norm of `x`.
+    examples: `[n]` examples that the clients report.
+    key: a key for what is random.
+  """
+
+  x: np.ndarray
+  y: np.ndarray
+  n: int
+  f: int
+  tau: float
+  examples: np.ndarray
+  key: jax.Array
+
+
+def make_trial(n: int, seed: int) -> Trial:
+  """Clients that differ along a few directions; f push against the rest.
+
+  The few directions make the distances unequal, so that rules that rank by
+  other powers or other numbers of neighbours select other clients.
+  """
+  rng = np.random.default_rng([n, seed])
+  d = int(np.prod(KERNEL)) + BIAS
+
+  def updates():
+    common = rng.normal(size=d)
+    few = rng.normal(size=(n, 4)) @ rng.normal(size=(4, d))
+    rows = common + few + 0.3 * rng.normal(size=(n, d))
+    rows[n - F :] -= 2 * common
+    return rows.astype(np.float32)
+
+  x, y = updates(), updates()
+  return Trial(
+    x=x,
+    y=y,
+    n=n,
+    f=F,
+    tau=float(np.median(np.linalg.norm(x, axis=1))),
+    examples=rng.integers(20, 200, n).astype(np.float32),
+    key=jax.random.key(seed),
+  )
+
+
+def leaves_of(x: np.ndarray) -> list[np.ndarray]:
+  """The updates as the two leaves of a layer, a kernel and a bias."""
+  kernel, bias = x[..., :-BIAS], x[..., -BIAS:]
+  return [kernel.reshape(*x.shape[:-1], *KERNEL), bias]
+
+
+def our_names(trial: Trial) -> Names:
+  """What the expressions of this library may use."""
+
+  def rounds(aggregator, *updates):
+    state = aggregator.init(trial.x[0])
+    for x in updates:
+      update, state = aggregator.update(x, state)
+    return update
+
+  return {
+    'lca': lca,
+    'jax': jax,
+    'jnp': jnp,
+    **trial._asdict(),
+    'x': jnp.asarray(trial.x),
+    'leaves': [jnp.asarray(leaf) for leaf in leaves_of(trial.x)],
+    'once': lambda aggregator: rounds(aggregator, trial.x),
+    'twice': lambda aggregator: rounds(aggregator, trial.x, trial.y),
+  }
+
+
+def _tensors(rows):
+  """One fresh tensor a row: several systems write into their inputs."""
+  import torch
+
+  return [torch.tensor(row) for row in rows]
+
+
+def byzfl_names(trial: Trial) -> Names:
+  import byzfl
+
+  order = np.asarray(jax.random.permutation(trial.key, trial.n))
+
+  class Bucketing:
+    """byzfl's, with its permutation replaced by the one that we draw."""
+
+    def __init__(self, s):
+      self.run = byzfl.Bucketing(s)
+
+    def __call__(self, x):
+      with mock.patch('numpy.random.permutation', lambda rows: rows[order]):
+        return self.run(x)
+
+  def twice(aggregator):
+    aggregator(trial.x)
+    return aggregator(trial.y)
+
+  np.random.seed(0)  # noqa: NPY002 (its CAF and SMEA draw from it)
+  return {
+    **vars(byzfl),
+    **trial._asdict(),
+    'x': trial.x.copy(),
+    'Bucketing': Bucketing,
+    'twice': twice,
+  }
+
+
+def byzpy_names(trial: Trial) -> Names:
+  from byzpy import pre_aggregators
+  from byzpy.aggregators import coordinate_wise, geometric_wise, norm_wise
+  from byzpy.aggregators.coordinate_wise.mean_of_medians import MeanOfMedians
+  from byzpy.aggregators.geometric_wise.monna import MoNNA
+  from byzpy.aggregators.geometric_wise.smea import SMEA
+
+  names = {}
+  for module in (coordinate_wise, geometric_wise, norm_wise, pre_aggregators):
+    names |= vars(module)
+  return {
+    **names,
+    **trial._asdict(),
+    'MeanOfMedians': MeanOfMedians,
+    'MoNNA': MoNNA,
+    'SMEA': SMEA,
+    'rows': _tensors(trial.x),
+    'order': np.asarray(jax.random.permutation(trial.key, trial.n)),
+  }
+
+
+def _clients(trial):
+  """A list of tensors, kernel and bias, for each client."""
+  return [_tensors(leaves_of(row)) for row in trial.x]
+
+
+def flexclash_names(trial: Trial) -> Names:
+  from flexclash import pool
+
+  functions = {
+    name: getattr(function, '__wrapped__', function)
+    for name, function in vars(pool).items()
+  }
+  return {**functions, **trial._asdict(), 'clients': _clients(trial)}
+
+
+def flwr_names(trial: Trial) -> Names:
+  from flwr.app import ArrayRecord, MetricRecord, RecordDict
+  from flwr.server.strategy import aggregate
+  from flwr.serverapp import strategy
+  from flwr.supercore import differential_privacy
+
+  logging.getLogger('flwr').setLevel(logging.WARNING)
+
+  def reply(row, examples):
+    content = RecordDict(
+      {
+        'arrays': ArrayRecord(leaves_of(row)),
+        'metrics': MetricRecord({'num-examples': float(examples)}),
+      }
+    )
+    return types.SimpleNamespace(content=content, has_error=lambda: False)
+
+  def aggregated(strategy):
+    replies = map(reply, trial.x, trial.examples)
+    arrays, _ = strategy.aggregate_train(1, list(replies))
+    return arrays.to_numpy_ndarrays()
+
+  def clipped(row, threshold):
+    arrays = leaves_of(row.copy())
+    differential_privacy.clip_inputs_inplace(arrays, threshold)
+    return arrays, 1
+
+  results = [
+    (leaves_of(row), count)
+    for row, count in zip(trial.x, trial.examples, strict=True)
+  ]
+  return {
+    **vars(strategy),
+    **vars(aggregate),
+    **trial._asdict(),
+    'results': results,
+    'aggregated': aggregated,
+    'clipped': lambda threshold: [clipped(row, threshold) for row in trial.x],
+  }
+
+
+def blades_names(trial: Trial) -> Names:
+  from fllib import aggregators
+
+  def twice(aggregator):
+    aggregator(_tensors(trial.x))
+    return aggregator(_tensors(trial.y))
+
+  return {
+    **vars(aggregators),
+    **trial._asdict(),
+    'rows': _tensors(trial.x),
+    'twice': twice,
+  }
+
+
+def paper_names(trial: Trial) -> Names:
+  module = importlib.import_module('aggregators')
+  functions = {
+    name: getattr(function, '__wrapped__', function)
+    for name, function in vars(module).items()
+  }
+  clip_by_norm = functions['clip_by_norm']
+
+  def clipped(name, *args, **kwargs):
+    decorated = clip_by_norm(getattr(module, name)).__wrapped__
+    return decorated(_clients(trial), *args, **kwargs)
+
+  return {
+    **functions,
+    **trial._asdict(),
+    'clients': _clients(trial),
+    'clipped': clipped,
+  }
+
+
+def lasa_names(trial: Trial) -> Names:
+  import torch
+
+  module = importlib.import_module('algorithms.defense.lasa')
+
+  def lasa(**options):
+    updates = [
+      dict(zip(('kernel', 'bias'), client, strict=True))
+      for client in _clients(trial)
+    ]
+    zeros = {k: torch.zeros_like(v) for k, v in updates[0].items()}
+    args = types.SimpleNamespace(num_selected_users=trial.n, **options)
+    with (
+      # It moves its masks to a GPU, and was written for NumPy before 2.4.
+      mock.patch.object(torch.Tensor, 'cuda', lambda tensor: tensor),
+      mock.patch.object(module.np, 'argwhere', np.flatnonzero),
+    ):
+      return list(module.lasa(updates, zeros, args).values())
+
+  return {**trial._asdict(), 'lasa': lasa}
+
+
+def foolsgold_names(trial: Trial) -> Names:
+  module = importlib.import_module('fg.foolsgold')
+  return {
+    **trial._asdict(),
+    'foolsgold': module.foolsgold,
+    'average': lambda weights: np.average(trial.x, axis=0, weights=weights),
+  }
+
+
+class System(NamedTuple):
+  """Another system.
+
+  Attributes:
+    module: what to import.
+    names: from a trial to what its expressions may use.
+    pairs: what to compare.
+    package: the distribution that has its version; None for bare source.
+  """
+
+  module: str
+  names: Callable[[Trial], Names]
+  pairs: list[Pair]
+  package: str | None = None
+
+
+ONE_NEIGHBOUR_MORE = (
+  'theirs sums over n - f - 1 neighbours, ours over n - f - 2'
+)
+RANDOM_EIGENVECTOR = (
+  'theirs takes one step of the power method from a random vector, and so '
+  'draws its result; ours uses the eigenvector'
+)
+FIRST_SUBSET = (
+  'subsets that share their farthest pair tie: theirs takes the first, ours '
+  'the one of least mean distance'
+)
+SORTED_IN_PLACE = (
+  'theirs sorts its distance matrix in place, and selects clients more than '
+  'once'
+)
+
+BYZFL = [
+  Pair('Average()(x)', 'lca.mean(x)'),
+  Pair('Median()(x)', 'lca.median(x)'),
+  Pair('TrMean(f)(x)', 'lca.trimmed_mean(x, f=f)'),
+  Pair('Meamed(f)(x)', 'lca.meamed(x, f=f)'),
+  Pair('Krum(f)(x)', 'lca.krum(x, f=f, num_neighbors=n-f-1)'),
+  Pair('Krum(f)(x)', 'lca.krum(x, f=f)', ONE_NEIGHBOUR_MORE, equal=False),
+  Pair('MultiKrum(f)(x)', 'lca.multi_krum(x, f=f, m=n-f, num_neighbors=n-f-1)'),
+  Pair('MoNNA(f, idx=1)(x)', 'lca.monna(x, f=f, pivot=1)'),
+  Pair('MDA(f)(x)', 'lca.mda(x, f=f)', FIRST_SUBSET, equal=False),
+  Pair('SMEA(f)(x)', 'lca.smea(x, f=f)', RANDOM_EIGENVECTOR, equal=False),
+  Pair('CAF(f)(x)', 'lca.caf(x, f=f)', RANDOM_EIGENVECTOR, equal=False),
+  Pair(
+    'GeometricMedian(nu=1e-6, T=200)(x)',
+    'lca.geometric_median(x, num_iters=200, tol=0)',
+    'both converged; the start does not matter',
+  ),
+  Pair(
+    'GeometricMedian(nu=0.1, T=3)(x)',
+    "lca.geometric_median(x, init='zero', num_iters=3, nu=0.1, tol=0)",
+    'its defaults',
+  ),
+  Pair(
+    'twice(CenteredClipping(L=3, tau=tau))',
+    'twice(lca.centered_clip(threshold=tau, num_iters=3))',
+    'second of two rounds',
+  ),
+  Pair('NNM(f)(x)', 'lca.nnm(x, f=f)'),
+  Pair(
+    'Bucketing(2)(x)',
+    'lca.bucketing(x, key=key, bucket_size=2)',
+    'given the same permutation',
+  ),
+  Pair('Clipping(tau)(x)', 'lca.static_clip(x, threshold=tau)'),
+  Pair('ARC(f)(x)', 'lca.arc(x, f=f)'),
+  Pair('TrMean(f)(NNM(f)(x))', 'lca.chain(lca.nnm, lca.trimmed_mean)(x, f=f)'),
+]
+
+BYZPY = [
+  Pair(
+    'CoordinateWiseMedian().aggregate(rows)', "lca.median(x, median='lower')"
+  ),
+  Pair(
+    'CoordinateWiseTrimmedMean(f).aggregate(rows)', 'lca.trimmed_mean(x, f=f)'
+  ),
+  Pair(
+    'MeanOfMedians(f).aggregate(rows)', "lca.meamed(x, f=f, median='lower')"
+  ),
+  Pair('Krum(f).aggregate(rows)', 'lca.krum(x, f=f, num_neighbors=n-f-1)'),
+  Pair(
+    'MultiKrum(f, 3).aggregate(rows)',
+    'lca.multi_krum(x, f=f, m=3, num_neighbors=n-f-1)',
+  ),
+  Pair('ComparativeGradientElimination(f).aggregate(rows)', 'lca.cge(x, f=f)'),
+  Pair('MoNNA(f).aggregate(rows)', 'lca.monna(x, f=f)'),
+  Pair(
+    'MinimumDiameterAveraging(f).aggregate(rows)',
+    'lca.mda(x, f=f)',
+    FIRST_SUBSET,
+    equal=False,
+  ),
+  Pair('SMEA(f).aggregate(rows)', 'lca.smea(x, f=f)'),
+  Pair(
+    'CAF(f, power_iters=1000).aggregate(rows)',
+    'lca.caf(x, f=f)',
+    'differs where a client that has no weight left is the farthest: theirs '
+    'still divides by its distance',
+    equal=False,
+  ),
+  Pair(
+    'GeometricMedian().aggregate(rows)',
+    'lca.geometric_median(x, num_iters=200, tol=0)',
+    'both converged; the start does not matter',
+  ),
+  Pair(
+    "GeometricMedian(init='mean', max_iter=3).aggregate(rows)",
+    "lca.geometric_median(x, init='mean', num_iters=3, tol=0)",
+  ),
+  Pair(
+    "CenteredClipping(c_tau=tau, M=3, init='zero').aggregate(rows)",
+    'once(lca.centered_clip(threshold=tau, num_iters=3))',
+    "theirs keeps no state; its default start, the round's mean, has no call",
+  ),
+  Pair('NearestNeighborMixing(f).pre_aggregate(rows)', 'lca.nnm(x, f=f)'),
+  Pair(
+    'Bucketing(2, perm=order).pre_aggregate(rows)',
+    'lca.bucketing(x, key=key, bucket_size=2)',
+    'order is jax.random.permutation(key, n)',
+  ),
+  Pair(
+    'Clipping(tau).pre_aggregate(rows)', 'lca.static_clip(x, threshold=tau)'
+  ),
+  Pair('ARC(f).pre_aggregate(rows)', 'lca.arc(x, f=f)'),
+]
+
+FLEXCLASH = [
+  Pair('median(clients)', "lca.median(leaves, median='upper')"),
+  Pair(
+    'trimmed_mean(clients, trim_proportion=0.2)',
+    'lca.trimmed_mean(leaves, f=round(0.2*n), f_above=n-1-round(0.8*n))',
+    'theirs keeps one more above than below',
+  ),
+  Pair('multikrum(clients, f=f, m=1)', 'lca.krum(leaves, f=f)'),
+  Pair(
+    'multikrum(clients, f=f, m=5)',
+    'lca.bulyan_trimmed(leaves, f=f, m=5, trim=2)',
+    'theirs takes the median, not the mean, of the m; m odd',
+  ),
+  Pair(
+    'bulyan(clients, f=f, m=f)',
+    'lca.bulyan(leaves, f=f)',
+    SORTED_IN_PLACE,
+    equal=False,
+  ),
+  Pair(
+    'central_differential_privacy(clients, l2_clip=tau, noise_multiplier=0)',
+    'lca.chain(lca.static_clip, lca.mean)(leaves, threshold=tau)',
+    'without noise',
+  ),
+]
+
+FLWR = [
+  Pair('aggregated(FedAvg())', 'lca.mean(leaves, weights=examples)'),
+  Pair('aggregated(FedMedian())', 'lca.median(leaves)'),
+  Pair(
+    'aggregated(FedTrimmedAvg(beta=0.2))',
+    'lca.trimmed_mean(leaves, f=int(0.2*n))',
+  ),
+  Pair('aggregated(Krum(num_malicious_nodes=f))', 'lca.krum(leaves, f=f)'),
+  Pair(
+    'aggregated(MultiKrum(num_malicious_nodes=f, num_nodes_to_select=3))',
+    'lca.mean(leaves, weights=examples'
+    " * lca.explain(lca.multi_krum)(leaves, f=f, m=3)[1]['selected'])",
+    'theirs weighs the selected by the examples that they report',
+  ),
+  Pair(
+    'aggregated(MultiKrum(num_malicious_nodes=f, num_nodes_to_select=3))',
+    'lca.multi_krum(leaves, f=f, m=3)',
+    'equal only if all report the same number of examples',
+    equal=False,
+  ),
+  Pair(
+    'aggregate_krum([(row, 1) for row, _ in results], f, to_keep=3)',
+    'lca.multi_krum(leaves, f=f, m=3)',
+    'flwr.server, equal numbers of examples',
+  ),
+  Pair(
+    'aggregated(Bulyan(num_malicious_nodes=f))',
+    "lca.bulyan(leaves, f=f, selection='once')",
+    'flwr.serverapp: the n - 2f lowest scores, computed once',
+  ),
+  Pair(
+    'aggregate_bulyan(results, f, aggregate_krum, to_keep=0)',
+    'lca.bulyan(leaves, f=f)',
+    'flwr.server: one selection at a time',
+  ),
+  Pair(
+    'aggregate(clipped(tau))',
+    'lca.chain(lca.static_clip, lca.mean)(leaves, threshold=tau)',
+    'its fixed clipping for differential privacy, without noise and with '
+    'equal numbers of examples',
+  ),
+]
+
+BLADES = [
+  Pair('Mean()(rows)', 'lca.mean(x)'),
+  Pair('Median()(rows)', 'lca.median(x)'),
+  Pair('Trimmedmean(f)(rows)', 'lca.trimmed_mean(x, f=f)'),
+  Pair(
+    'GeoMed(maxiter=200, ftol=-1.0)(rows)',
+    'lca.geometric_median(x, num_iters=200, tol=0)',
+    'both converged; the start does not matter',
+  ),
+  Pair(
+    'GeoMed()(rows)',
+    'lca.geometric_median(x)',
+    'theirs stops where the sum of distances no longer changes in float32',
+    equal=False,
+  ),
+  Pair(
+    'GeoMed(maxiter=3)(rows)',
+    "lca.geometric_median(x, init='mean', num_iters=3, tol=0)",
+  ),
+  Pair(
+    'DnC(f, num_iters=1)(rows)',
+    'lca.dnc(x, f=f)',
+    'up to 10,000 parameters, all of which both then use',
+  ),
+  Pair(
+    'Multikrum(f, k=3)(rows)',
+    'lca.multi_krum(x, f=f, m=3)',
+    'theirs sums fourth powers of distances',
+    equal=False,
+  ),
+  Pair(
+    'twice(Centeredclipping(tau=tau, n_iter=3))',
+    'twice(lca.centered_clip(threshold=tau, num_iters=3))',
+    'second of two rounds',
+  ),
+  Pair(
+    'twice(Clippedclustering())',
+    'twice(lca.clipped_clustering(threshold=1e5))',
+    'second of two rounds; no row is zero',
+  ),
+  Pair(
+    'Signguard()(rows)',
+    'lca.sign_guard(x, fraction=1)',
+    'theirs clusters by k-means, ours by average linkage',
+    equal=False,
+  ),
+]
+
+PAPER = [
+  Pair('layerwise_krum(clients, f=f)', 'lca.layerwise(lca.krum)(leaves, f=f)'),
+  Pair(
+    'krum_cosine_similarity(clients, f=f)',
+    'lca.cosine(lca.krum, clip=None)(leaves, f=f)',
+  ),
+  Pair(
+    'krum_cosine_similarity_layerwise(clients, f=f)',
+    'lca.layerwise(lca.cosine(lca.krum, clip=None))(leaves, f=f)',
+  ),
+  Pair(
+    "clipped('krum_cosine_similarity', f=f)",
+    "lca.cosine(lca.krum, clip_by='leaf', median='lower')(leaves, f=f)",
+  ),
+  Pair(
+    "clipped('krum_cosine_similarity_layerwise', f=f)",
+    "lca.layerwise(lca.cosine(lca.krum, median='lower'))(leaves, f=f)",
+  ),
+  Pair('geomed(clients)', 'lca.medoid(leaves)'),
+  Pair('layerwise_geomed(clients)', 'lca.layerwise(lca.medoid)(leaves)'),
+  Pair('cosine_geomed(clients)', 'lca.cosine(lca.medoid, clip=None)(leaves)'),
+  Pair(
+    "clipped('layerwise_cosine_geomed')",
+    "lca.layerwise(lca.cosine(lca.medoid, median='lower'))(leaves)",
+  ),
+  Pair(
+    'bulyan_cosine_similarity(clients, f=f, m=7)',
+    'lca.cosine(lca.bulyan_trimmed, clip=None)(leaves, f=f, m=7)',
+  ),
+  Pair(
+    'bulyan_cosine_similarity_layerwise(clients, f=f, m=7)',
+    'lca.layerwise(lca.cosine(lca.bulyan_trimmed, clip=None))'
+    '(leaves, f=f, m=7)',
+  ),
+  Pair(
+    "clipped('bulyan_cosine_similarity_layerwise', f=f, m=7)",
+    "lca.layerwise(lca.cosine(lca.bulyan_trimmed, median='lower'))"
+    '(leaves, f=f, m=7)',
+    'theirs clips the result, ours what is trimmed and averaged',
+    equal=False,
+  ),
+  Pair(
+    'layerwise_bulyan(clients, f=f, m=f)',
+    'lca.layerwise(lca.bulyan)(leaves, f=f)',
+    SORTED_IN_PLACE,
+    equal=False,
+  ),
+]
+
+LASA = [
+  Pair(
+    'lasa(sparsity=0.3, lambda_n=2.0, lambda_s=1.0)',
+    'lca.lasa(leaves, sparsity=0.3, norm_bound=2.0, sign_bound=1.0)',
+  ),
+  Pair(
+    'lasa(sparsity=0.0, lambda_n=1.0, lambda_s=1.0)',
+    'lca.lasa(leaves, sparsity=0.0, norm_bound=1.0, sign_bound=1.0)',
+  ),
+]
+
+FOOLSGOLD = [
+  Pair(
+    'average(foolsgold(x))',
+    'lca.foolsgold(x)',
+    'theirs returns the weights; both without history',
+  ),
+]
+
+SYSTEMS = {
+  'byzfl': System('byzfl', byzfl_names, BYZFL, 'byzfl'),
+  'byzpy': System('byzpy', byzpy_names, BYZPY, 'byzpy'),
+  'flexclash': System('flexclash', flexclash_names, FLEXCLASH, 'flexclash'),
+  'Flower': System('flwr', flwr_names, FLWR, 'flwr'),
+  'Blades': System('fllib', blades_names, BLADES),
+  'layerwise cosine paper': System('aggregators', paper_names, PAPER),
+  'LASA': System('algorithms.defense.lasa', lasa_names, LASA),
+  'FoolsGold': System('fg.foolsgold', foolsgold_names, FOOLSGOLD),
+}
+
+
+def installed(system: System) -> bool:
+  with contextlib.suppress(ModuleNotFoundError):
+    return importlib.util.find_spec(system.module) is not None
+  return False
+
+
+def flat(result: Any) -> np.ndarray:
+  """One update, or stacked ones, as a float64 vector."""
+  parts = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
+  return np.concatenate([part.ravel() for part in parts])
+
+
+def difference(system: System, pair: Pair) -> float:
+  """The largest difference, relative to the update's largest entry."""
+  worst = 0.0
+  for n in SIZES:
+    for seed in SEEDS:
+      trial = make_trial(n, seed)
+      theirs = flat(eval(pair.theirs, system.names(trial)))
+      ours = flat(eval(pair.ours, our_names(trial)))
+      gap = np.max(np.abs(theirs - ours)) / np.max(np.abs(ours))
+      worst = np.fmax(worst, np.inf if np.isnan(gap) else gap)
+  return float(worst)
+
+
+def version(system: System) -> str:
+  if system.package is None:
+    return '(source)'
+  return importlib.metadata.version(system.package)
+
+
+def compare() -> tuple[list[str], int]:
+  """Returns the table's lines, and how many rows are not as expected."""
+  lines = [
+    '| system | their call | call here | largest relative difference | |',
+    '| --- | --- | --- | --- | --- |',
+  ]
+  surprises = 0
+  for name, system in SYSTEMS.items():
+    if not installed(system):
+      lines.append(f'| {name} | | | not installed | |')
+      continue
+    for pair in system.pairs:
+      worst = difference(system, pair)
+      equal = worst <= TOLERANCE
+      remark = pair.remark
+      if not pair.equal:
+        remark = f'not equal: {remark}'
+      if equal != pair.equal:
+        surprises += 1
+        remark = f'UNEXPECTED. {remark}'
+      cells = name, f'`{pair.theirs}`', f'`{pair.ours}`', f'{worst:.1e}', remark
+      lines.append(f'| {" | ".join(cells)} |')
+  return lines, surprises
+
+
+def report() -> tuple[str, int]:
+  """Returns the page, and how many rows are not as expected."""
+  versions = [f'lca {lca.__version__}', f'jax {jax.__version__}']
+  versions += [
+    f'{name} {version(system)}'
+    for name, system in SYSTEMS.items()
+    if installed(system)
+  ]
+  versions.append(f'Python {platform.python_version()}')
+  table, surprises = compare()
+  sizes = ' and '.join(map(str, SIZES))
+  about = (
+    'Both calls of a row ran as they stand here, on the same float32 updates: '
+    f'n = {sizes} clients, f = {F} of them Byzantine, {len(SEEDS)} seeds each. '
+    '`x` is `[n, 1000]`, `leaves` the same in two leaves, a kernel and a bias; '
+    '`rows` and `clients` are lists of them, one a client. `tau` is the median '
+    'norm, `examples` what the clients report. A difference is the largest '
+    "over the update's entries, relative to its largest entry; up to "
+    f'{TOLERANCE:.0e} counts as equal.'
+  )
+  written = (
+    f'Written by `python -m benchmarks.definitions` with {", ".join(versions)}.'
+  )
+  lines = [
+    '# Which call equals which',
+    *['', textwrap.fill(written, 80), '', textwrap.fill(about, 80), ''],
+    *table,
+  ]
+  return '\n'.join(lines) + '\n', surprises
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--output', help='a file to write the page to')
+  args = parser.parse_args()
+  page, surprises = report()
+  print(page, end='')
+  if args.output:
+    with open(args.output, 'w') as file:
+      file.write(page)
+  return 1 if surprises else 0
+
+
+if __name__ == '__main__':
+  raise SystemExit(main())
