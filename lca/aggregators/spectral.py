@@ -132,7 +132,8 @@ def dnc(
     f: how many Byzantine clients to tolerate.
     filter_fraction: how many clients to drop, in units of f.
     num_iters: how many draws of coordinates.
-    subsample_dim: how many coordinates a draw has; every leaf gives its share.
+    subsample_dim: how many coordinates a draw has, all if there are no more;
+      every leaf gives its share, spread over the leaf.
     key: of the draws.
 
   Returns:
@@ -140,8 +141,8 @@ def dnc(
 
   Raises:
     ValueError: unless f >= 0, n > 2f, 0 <= int(filter_fraction f) < n,
-      num_iters >= 1 and 1 <= subsample_dim <= the number of coordinates; if
-      there is `subsample_dim` and no key, or `num_iters` without it.
+      num_iters >= 1 and subsample_dim >= 1; if there is `subsample_dim` and no
+      key, or `num_iters` without it.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -193,15 +194,18 @@ def _draws(
   ends = np.cumsum([leaf.shape[1] for leaf in leaves])
   if key is None:
     raise ValueError('dnc draws coordinates with a key, got key=None')
-  if num_iters < 1 or not 1 <= dim <= ends[-1]:
+  if num_iters < 1 or dim < 1:
     raise ValueError(
-      f'dnc needs num_iters >= 1 and 1 <= subsample_dim <= {ends[-1]}, got '
+      'dnc needs num_iters >= 1 and subsample_dim >= 1, got '
       f'num_iters={num_iters}, subsample_dim={dim}'
     )
-  shares = np.diff(np.rint(ends * (dim / ends[-1])).astype(int), prepend=0)
+  part = min(1, dim / ends[-1])
+  shares = np.diff(np.rint(ends * part).astype(int), prepend=0)
 
   def draw(key, leaf, share):
-    chosen = jax.random.choice(key, leaf.shape[1], (share,), replace=False)
+    # One of each of as many stretches: all different, and without a sort.
+    bounds = np.arange(share + 1) * leaf.shape[1] // max(share, 1)
+    chosen = jax.random.randint(key, (share,), bounds[:-1], bounds[1:])
     return leaf[:, chosen]
 
   keys = jax.random.split(key, (num_iters, len(leaves)))
