@@ -91,7 +91,7 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
     'mda': (2, {'name': 'mda', 'f': f, 'max_subsets': 200_000}),
     'monna': (2, {'name': 'monna', 'f': f, 'pivot': 0}),
   }
-  geometric = {'num_iters': 100, 'tol': 1e-6, 'nu': 1e-6, 'init': 'medoid'}
+  geometric = {'num_iters': 1000, 'tol': 1e-6, 'nu': 1e-6, 'init': 'medoid'}
   draws = {'num_iters': 1, 'subsample_dim': placeholder(int)}  # None is all
   others = {
     'caf': {'f': f},

@@ -208,22 +208,28 @@ class _Columns(NamedTuple):
 
 def _by_columns(function, leaves, weights):
   """Applies `function(rows, select) -> [..., c]` to all columns."""
-  if not any(leaf.size for leaf in leaves):
-    return [jnp.zeros(leaf.shape[1:], wide(leaf.dtype)) for leaf in leaves]
   columns = [
     _Columns(
-      leaf.reshape(len(leaf), -1), None if weights is None else weights[k]
+      jnp.reshape(leaf, (len(leaf), -1)),
+      None if weights is None else weights[k],
     )
     for k, leaf in enumerate(leaves)
+    if leaf.size
   ]
+  if not columns:
+    return [jnp.zeros(leaf.shape[1:], wide(leaf.dtype)) for leaf in leaves]
   parts = lax.platform_dependent(
     columns,
     cpu=functools.partial(_in_cache, function),
     default=functools.partial(_packed, function),
   )
+  lead, parts = parts[0].shape[:-1], iter(parts)
+  empty = jnp.zeros((*lead, 0))
   return [
-    part.reshape(*part.shape[:-1], *leaf.shape[1:]).astype(wide(leaf.dtype))
-    for part, leaf in zip(parts, leaves, strict=True)
+    (next(parts) if leaf.size else empty)
+    .reshape(*lead, *leaf.shape[1:])
+    .astype(wide(leaf.dtype))
+    for leaf in leaves
   ]
 
 

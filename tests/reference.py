@@ -1,10 +1,11 @@
 """Slow, obvious float64 versions of the rules, written from the papers.
 
 Nothing here imports jax or lca. A tree is a nested dict, or a list, of arrays
-`[n, ...]`; a rule is a function from rows `[n, d]` in float64 to scores
-`[n]`, how many rows it takes, and how far apart two clients are. What the
-papers leave open (zero rows, rejected rows, medians, ties) follows the
-definitions stated in `lca`'s documentation, not its code.
+`[n, ...]`. A rule is a function of rows `[n, d]` in float64: to scores `[n]`
+or to weights `[n]`, of those that mix clients; to one row `[d]`, of those that
+work on every coordinate; to a matrix `[k, n]` of weights, of those that give
+clients back. What the papers leave open (zero rows, rejected rows, medians,
+ties) follows the definitions stated in `lca`'s documentation, not its code.
 """
 
 import itertools
@@ -112,14 +113,10 @@ def distance_matrix(rows, kind='euclidean', power=2):
 
 
 def median(values, kind='interpolated'):
-  """The middle; of an even count the middle pair's mean, or the lower one."""
+  """The middle; of an even count the middle pair's mean, or one of the two."""
   values = sorted(values)
-  middle = len(values) // 2
-  if len(values) % 2:
-    return values[middle]
-  if kind == 'lower':
-    return values[middle - 1]
-  return (values[middle - 1] + values[middle]) / 2
+  low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
+  return {'lower': low, 'upper': high, 'interpolated': (low + high) / 2}[kind]
 
 
 def clip_factors(rows, kind='interpolated'):
@@ -136,15 +133,43 @@ def clip_factors(rows, kind='interpolated'):
   return factors
 
 
-def mix(rows, weights):
+def lengths(rows):
+  """The norms; +inf for rejected rows."""
+  plain = [math.sqrt(squared_norm(row)) for row in rows]
+  return np.where(rejected(rows), math.inf, plain)
+
+
+def equal_weights(n, chosen):
+  """Equal weights on the chosen of n clients; NaN if there are none."""
+  weights = np.zeros(n)
+  weights[list(chosen)] = 1
+  return weights / len(chosen) if len(chosen) else np.full(n, np.nan)
+
+
+def in_few_coordinates(rows):
+  """Rows as far apart as these, in the coordinates of the span of the good."""
+  if rows.shape[1] <= len(rows):
+    return rows
+  good = ~rejected(rows)
+  coordinates = np.full((len(rows), np.sum(good)), np.nan)
+  coordinates[good] = np.linalg.qr(rows[good].T)[1].T
+  return coordinates
+
+
+def weighted_sum(rows, weights):
   """The sum of `weights[i] * rows[i]`, where a zero weight means absent."""
   total = np.zeros(rows.shape[1])
-  if not np.any(weights):
-    return np.full(rows.shape[1], np.nan)
   for weight, row in zip(weights, rows, strict=True):
     if weight != 0:
       total = total + weight * row
   return total
+
+
+def mix(rows, weights):
+  """The weighted sum; NaN where nobody has any weight."""
+  if not np.any(weights):
+    return np.full(rows.shape[1], np.nan)
+  return weighted_sum(rows, weights)
 
 
 # Rules: rows -> scores [n], lower is better --------------------------------
@@ -179,8 +204,7 @@ def medoid_scores(rows, *, kind='euclidean', power=1):
 def norms(rows, *, f, kind='euclidean'):
   """Of each row, whatever f is; rejected ones last."""
   assert kind == 'euclidean'
-  lengths = [math.sqrt(squared_norm(row)) for row in rows]
-  return np.where(rejected(rows), math.inf, lengths)
+  return lengths(rows)
 
 
 def pivot_distances(rows, *, f, pivot=0, kind='euclidean', power=2):
@@ -188,12 +212,33 @@ def pivot_distances(rows, *, f, pivot=0, kind='euclidean', power=2):
   return distance_matrix(rows, kind, power)[pivot]
 
 
+def outlyingness(rows, *, f, filter_fraction=1.0, kind='euclidean'):
+  """DnC: squared projections on the direction in which rows vary the most."""
+  assert kind == 'euclidean'
+  good = ~rejected(rows)
+  scores = np.full(len(rows), math.inf)
+  if np.any(good):
+    centred = rows[good] - np.mean(rows[good], axis=0)
+    scores[good] = 0
+    if centred.size:
+      top = np.linalg.svd(centred, full_matrices=False)[2][0]
+      scores[good] = (centred @ top) ** 2
+  return scores
+
+
+def trimmed_scores(rows, *, trim=None, **hyper):
+  """Those of Krum, whatever is trimmed afterwards."""
+  return krum_scores(rows, **hyper)
+
+
 SCORES = {
   'krum': krum_scores,
   'multi_krum': krum_scores,
+  'bulyan_trimmed': trimmed_scores,
   'medoid': medoid_scores,
   'cge': norms,
   'monna': pivot_distances,
+  'dnc': outlyingness,
 }
 TAKES_ALL_BUT_F = ('cge', 'monna')
 
@@ -214,12 +259,7 @@ def diameter(rows, kind='euclidean'):
 def largest_variance(rows, kind='euclidean'):
   """The largest eigenvalue of the members' covariance matrix."""
   assert kind == 'euclidean'
-  if rows.shape[1] > len(rows):
-    # In the coordinates of the space that the rows span: as far apart, fewer.
-    good = ~rejected(rows)
-    coordinates = np.full((len(rows), np.sum(good)), np.nan)
-    coordinates[good] = np.linalg.qr(rows[good].T)[1].T
-    rows = coordinates
+  rows = in_few_coordinates(rows)
 
   def objective(members):
     own = rows[list(members)]
@@ -251,6 +291,490 @@ def select(scores, bad, m):
   return order[:m]
 
 
+# Rules: rows -> weights [n] -------------------------------------------------
+
+
+def geometric_median_weights(rows, *, nu=1e-6, steps=20_000, **unused):
+  """Weiszfeld's iteration until it stands still.
+
+  The weights at the point where the sum of the distances is least; those of
+  rows nearer than nu are what nu gives them.
+  """
+  good = ~rejected(rows)
+  weights = np.zeros(len(rows))
+  if not np.any(good):
+    return np.full(len(rows), np.nan)
+  x = in_few_coordinates(rows)[good]
+  z = coordinate_median(x)
+  for _ in range(steps):
+    closeness = 1 / np.maximum(np.linalg.norm(x - z, axis=1), nu)
+    share = closeness / np.sum(closeness)
+    z, before = share @ x, z
+    if np.linalg.norm(z - before) <= 1e-14 * np.linalg.norm(z):
+      break
+  weights[good] = share
+  return weights
+
+
+def sum_of_distances(rows, point):
+  """What the geometric median has least of, over the rows not rejected."""
+  return float(np.sum(np.linalg.norm(rows[~rejected(rows)] - point, axis=1)))
+
+
+def caf_steps(rows, *, f):
+  """The filter's (largest variance, weights), one a step.
+
+  With f = 0, or 2 f rows rejected, nothing is to be filtered: one step.
+  """
+  n = len(rows)
+  rows = in_few_coordinates(rows)
+  c = np.where(rejected(rows), 0.0, 1.0)
+  if not np.any(c):
+    return [(math.inf, np.full(n, np.nan))]
+  if np.sum(c) <= n - 2 * f:
+    return [(math.inf, c / np.sum(c))]
+  rows = np.where(rejected(rows)[:, None], 0, rows)
+  steps = []
+  while np.sum(c) > n - 2 * f:
+    weights = c / np.sum(c)
+    centred = rows - weights @ rows
+    if not centred.size:
+      return [(0.0, weights)]
+    scaled = np.sqrt(weights)[:, None] * centred
+    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
+    steps.append((float(singular[0]) ** 2, weights))
+    tau = np.where(c > 0, (centred @ directions[0]) ** 2, 0)
+    if np.max(tau) == 0:  # all that is left agrees
+      break
+    c = c * (1 - tau / np.max(tau))
+  return steps
+
+
+def caf_weights(rows, *, f):
+  """Those of the step in which the largest variance is least."""
+  return min(caf_steps(rows, f=f), key=lambda step: step[0])[1]
+
+
+def cosine_similarity(a, b):
+  """0 where a row is zero."""
+  size = math.sqrt(squared_norm(a)), math.sqrt(squared_norm(b))
+  return float(np.dot(a / size[0], b / size[1])) if all(size) else 0.0
+
+
+def foolsgold_dissimilarities(rows):
+  """`[n]`: 1 less the largest similarity to another, in [0, 1]."""
+  n = len(rows)
+  good = np.flatnonzero(~rejected(rows))
+  cs = np.zeros((n, n))
+  for i in good:
+    for j in good:
+      if i != j:
+        cs[i, j] = cosine_similarity(rows[i], rows[j])
+  v = np.max(cs, axis=1)
+  pardoned = cs.copy()
+  for i in good:
+    for j in good:
+      if v[i] < v[j]:
+        pardoned[i, j] = cs[i, j] * v[i] / v[j]
+  alpha = np.zeros(n)
+  alpha[good] = np.clip(1 - np.max(pardoned, axis=1)[good], 0, 1)
+  return alpha
+
+
+def foolsgold_weights(rows):
+  """Algorithm 1 of Fung et al. on this round's updates alone."""
+  n = len(rows)
+  good = np.flatnonzero(~rejected(rows))
+  alpha = foolsgold_dissimilarities(rows)
+  if not np.any(alpha):
+    return equal_weights(n, good)
+  alpha = alpha / np.max(alpha)
+  alpha[alpha == 1] = 0.99
+  with np.errstate(divide='ignore'):
+    alpha[good] = np.clip(np.log(alpha / (1 - alpha))[good] + 0.5, 0, 1)
+  return alpha / np.sum(alpha)
+
+
+def fltrust_weights(rows, *, server):
+  """Cao et al.: the clients' trust, and lengths made to be the server's."""
+  n = len(rows)
+  bad = rejected(rows)
+  trust, size = np.zeros(n), np.ones(n)
+  if rejected(server[None])[0]:
+    return np.full(n, np.nan)
+  for i in np.flatnonzero(~bad):
+    trust[i] = max(0.0, cosine_similarity(rows[i], server))
+    size[i] = math.sqrt(squared_norm(rows[i])) or 1.0
+  if not np.any(trust):
+    return np.full(n, np.nan)
+  length = math.sqrt(squared_norm(server))
+  return trust * length / size / np.sum(trust)
+
+
+WEIGHTS = {
+  'geometric_median': geometric_median_weights,
+  'caf': caf_weights,
+  'foolsgold': foolsgold_weights,
+  'fltrust': fltrust_weights,
+}
+
+
+# Clusters ------------------------------------------------------------------
+
+
+def two_clusters(matrix, slack=0.0, limit=3000):
+  """Average linkage: all the ways in which it may end in two clusters.
+
+  The two clusters of the least mean distance between their members merge, as
+  long as there are more than two. Pairs within `slack` of the nearest count as
+  tied, and every way to break a tie is followed. None if there are too many.
+  """
+  ends = {frozenset(frozenset([i]) for i in range(len(matrix)))}
+  for _ in range(len(matrix) - 2):
+    following = set()
+    for clusters in ends:
+      pairs = {
+        (a, b): float(np.mean(matrix[np.ix_(sorted(a), sorted(b))]))
+        for a, b in itertools.combinations(sorted(clusters, key=min), 2)
+      }
+      least = min(pairs.values())
+      ties = [pair for pair, d in pairs.items() if d <= least + slack]
+      # Copies of one point end in one cluster, in whatever order they merge.
+      for a, b in ties[:1] if least == 0 else ties:
+        following.add(clusters - {a, b} | {a | b})
+    ends = following
+    if len(ends) > limit:
+      return None
+  return ends
+
+
+def larger(clusters):
+  """The larger cluster; of two as large, the one with the lowest index."""
+  return min(clusters, key=lambda members: (-len(members), min(members)))
+
+
+def larger_clusters(matrix, members, slack=0.0):
+  """Masks [n] of what the larger cluster of the members may be; or None."""
+  if len(members) == 0:
+    return [np.zeros(len(matrix), bool)]
+  ends = two_clusters(matrix[np.ix_(members, members)], slack)
+  if ends is None:
+    return None
+  answer = []
+  for clusters in ends:
+    mask = np.zeros(len(matrix), bool)
+    mask[np.asarray(members)[list(larger(clusters))]] = True
+    answer.append(mask)
+  return answer
+
+
+def sign_shares(rows):
+  """`[n, 3]`: the shares of positive, negative and zero entries."""
+  count = max(1, rows.shape[1])
+  tests = (rows > 0, rows < 0, rows == 0)
+  return np.stack([np.sum(test, axis=1) / count for test in tests], axis=1)
+
+
+def sign_guard_choices(rows, *, lower=0.1, upper=3.0, slack=0.0):
+  """(norm filter [n], what the sign filter may be: masks, or None).
+
+  The signs are counted over all coordinates.
+  """
+  good = np.flatnonzero(~rejected(rows))
+  size = lengths(rows)
+  passed = np.zeros(len(rows), bool)
+  if len(good):
+    middle = median(size[good])
+    passed = (lower * middle <= size) & (size <= upper * middle)
+    passed &= ~rejected(rows)
+  features = np.where(rejected(rows)[:, None], 0, sign_shares(rows))
+  gaps = np.linalg.norm(features[:, None] - features, axis=2)
+  return passed, larger_clusters(gaps, good, slack)
+
+
+# Rules on every coordinate: rows -> one row [d] ----------------------------
+
+
+def in_order(rows):
+  """Every column sorted, NaN with +inf."""
+  return np.sort(np.where(np.isnan(rows), np.inf, rows), axis=0)
+
+
+def coordinate_median(rows, *, median='interpolated'):
+  ordered = in_order(rows)
+  low, high = ordered[(len(rows) - 1) // 2], ordered[len(rows) // 2]
+  with np.errstate(invalid='ignore'):
+    middle = (low + high) / 2
+  return {'lower': low, 'upper': high, 'interpolated': middle}[median]
+
+
+def trimmed_mean(rows, *, f, f_above=None):
+  """Without the f lowest and the f_above highest entries of every column."""
+  f_above = f if f_above is None else f_above
+  return np.mean(in_order(rows)[f : len(rows) - f_above], axis=0)
+
+
+def nearest_to_the_median(rows, count):
+  """`[n, d]` weights: `count` entries a column, the last ones sharing a tie."""
+  with np.errstate(invalid='ignore'):
+    gaps = np.abs(rows - coordinate_median(rows))
+  gaps = np.where(np.isfinite(rows), gaps, np.inf)
+  last = np.sort(gaps, axis=0)[count - 1]
+  before = gaps < last
+  places = count - np.sum(before, axis=0)
+  tied = gaps == last
+  return before + tied * (places / np.sum(tied, axis=0))
+
+
+def mean_of_nearest(rows, count):
+  """The mean of the `count` entries that are nearest to the column's median."""
+  weights = nearest_to_the_median(rows, count)
+  used = np.where(weights > 0, rows, 0)
+  return np.sum(weights * used, axis=0) / count
+
+
+def doubtful_columns(rows, count):
+  """Where rounding may change who is among the `count` nearest.
+
+  The last one in and the first one out are equally far, within float32's
+  error, and differ in value.
+  """
+  if count == len(rows):
+    return np.zeros(rows.shape[1], bool)
+  with np.errstate(invalid='ignore'):
+    gaps = np.abs(rows - coordinate_median(rows))
+  gaps = np.where(np.isfinite(rows), gaps, np.inf)
+  order = np.argsort(gaps, axis=0)
+  near = np.take_along_axis(rows, order, 0)
+  gaps = np.take_along_axis(gaps, order, 0)
+  size = np.max(np.abs(near[: count + 1]), axis=0)
+  with np.errstate(invalid='ignore'):
+    close = gaps[count] - gaps[count - 1] <= 1e-6 * size
+  return close & (near[count] != near[count - 1])
+
+
+def meamed(rows, *, f):
+  return mean_of_nearest(rows, len(rows) - f)
+
+
+def sign_majority(rows, *, theta):
+  """RLR: the mean, turned around where fewer than theta clients agree."""
+  agree = np.abs(np.sum(np.sign(rows), axis=0)) >= theta
+  return np.where(agree, 1, -1) * np.mean(rows, axis=0)
+
+
+COLUMNS = {
+  'median': coordinate_median,
+  'trimmed_mean': trimmed_mean,
+  'meamed': meamed,
+  'sign_majority': sign_majority,
+}
+
+
+# Selection, then a rule on every coordinate --------------------------------
+
+
+def bulyan_members(
+  rows, *, f, kind='euclidean', power=2, prefer=None, slack=0.0
+):
+  """Krum again and again on what is left, n - 2f times: in that order.
+
+  With `prefer`, a client of that set is taken where its score is within
+  `slack` of the lowest.
+  """
+  n = len(rows)
+  bad = rejected(rows)
+  if np.sum(~bad) < n - 2 * f:
+    return np.flatnonzero(~bad).tolist()
+  matrix = distance_matrix(rows, kind, power)
+  remaining, chosen = list(range(n)), []
+  for k in range(n - 2 * f):
+    count = max(1, n - k - f - 2)
+    scores = {
+      i: sum(sorted(matrix[i, j] for j in remaining if j != i)[:count])
+      for i in remaining
+      if not bad[i]
+    }
+    best = min(scores.values())
+    liked = [
+      i for i in scores if prefer and i in prefer and scores[i] <= best + slack
+    ]
+    winner = min(liked or scores, key=lambda i: (scores[i], i))
+    remaining.remove(winner)
+    chosen.append(winner)
+  return chosen
+
+
+def bulyan(rows, members, *, f, **unused):
+  """The second stage of El Mhamdi et al., on the members' (clipped) rows."""
+  own, theta = rows[list(members)], len(rows) - 2 * f
+  if len(members) < theta:
+    return mix(rows, equal_weights(len(rows), members))
+  return mean_of_nearest(own, theta - 2 * f)
+
+
+def bulyan_trimmed(rows, members, *, f, m, trim=None, **unused):
+  """The trimmed mean of the m best, or the mean of fewer."""
+  if len(members) < m:
+    return mix(rows, equal_weights(len(rows), members))
+  return trimmed_mean(rows[list(members)], f=f if trim is None else trim)
+
+
+# LASA, on the arrays of a scope --------------------------------------------
+
+
+def sparsified(arrays, sparsity):
+  """Per client, the kernels' entries above the k-th largest magnitude."""
+  kernels = [i for i, array in enumerate(arrays) if array.ndim >= 3]
+  if not kernels or sparsity == 0:
+    return arrays
+  answer = [array.copy() for array in arrays]
+  for client in range(len(arrays[0])):
+    sizes = np.concatenate([np.abs(arrays[i][client]).ravel() for i in kernels])
+    k = int(len(sizes) * (1 - sparsity))
+    kth_largest = np.sort(sizes)[::-1][k - 1] if k else np.inf
+    for i in kernels:
+      own = answer[i][client]
+      answer[i][client] = np.where(np.abs(own) > kth_largest, own, 0)
+  return answer
+
+
+def lasa(arrays, *, sparsity=0.3, norm_bound=2.0, sign_bound=1.0):
+  """Clip, sparsify; then per leaf, average those of usual norm and signs."""
+  rows = rows_of(arrays)
+  good = np.flatnonzero(~rejected(rows))
+  if not len(good):
+    return [np.full(array.shape[1:], np.nan) for array in arrays]
+  factors = clip_factors(rows, 'lower')
+  clipped = []
+  for array in arrays:
+    column = factors.reshape((-1,) + (1,) * (array.ndim - 1))
+    clipped.append(array[good] * column[good])
+  answer = []
+  for array in sparsified(clipped, sparsity):
+    own = rows_of([array])
+    size = np.sqrt([squared_norm(row) for row in own])
+    signs = np.sign(own)
+    nonzero = np.sum(np.abs(signs), axis=1)
+    purity = np.sum(signs, axis=1) / np.maximum(nonzero, 1)
+    usual = np.ones(len(own), bool)
+    for value, bound in ((size, norm_bound), (purity, sign_bound)):
+      usual &= np.abs(value - median(value)) <= bound * np.std(value)
+    answer.append(np.mean(array[usual] if np.any(usual) else array, axis=0))
+  return answer
+
+
+# Pre-aggregators: rows -> matrix [k, n] ------------------------------------
+
+
+def nnm_matrix(rows, *, f, kind='euclidean'):
+  """Row i: equal weights on the n - f nearest to client i."""
+  n = len(rows)
+  bad = rejected(rows)
+  matrix = distance_matrix(rows, kind)
+  answer = np.full((n, n), np.nan)
+  for i in np.flatnonzero(~bad):
+    answer[i] = equal_weights(n, select(matrix[i], bad, n - f))
+  return answer
+
+
+def bucketing_matrix(rows, *, order, bucket_size=2):
+  """Consecutive groups of the clients in the given order."""
+  bad = rejected(rows)
+  answer = []
+  for start in range(0, len(rows), bucket_size):
+    bucket = order[start : start + bucket_size]
+    answer.append(equal_weights(len(rows), [i for i in bucket if not bad[i]]))
+  return np.array(answer)
+
+
+def static_clip_matrix(rows, *, threshold):
+  """Every row at most as long as the threshold; a rejected one is nothing."""
+  size = lengths(rows)
+  return np.diag([min(1, threshold / max(s, 1e-300)) for s in size])
+
+
+def arc_matrix(rows, *, f):
+  """Clipped to the (k + 1)-th largest norm, k = floor(2 (f / n) (n - f))."""
+  n = len(rows)
+  k = 2 * f * (n - f) // n
+  size = lengths(rows)
+  threshold = np.sort(size)[::-1][k]
+  factors = [
+    np.nan if s == math.inf else 1.0 if s <= threshold else threshold / s
+    for s in size
+  ]
+  return np.where(np.eye(n) > 0, factors, 0.0)
+
+
+MATRICES = {
+  'nnm': nnm_matrix,
+  'bucketing': bucketing_matrix,
+  'static_clip': static_clip_matrix,
+  'arc': arc_matrix,
+}
+
+
+def pre_aggregate(name, tree, hyper, *, kind='euclidean', by='model'):
+  """A pre-aggregator in every group; under cosine, of clipped rows."""
+  arrays = [array for _, array in leaves(tree)]
+  answer = [None] * len(arrays)
+  for positions in groups(tree, by):
+    rows = rows_of([arrays[p] for p in positions])
+    if name == 'nnm':
+      matrix = nnm_matrix(rows, kind=kind, **hyper)
+    else:
+      matrix = MATRICES[name](rows, **hyper)
+    factors = clip_factors(rows) if kind == 'cosine' else np.ones(len(rows))
+    for p in positions:
+      with np.errstate(invalid='ignore'):  # rejected rows: 0 * inf, unused
+        own = rows_of([arrays[p]]) * factors[:, None]
+      mixed = [
+        np.full(own.shape[1], np.nan)
+        if np.any(np.isnan(weights))
+        else weighted_sum(own, weights)
+        for weights in matrix
+      ]
+      answer[p] = np.reshape(mixed, (len(matrix), *arrays[p].shape[1:]))
+  return rebuild(tree, answer)
+
+
+# Aggregators with a memory: (rows, state) -> (one row [d], state) ----------
+
+
+def centered_clip(rows, state, *, threshold, num_iters=1):
+  """Karimireddy et al.; the state is the last aggregate, None at first."""
+  v = np.zeros(rows.shape[1]) if state is None else state
+  good = ~rejected(rows)
+  for _ in range(num_iters):
+    total = np.zeros(rows.shape[1])
+    for row in rows[good]:
+      gap = float(np.linalg.norm(row - v))
+      total += (row - v) * (min(1, threshold / gap) if gap else 1)
+    v = v + total / len(rows)
+  return v, v
+
+
+def clipped_clustering_choices(
+  rows, state, *, window=1000, threshold=None, slack=0.0
+):
+  """(what the larger cluster may be, clip factors [n], state).
+
+  The state is the list of the last norms, those of the last round first.
+  """
+  good = np.flatnonzero(~rejected(rows))
+  size = lengths(rows)
+  ring = [*size[good], *(state or [])][:window]
+  factors = np.zeros(len(rows))
+  if ring:
+    limit = median(ring)
+    limit = limit if threshold is None else min(limit, threshold)
+    for i in good:
+      factors[i] = limit / size[i] if size[i] > limit else 1.0
+  matrix = distance_matrix(rows, 'cosine')
+  return larger_clusters(matrix, good, slack), factors, ring
+
+
 # Whole rules ---------------------------------------------------------------
 
 
@@ -260,6 +784,8 @@ def scores_of(name, rows, hyper, kind):
   m = hyper.pop('m', 1)
   if name in TAKES_ALL_BUT_F:
     m = len(rows) - hyper['f']
+  if name == 'dnc':
+    m = len(rows) - int(hyper.get('filter_fraction', 1.0) * hyper['f'])
   return SCORES[name](rows, kind=kind, **hyper), m
 
 
@@ -268,6 +794,8 @@ def weights_of(name, rows, hyper, kind='euclidean'):
   n = len(rows)
   if name == 'mean':
     return np.full(n, 1 / n)
+  if name in WEIGHTS:
+    return WEIGHTS[name](rows, **hyper)
   if name in OBJECTIVES:
     chosen = best_subset(name, rows, hyper['f'], kind)
   else:

@@ -31,6 +31,7 @@ def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
     holds the lowest index.
   """
   n = len(distances)
+  distances = jnp.minimum(distances, distances.T)  # symmetric to the last bit
   apart = jnp.eye(n, dtype=bool) | absent[:, None] | absent
   start = (
     jnp.where(apart, jnp.inf, distances),

@@ -150,7 +150,12 @@ class _Layerwise(Rule):
 
 
 def _stacked(infos):
-  return jax.tree.map(lambda *rows: jnp.stack(rows), *infos)
+  """`[layers, n]`; a rule that decides by leaf itself says so for each."""
+
+  def join(*rows):
+    return jnp.concatenate([jnp.atleast_2d(row) for row in rows])
+
+  return jax.tree.map(join, *infos)
 
 
 def _layerwise_aggregator(

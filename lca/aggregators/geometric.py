@@ -16,7 +16,7 @@ from lca.typing import Gram
 def geometric_median(
   gram: Gram,
   *,
-  num_iters: int = 100,
+  num_iters: int = 1000,
   tol: float = 1e-6,
   nu: float = 1e-6,
   init: Literal['medoid', 'mean', 'zero'] = 'medoid',

@@ -143,5 +143,6 @@ def _sparse_mix(weights, rows, least):
     kept = (weights[i] != 0) & (jnp.abs(rows[i]) > least[i])
     return total + jnp.where(kept, weights[i] * rows[i].astype(dtype), 0)
 
-  start = jnp.zeros(rows.shape[1], dtype)
+  nobody = jnp.where(jnp.any(jnp.isnan(weights)), jnp.nan, 0)
+  start = jnp.full(rows.shape[1], nobody, dtype)
   return lax.fori_loop(0, len(rows), add, start).astype(rows.dtype)

@@ -90,7 +90,9 @@ def caf(gram: Gram, *, f: int) -> Verdict:
     best = jnp.where(value < least, weights, best)
     squares = jnp.where(weights > 0, squares, 0)
     largest = jnp.max(squares)
-    kept = jnp.where(largest > 0, 1 - squares / largest, 0)
+    # Compiled, a quotient of equals may be a rounding away from 1.
+    far = squares >= (1 - 1e-6) * largest
+    kept = jnp.where(far, 0, 1 - squares / largest)
     return weights * kept, jnp.minimum(value, least), best
 
   start = (~bad).astype(gram.dtype)

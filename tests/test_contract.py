@@ -1,0 +1,301 @@
+"""The contract that every rule keeps, plain, cosine and layerwise."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import (
+  ONCE,
+  RULES,
+  SHORT,
+  STAGES,
+  TOLERANCE,
+  Case,
+  cases,
+  cases_of,
+  check,
+  traces,
+  with_rows,
+)
+
+import lca
+
+# Rules that differentiate through order statistics or to a fixed point.
+SMOOTH = [*reference.COLUMNS, *STAGES, 'geometric_median']
+# The others take their weights, which are quotients of norms, as constants.
+HELD = [case for case in ONCE if case.name not in (*SMOOTH, 'lasa')]
+
+
+# Structure, tracing, transformations ---------------------------------------
+
+
+@cases(argvalues=SHORT)
+def test_keeps_structure_and_dtypes(case):
+  tree = reference.stack('pair', 11)
+  half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
+  half['bias'] = jnp.asarray(tree['bias'])  # a mixture of dtypes
+  out, info = case(half)
+  shape = jax.tree.map(lambda x: (x.shape[1:], x.dtype), half)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), out) == shape
+  assert info.get('scores', np.zeros(1, np.float32)).dtype == np.float32
+  assert info.get('weights', np.zeros(1, np.float32)).dtype == np.float32
+  exact = jax.tree.map(lambda x: np.asarray(x, np.float32), half)
+  wide = jax.tree.map(lambda x: np.asarray(x, np.float32), out)
+  if case.exact:
+    check(case, exact, wide, info)
+  else:
+    want, _ = case(exact)  # bfloat16 has 8 bits: half an ulp is 2**-9
+    close = functools.partial(np.testing.assert_allclose, rtol=2**-8, atol=1e-6)
+    jax.tree.map(close, wide, want)
+
+
+@cases(argvalues=cases_of('model'))
+def test_float64_is_followed_in_float64(case):
+  with jax.enable_x64(True):
+    tree = reference.stack('leaf', 11).astype(np.float64)
+    tree[4] *= 1e30  # rejected in float32, and in range here
+    extra = case.extra(tree)
+    rule = functools.partial(case.rule, **case.hyper(11))
+    out = jax.jit(rule)(jnp.asarray(tree), **extra)
+    assert out.dtype == np.float64
+    rows = np.delete(tree, 4, axis=0)
+    if case.spec.promise in ('full', 'hull') and case.name != 'foolsgold':
+      assert np.max(np.abs(out)) <= np.max(np.abs(rows))
+    elif case.name == 'mean':
+      np.testing.assert_allclose(out, np.mean(tree, axis=0), rtol=1e-13)
+
+
+@cases(argvalues=SHORT)
+def test_jit_and_eager_agree(case):
+  tree = reference.stack('pair', 11)
+  eager = case.eager(jax.tree.map(jnp.asarray, tree))
+  check(case, tree, *eager)
+  if case.exact:
+    jax.tree.map(np.testing.assert_array_equal, eager[0], case(tree)[0])
+
+
+@cases(argvalues=cases_of('model'))
+def test_updates_may_be_numpy_arrays(case):
+  tree = reference.stack('pair', 11)
+  check(case, tree, *case.eager(tree))
+
+
+@cases(argvalues=SHORT)
+def test_new_values_do_not_recompile(case):
+  for seed in range(3):
+    tree = reference.stack('pair', 11, seed)
+    check(case, tree, *case(tree))
+  case(with_rows(tree, [1, 2], 'nan'))
+  case(with_rows(tree, [0], 'zeros'))
+  assert traces(case, tree) == 1
+
+
+# Not monna, which has a pivot; not Bulyan, where the last of the clients are
+# taken by one distance that two of them share, and the lowest index decides.
+@cases(argvalues=[c for c in SHORT if c.name not in ('monna', 'bulyan')])
+def test_the_order_of_the_clients_does_not_matter(case):
+  tree = reference.stack('cnn', 11)
+  order = np.random.default_rng(3).permutation(11)
+  if case.name == 'sign_guard' and case.by == 'leaf':
+    tree = reference.stack('wide', 11)  # shares of four entries tie too often
+  out, info = case(tree)
+  moved, moved_info = case(jax.tree.map(lambda x: x[order], tree))
+  for leaf, other in zip(
+    jax.tree.leaves(out), jax.tree.leaves(moved), strict=True
+  ):
+    if case.exact:
+      np.testing.assert_array_equal(other, leaf)
+    else:  # sums in another order
+      atol = TOLERANCE.get(case.name, 2e-6)
+      np.testing.assert_allclose(other, leaf, rtol=1e-5, atol=atol)
+  if 'selected' in info:
+    np.testing.assert_array_equal(
+      moved_info['selected'], np.asarray(info['selected'])[..., order]
+    )
+
+
+@cases(argvalues=SHORT)
+@pytest.mark.parametrize('scale', [1, 1e-12, 1e12, 0])
+def test_identical_updates_come_back(case, scale):
+  tree = jax.tree.map(
+    lambda x: np.repeat(np.float32(scale) * x[:1], 11, axis=0),
+    reference.stack('cnn', 11),
+  )
+  out, _ = case(tree)
+  if case.name == 'sign_majority':  # where 6 of 11 must agree, they do
+    assert case.hyper(11)['theta'] <= 11
+  for leaf, stacked in zip(
+    jax.tree.leaves(out), jax.tree.leaves(tree), strict=True
+  ):
+    want = stacked[0]
+    if case.name == 'fltrust' and scale == 0:
+      want = np.full_like(want, np.nan)  # no direction, so no trust
+    if case.name == 'lasa' and stacked.ndim > 2 and scale:
+      kept = np.asarray(leaf) != 0  # its kernels lose their small entries
+      assert 0.5 < np.mean(kept) < 0.9
+      leaf, want = np.asarray(leaf)[kept], want[kept]
+    if case.exact:
+      np.testing.assert_array_equal(leaf, want)
+    else:  # a mean of n equal terms
+      np.testing.assert_allclose(leaf, want, rtol=1e-6)
+
+
+@cases(argvalues=cases_of('leaf'))
+def test_layerwise_of_one_leaf_is_the_rule(case):
+  x = reference.stack('leaf', 11)
+  out, info = case(x)
+  want, flat = case._replace(by='model')(x)
+  # The same sums, over a batch of one Gram matrix.
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+  assert set(info) == set(flat)
+  if 'selected' in info:
+    np.testing.assert_array_equal(info['selected'], flat['selected'][None])
+
+
+@pytest.mark.parametrize('name', ['mean', *reference.COLUMNS])
+def test_layerwise_of_a_rule_on_coordinates_is_the_rule(name):
+  rule = getattr(lca, name)
+  for by in ('leaf', 'module', 'block', 'model'):
+    assert lca.layerwise(rule, by=by) is rule
+
+
+@cases(argvalues=SHORT)
+def test_vmap_is_a_loop(case):
+  trees = [reference.stack('pair', 11, seed) for seed in range(3)]
+  trees[1] = with_rows(trees[1], [2, 7], 'nan')
+  stack = lambda *x: np.stack(x)  # noqa: E731
+  batch = jax.tree.map(stack, *trees)
+  extra = jax.tree.map(stack, *map(case.extra, trees))
+
+  def rule(tree, extra):
+    return lca.explain(case.rule)(tree, **extra, **case.hyper(11))
+
+  outs, infos = jax.jit(jax.vmap(rule))(batch, extra)
+  for i, tree in enumerate(trees):
+    out, info = jax.tree.map(lambda x, i=i: x[i], (outs, infos))
+    if case.name == 'mean':
+      close = functools.partial(
+        np.testing.assert_allclose, rtol=1e-5, atol=2e-6
+      )
+      jax.tree.map(close, out, case(tree)[0])
+    else:
+      check(case, tree, out, info)
+
+
+@cases(argvalues=SHORT)
+def test_exports_for_every_platform(case):
+  small = {'a': np.zeros((11, 7), np.float32), 'b': np.zeros(11, np.float32)}
+  tree = small if case.by != 'model' else reference.stack('wide', 11)
+  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+  shapes, extra = jax.tree.map(like, (tree, case.extra(tree)))
+  rule = jax.jit(functools.partial(case.rule, **case.hyper(11)))
+  platforms = ('cpu', 'cuda', 'tpu')
+  exported = jax.export.export(rule, platforms=platforms)(shapes, **extra)
+  assert exported.platforms == platforms
+  assert len(exported.out_avals) == len(jax.tree.leaves(shapes))
+
+
+# Derivatives ---------------------------------------------------------------
+
+
+@cases(argvalues=HELD)
+def test_differentiates_with_the_weights_held_fixed(case):
+  tree = jax.tree.map(jnp.asarray, reference.stack('pair', 11))
+  _, info = case(tree)
+  extra = case.extra(tree)
+  cotangent = jax.tree.map(lambda x: jnp.cos(jnp.arange(x[0].size)), tree)
+
+  def product(updates):
+    out = case.rule(updates, **extra, **case.hyper(11))
+    parts = jax.tree.map(lambda x, c: jnp.vdot(x.ravel(), c), out, cotangent)
+    return sum(jax.tree.leaves(parts))
+
+  gradient = jax.tree.leaves(jax.jit(jax.grad(product))(tree))
+  for i, c in enumerate(jax.tree.leaves(cotangent)):
+    weights = np.full(11, 1 / 11)
+    if 'weights' in info:
+      weights = np.atleast_2d(info['weights'])[i if case.by == 'leaf' else 0]
+    want = weights[:, None] * np.asarray(c)
+    got = np.asarray(gradient[i]).reshape(11, -1)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@cases(argvalues=cases_of('model', names=SMOOTH))
+def test_differentiates_as_differences_do(case):
+  with jax.enable_x64(True):
+    x = jnp.asarray(reference.stack('leaf', 11), jnp.float64)
+    along = jnp.asarray(reference.stack('leaf', 11, seed=1), jnp.float64)
+    hyper = case.hyper(11)
+    if case.name == 'geometric_median':
+      # To the fixed point, which the differences below take it to be.
+      hyper |= {'tol': 1e-13, 'num_iters': 2000}
+    rule = jax.jit(functools.partial(case.rule, **hyper))
+    out, got = jax.jvp(rule, (x,), (along,))
+    cotangent = jnp.cos(jnp.arange(50.0))
+    (back,) = jax.jit(jax.vjp(rule, x)[1])(cotangent)
+    step = 1e-6
+    want = (rule(x + step * along) - rule(x - step * along)) / (2 * step)
+    if case.kind == 'cosine':
+      # Between the ways to take the clip, as held or not: along the updates
+      # themselves both give the update.
+      _, got = jax.jvp(rule, (x,), (x,))
+      want, along = out, x
+    # Differences of float64 numbers lose half of their digits.
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+      jnp.vdot(back, along), jnp.vdot(cotangent, want), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize('by', ['model', 'leaf'])
+def test_lasa_differentiates_along_the_updates(by):
+  """It is homogeneous: along the updates, the derivative is the update."""
+  case = Case('lasa', 'euclidean', by)
+  tree = jax.tree.map(jnp.asarray, reference.stack('pair', 11))
+  out, tangent = jax.jit(lambda t: jax.jvp(case.rule, (t,), (t,)))(tree)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(close, tangent, out)
+
+
+# What all refuse -----------------------------------------------------------
+
+
+@cases(argvalues=SHORT)
+def test_updates_must_be_stacked(case):
+  rule = functools.partial(case.rule, **case.hyper(11))
+  for bad, words in [
+    ({'a': jnp.zeros((11, 2)), 'b': jnp.zeros((12, 2))}, r'(?s)11.*12'),
+    ({}, 'stacked'),
+    ({'a': jnp.zeros((11, 2)), 'b': jnp.zeros(())}, 'stacked'),
+  ]:
+    extra = {'server_update': bad} if case.name == 'fltrust' else {}
+    with pytest.raises(ValueError, match=words):
+      rule(bad, **extra)
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_rules_without_a_distance_have_no_cosine_form(name):
+  if not RULES[name].cosine:
+    with pytest.raises(TypeError, match=name):
+      lca.cosine(getattr(lca, name))
+
+
+@pytest.mark.parametrize('name', RULES)
+def test_hyper_parameters_are_keywords(name):
+  with pytest.raises(TypeError):
+    getattr(lca, name)(jnp.zeros((11, 3)), 2)
+
+
+def test_import_brings_no_training_libraries():
+  unwanted = ['tensorflow', 'tensorflow_datasets', 'flax', 'optax']
+  code = f'import sys, lca; print([m for m in {unwanted} if m in sys.modules])'
+  result = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert result.stdout.strip() == '[]'

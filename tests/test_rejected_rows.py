@@ -1,0 +1,303 @@
+"""What rules promise of rows that hold anything: see `cases.Spec.promise`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import (
+  ACCEPTED,
+  REJECTED,
+  ROBUST,
+  RULES,
+  Case,
+  at_random,
+  cases,
+  cases_of,
+  check,
+  server_update,
+  with_rows,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lca
+
+KINDS = [*REJECTED, *ACCEPTED, 'copies']
+# With fewer rows left than they select, these average what is left.
+AVERAGES_THE_FEW = [
+  case
+  for case in ROBUST
+  if case.name in ('multi_krum', 'cge', 'mda', 'smea', 'dnc', 'caf', 'bulyan')
+  or case.name == 'bulyan_trimmed'
+]
+# Float64 is followed up to rows of 1e3 times the others' norm: beyond, these
+# fall under the bounds below alone.
+CONTINUOUS = ('geometric_median', 'caf', 'dnc')
+HULL = cases_of('model', names=['median', 'trimmed_mean'])
+
+
+def leaves_of(tree):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+# Full promises -------------------------------------------------------------
+
+
+@cases(argvalues=ROBUST)
+@pytest.mark.parametrize('kind', KINDS)
+def test_any_rows_are_survived(case, kind):
+  tree = reference.stack('cnn', 11)
+  for count in range(1, case.bad_rows(11) + 1):
+    rows = at_random(11, count)
+    changed = with_rows(tree, rows, kind)
+    out, info = case(changed)
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves_of(out))
+    if 'rejected' in info:
+      rejected = np.asarray(info['rejected'])[..., rows]
+      assert np.all(rejected == (kind in REJECTED))
+    if kind in ('1e4', '1e10') and case.name in CONTINUOUS:
+      continue
+    # XLA may flush subnormal numbers to zero, which no test should forbid.
+    if kind == '1e-40':
+      changed = with_rows(tree, rows, 'zeros')
+      out = jax.tree.map(lambda x: np.where(np.abs(x) < 1e-37, 0, x), out)
+    check(case, changed, out, info)
+
+
+@cases(argvalues=ROBUST)
+def test_how_a_row_is_bad_makes_no_difference(case):
+  tree = reference.stack('cnn', 11)
+  rows = at_random(11, case.bad_rows(11))
+  extra = case.extra(tree)
+  answers = []
+  for kind in REJECTED:
+    changed = with_rows(tree, rows, kind)
+    answers.append(case(changed, **extra))
+  for answer in answers[1:]:
+    jax.tree.map(np.testing.assert_array_equal, answer, answers[0])
+
+
+@cases(argvalues=ROBUST)
+def test_one_bad_entry_rejects_its_scope_alone(case):
+  tree = reference.stack('cnn', 11)
+  tree['params']['layer_1']['bias'][3, 2] = np.nan
+  out, info = case(tree)
+  if 'rejected' in info:
+    bad = np.asarray(info['rejected'])
+    if case.name == 'lasa':  # which says so leaf by leaf
+      bad = bad if case.by == 'leaf' else np.any(bad, axis=0)
+    assert np.sum(bad) == 1  # of all layers
+  check(case, tree, out, info)
+
+
+@cases(argvalues=ROBUST)
+def test_nothing_left_is_nan(case):
+  tree = reference.stack('cnn', 11)
+  extra = case.extra(tree)
+  for kind in REJECTED:
+    out, info = case(with_rows(tree, np.arange(11), kind), **extra)
+    assert all(np.all(np.isnan(leaf)) for leaf in leaves_of(out))
+    assert np.all(info.get('rejected', True))
+    assert not np.any(info.get('selected', False))
+
+
+@cases(argvalues=AVERAGES_THE_FEW)
+def test_too_few_left_are_averaged(case):
+  tree = reference.stack('cnn', 11)
+  left = [2, 3, 8]
+  bad = np.setdiff1d(np.arange(11), left)
+  tree = with_rows(tree, bad, 'nan')
+  out, info = case(tree)
+  np.testing.assert_array_equal(
+    np.atleast_2d(info['selected']).all(axis=0).nonzero()[0], left
+  )
+  check(case, tree, out, info)
+
+
+@cases(argvalues=ROBUST)
+def test_one_left_is_the_answer(case):
+  tree = reference.stack('cnn', 11)
+  extra = case.extra(tree)
+  tree = with_rows(tree, np.arange(10), 'inf')
+  out, info = case(tree, **extra)
+  check(case, tree, out, info, **extra)
+  assert np.all(np.asarray(info.get('selected', np.ones(11)))[..., 10])
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+@cases(argvalues=ROBUST)
+def test_the_answer_is_made_of_acceptable_rows(case, data):
+  """Whatever f rows hold, and wherever they are."""
+  tree, _ = draw_updates(case, data)
+  out, info = case(tree)
+  # What may be mixed: the rows said to be selected, or those not rejected.
+  selected = np.reshape(
+    info.get('selected', acceptable(tree, case.by)), (-1, 11)
+  )
+  leaves = leaves_of(tree)
+  for i, leaf in enumerate(leaves_of(out)):
+    took = selected[i if len(selected) > 1 else 0]
+    chosen = leaves[i][took].astype(np.float64)
+    assert np.all(np.isfinite(chosen)) and np.all(np.isfinite(leaf))
+    assert np.sum(took) >= 1
+    if case.exact:
+      assert np.sum(took) == 1
+      np.testing.assert_allclose(leaf, chosen[0], rtol=0, atol=1e-37)
+    elif case.name != 'fltrust':  # which may lengthen rows: see below
+      # Clips shrink rows towards 0, averages stay between them.
+      slack = 1e-5 * np.max(np.abs(chosen), axis=0) + 1e-37
+      chosen = np.concatenate([chosen, 0 * chosen[:1]])
+      assert np.all(leaf <= np.max(chosen, axis=0) + slack)
+      assert np.all(leaf >= np.min(chosen, axis=0) - slack)
+
+
+def acceptable(tree, by):
+  """`[layers, n]`: which rows are not rejected."""
+  arrays = [array for _, array in reference.leaves(tree)]
+  scopes = [[arrays[p] for p in group] for group in reference.groups(tree, by)]
+  return np.array([~reference.rejected(reference.rows_of(x)) for x in scopes])
+
+
+def draw_updates(case, data):
+  """Updates of which some rows, as many as the rule tolerates, are anything."""
+  n = 11
+  f = data.draw(st.integers(1, case.bad_rows(n)), 'f')
+  rows = data.draw(st.permutations(range(n)), 'rows')[:f]
+  tree = reference.stack('cnn', n, seed=data.draw(st.integers(0, 9), 'seed'))
+  anything = st.one_of(
+    st.sampled_from([*(REJECTED | ACCEPTED).values()]),
+    st.floats(width=32),
+  )
+  for row in rows:
+    value = np.float32(data.draw(anything, f'row {row}'))
+    part = data.draw(st.floats(0, 1), f'part of row {row}')
+    rng = np.random.default_rng(row)
+    with np.errstate(over='ignore'):
+      for leaf in jax.tree.leaves(tree):
+        leaf[row] = np.where(
+          rng.random(leaf[row].shape) < part, value, leaf[row]
+        )
+  return tree, rows
+
+
+# Bounds that a paper proves ------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+@cases(argvalues=cases_of('model', 'leaf', names=['geometric_median']))
+def test_a_minority_moves_the_geometric_median_so_far(case, data):
+  """No further from a point than 2 (n - f) / (n - 2 f) honest distances."""
+  tree, rows = draw_updates(case, data)
+  out, _ = case(tree)
+  honest = np.setdiff1d(np.arange(11), rows)
+  factor = 2 * len(honest) / (len(honest) - len(rows))
+  arrays = [array for _, array in reference.leaves(tree)]
+  outs = [leaf.ravel().astype(float) for leaf in leaves_of(out)]
+  for positions in reference.groups(tree, case.by):
+    own = reference.rows_of([arrays[p] for p in positions])[honest]
+    centre = np.mean(own, axis=0)
+    radius = np.max(np.linalg.norm(own - centre, axis=1))
+    moved = np.concatenate([outs[p] for p in positions]) - centre
+    assert np.linalg.norm(moved) <= factor * radius
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+@cases(argvalues=cases_of('model', 'leaf', names=['fltrust']))
+def test_fltrust_is_never_longer_than_the_server(case, data):
+  tree, _ = draw_updates(case, data)
+  server = server_update(tree)
+  out, _ = case(tree, server_update=server)
+  outs, trusted = leaves_of(out), leaves_of(server)
+  for positions in reference.groups(tree, case.by):
+    length = np.linalg.norm(
+      np.concatenate([outs[p].ravel() for p in positions])
+    )
+    limit = np.linalg.norm(
+      np.concatenate([trusted[p].ravel() for p in positions])
+    )
+    assert length <= limit * (1 + 1e-5)
+
+
+# Rules on coordinates ------------------------------------------------------
+
+
+@cases(argvalues=HULL)
+@pytest.mark.parametrize('kind', KINDS)
+def test_rules_on_coordinates_follow_the_oracle_past_any_rows(case, kind):
+  tree = reference.stack('cnn', 11)
+  for count in range(1, case.bad_rows(11) + 1):
+    changed = with_rows(tree, at_random(11, count), kind)
+    check(case, changed, *case(changed))
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+@cases(argvalues=HULL)
+def test_every_coordinate_lies_between_honest_ones(case, data):
+  tree, rows = draw_updates(case, data)
+  out, _ = case(tree)
+  honest = np.setdiff1d(np.arange(11), rows)
+  for leaf, own in zip(leaves_of(out), leaves_of(tree), strict=True):
+    low, high = np.min(own[honest], axis=0), np.max(own[honest], axis=0)
+    slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))  # a float32 mean
+    if case.name == 'median':
+      slack = 0  # the middle one of eleven
+    assert np.all(leaf >= low - slack) and np.all(leaf <= high + slack)
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_meamed_is_finite(data):
+  case = Case('meamed', 'euclidean', 'model')
+  tree, _ = draw_updates(case, data)
+  out, _ = case(tree)
+  assert all(np.all(np.isfinite(leaf)) for leaf in leaves_of(out))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_meamed_follows_the_oracle_past_any_rows(kind):
+  case = Case('meamed', 'euclidean', 'model')
+  tree = reference.stack('cnn', 11)
+  for count in range(1, case.bad_rows(11) + 1):
+    changed = with_rows(tree, at_random(11, count), kind)
+    check(case, changed, *case(changed))
+
+
+# No promise ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['mean', 'sign_majority'])
+@pytest.mark.parametrize('by', ['model', 'leaf'])
+def test_a_rule_without_defence_is_spoiled_by_a_nan(name, by):
+  case = Case(name, 'euclidean', by if RULES[name].layers else 'model')
+  tree = reference.stack('cnn', 11)
+  tree['params']['layer_1']['bias'][3, 2] = np.nan
+  out, _ = case(tree)
+  bias = np.asarray(out['params']['layer_1']['bias'])
+  assert np.isnan(bias[2]) if name == 'mean' else np.isinf(bias[2])
+  assert sum(np.sum(~np.isfinite(leaf)) for leaf in leaves_of(out)) == 1
+
+
+def test_one_client_moves_the_sign_majority():
+  x = np.ones((11, 2), np.float32)
+  x[3] = -1e6
+  out = lca.sign_majority(jnp.asarray(x), theta=6)
+  np.testing.assert_allclose(out, np.mean(x, axis=0), rtol=1e-6)
+
+
+def test_one_client_moves_foolsgold():
+  """It is unlike all others, and so the most trusted one."""
+  x = reference.stack('leaf', 11)
+  x[3] *= 1e6
+  out = lca.foolsgold(jnp.asarray(x))
+  assert np.linalg.norm(out) > 1e4 * np.median(np.linalg.norm(x, axis=1))
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e30])
+def test_fltrust_is_lost_without_its_server(bad):
+  x = jnp.asarray(reference.stack('leaf', 11))
+  assert np.all(np.isnan(lca.fltrust(x, server_update=x[0].at[1].set(bad))))

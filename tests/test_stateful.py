@@ -1,0 +1,345 @@
+"""Aggregators with a memory, round after round."""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from cases import ACCEPTED, REJECTED, at_random, with_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lca
+
+# name -> how it is made
+MADE = {
+  'centered_clip': {'threshold': 6.0},
+  'centered_clip, three times': {'threshold': 3.0, 'num_iters': 3},
+  'clipped_clustering': {},
+  'clipped_clustering, short, at most': {'window': 22, 'threshold': 7.0},
+}
+FORMS = [(name, by) for name in MADE for by in ('model', 'leaf')]
+forms = pytest.mark.parametrize('form', FORMS, ids='-'.join)
+# Sums of rounded products, five rounds of them.
+CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
+
+
+@functools.cache
+def pair(form):
+  name, by = form
+  made = getattr(lca, name.split(',')[0])(**MADE[name])
+  return made if by == 'model' else lca.layerwise(made, by=by)
+
+
+@functools.cache
+def update(form):
+  return jax.jit(lambda updates, state: pair(form).update(updates, state))
+
+
+def init(form, tree):
+  return pair(form).init(jax.tree.map(lambda x: jnp.asarray(x[0]), tree))
+
+
+def rounds(name, n=11, bad=None, count=5):
+  """One tree a round; from the second one on, with bad rows if asked for."""
+  for seed in range(count):
+    tree = reference.stack(name, n, seed)
+    if bad is not None and seed:
+      tree = with_rows(tree, at_random(n, 1 + seed % 4, seed), bad)
+    yield tree
+
+
+class Oracle:
+  """The rule in every group, with a state for each."""
+
+  def __init__(self, form):
+    self.name, self.hyper = form[0].split(',')[0], MADE[form[0]]
+    self.by = form[1]
+    self.states = {}
+
+  def check(self, tree, out):
+    arrays = [array for _, array in reference.leaves(tree)]
+    outs = [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
+    for group, positions in enumerate(reference.groups(tree, self.by)):
+      rows = reference.rows_of([arrays[p] for p in positions])
+      got = np.concatenate([outs[p].ravel() for p in positions])
+      state = self.states.get(group)
+      if self.name == 'centered_clip':
+        want, self.states[group] = reference.centered_clip(
+          rows, state, **self.hyper
+        )
+        wants = [want]
+      else:
+        # Cosine distances have an error of some 1e-7.
+        choices, factors, self.states[group] = (
+          reference.clipped_clustering_choices(
+            rows, state, slack=1e-6, **self.hyper
+          )
+        )
+        wants = [self.mean(rows, factors, chosen) for chosen in choices]
+      gaps = [np.max(np.abs(got - want), initial=0) for want in wants]
+      best = wants[int(np.argmin(np.where(np.isnan(gaps), np.inf, gaps)))]
+      CLOSE(got, best)
+
+  @staticmethod
+  def mean(rows, factors, chosen):
+    weights = reference.equal_weights(len(rows), np.flatnonzero(chosen))
+    if np.any(np.isnan(weights)):
+      return np.full(rows.shape[1], np.nan)
+    # A row that is clipped to nothing counts.
+    return reference.weighted_sum(rows, weights * factors)
+
+
+@forms
+@pytest.mark.parametrize('bad', [None, 'nan', 'zeros'])
+def test_follows_the_oracle_round_after_round(form, bad):
+  oracle, state = Oracle(form), None
+  for tree in rounds('cnn', bad=bad):
+    state = init(form, tree) if state is None else state
+    out, state = update(form)(tree, state)
+    oracle.check(tree, out)
+
+
+@forms
+def test_follows_the_oracle_at_once_and_eagerly(form):
+  oracle, state = Oracle(form), None
+  for tree in rounds('pair', count=2):
+    tree = jax.tree.map(jnp.asarray, tree)
+    state = init(form, tree) if state is None else state
+    out, state = pair(form).update(tree, state)
+    oracle.check(tree, out)
+
+
+@forms
+@pytest.mark.parametrize('kind', [*REJECTED, *ACCEPTED, 'copies'])
+def test_any_rows_are_survived(form, kind):
+  oracle, state = Oracle(form), None
+  for seed in range(2):
+    tree = with_rows(reference.stack('cnn', 11, seed), [1, 4, 5, 9], kind)
+    state = init(form, tree) if state is None else state
+    out, state = update(form)(tree, state)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out))
+    if kind in REJECTED:
+      oracle.check(tree, out)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+@forms
+def test_the_answer_stays_within_reach(form, data):
+  """Whatever four rows hold: as long as the clips let it be."""
+  seed = data.draw(st.integers(0, 9), 'seed')
+  tree = reference.stack('cnn', 11, seed)
+  rows = data.draw(st.permutations(range(11)), 'rows')[:4]
+  anything = st.one_of(
+    st.sampled_from([*(REJECTED | ACCEPTED).values()]), st.floats(width=32)
+  )
+  honest = np.setdiff1d(np.arange(11), rows)
+  for row in rows:
+    value = np.float32(data.draw(anything, f'row {row}'))
+    for leaf in jax.tree.leaves(tree):
+      leaf[row] = value
+  out, _ = update(form)(tree, init(form, tree))
+  name, hyper = form[0].split(',')[0], MADE[form[0]]
+  arrays = [array for _, array in reference.leaves(tree)]
+  outs = [np.asarray(leaf).astype(float) for leaf in jax.tree.leaves(out)]
+  for positions in reference.groups(tree, form[1]):
+    own = reference.rows_of([arrays[p] for p in positions])[honest]
+    if name == 'centered_clip':
+      limit = hyper['threshold'] * hyper.get('num_iters', 1)
+    else:  # the median of the norms is no longer than an honest one
+      limit = np.max(np.linalg.norm(own, axis=1))
+    moved = np.concatenate([outs[p].ravel() for p in positions])
+    assert np.linalg.norm(moved) <= limit * (1 + 1e-5)
+
+
+@forms
+def test_nothing_left(form):
+  """Centred clipping stays where it is; an average of nobody is NaN."""
+  state = before = None
+  for i, tree in enumerate(rounds('cnn', count=3)):
+    state = init(form, tree) if state is None else state
+    if i == 1:
+      tree = with_rows(tree, np.arange(11), 'nan')
+    out, state = update(form)(tree, state)
+    if i == 1:
+      if form[0].startswith('centered'):
+        jax.tree.map(np.testing.assert_array_equal, out, before)
+      else:
+        assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(out))
+    else:  # the round after is none the worse for it
+      assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out))
+    before = out
+
+
+@forms
+def test_the_order_of_the_clients_does_not_matter(form):
+  state = moved_state = None
+  for seed, tree in enumerate(rounds('cnn', count=3)):
+    state = init(form, tree) if state is None else state
+    moved_state = state if moved_state is None else moved_state
+    order = np.random.default_rng(seed).permutation(11)
+    out, state = update(form)(tree, state)
+    moved = jax.tree.map(lambda x, order=order: x[order], tree)
+    other, moved_state = update(form)(moved, moved_state)
+    jax.tree.map(CLOSE, other, out)
+
+
+@forms
+def test_states_keep_their_structure_and_dtypes_are_the_leaves(form):
+  tree = reference.stack('pair', 11)
+  half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
+  half['bias'] = jnp.asarray(tree['bias'])
+  state = init(form, half)
+  describe = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+  out, after = update(form)(half, state)
+  assert describe(out) == jax.tree.map(lambda x: (x.shape[1:], x.dtype), half)
+  assert describe(after) == describe(state)
+  out, again = update(form)(half, after)
+  assert describe(again) == describe(state)
+
+
+@forms
+def test_rounds_may_be_scanned(form):
+  """No round recompiles; the loop that XLA sees gives what Python's does."""
+  trees = list(rounds('pair', count=3))
+  batch = jax.tree.map(lambda *x: np.stack(x), *trees)
+
+  @jax.jit
+  def loop(batch, state):
+    def step(state, tree):
+      out, state = pair(form).update(tree, state)
+      return state, out
+
+    return jax.lax.scan(step, state, batch)[1]
+
+  outs = loop(batch, init(form, trees[0]))
+  oracle = Oracle(form)
+  for i, tree in enumerate(trees):
+    oracle.check(tree, jax.tree.map(lambda x, i=i: x[i], outs))
+
+
+@forms
+def test_exports_for_every_platform(form):
+  tree = reference.stack('pair', 11)
+  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
+  arguments = jax.tree.map(like, (tree, init(form, tree)))
+  platforms = ('cpu', 'cuda', 'tpu')
+  exported = jax.export.export(update(form), platforms=platforms)(*arguments)
+  assert exported.platforms == platforms
+
+
+@forms
+def test_explain_gives_what_was_decided(form):
+  tree = reference.stack('cnn', 11)
+  tree = with_rows(tree, [3], 'nan')
+  out, state, info = lca.explain(pair(form))(tree, init(form, tree))
+  layers = () if form[1] == 'model' else (len(jax.tree.leaves(tree)),)
+  assert info['rejected'].shape == (*layers, 11)
+  assert np.all(np.asarray(info['rejected'])[..., 3])
+  want, want_state = update(form)(tree, init(form, tree))
+  jax.tree.map(CLOSE, (out, state), (want, want_state))
+
+
+def test_layerwise_of_one_leaf_is_the_aggregator():
+  for name in ('centered_clip', 'clipped_clustering'):
+    state = flat_state = None
+    for tree in rounds('leaf', count=2):
+      if state is None:
+        state = init((name, 'leaf'), tree)
+        flat_state = init((name, 'model'), tree)
+      out, state = update((name, 'leaf'))(tree, state)
+      want, flat_state = update((name, 'model'))(tree, flat_state)
+      CLOSE(out, want)
+
+
+# What one alone does -------------------------------------------------------
+
+
+def test_centered_clip_of_updates_within_reach_is_the_mean():
+  x = jnp.asarray(reference.stack('leaf', 11))
+  pair = lca.centered_clip(threshold=1e6)
+  out, _ = pair.update(x, pair.init(x[0]))
+  CLOSE(out, np.mean(x, axis=0))
+
+
+def test_centered_clip_follows_the_clients_in_steps():
+  x = jnp.full((5, 1), 10.0)
+  pair = lca.centered_clip(threshold=4.0)
+  state = pair.init(x[0])
+  for want in (4, 8, 10, 10):
+    out, state = pair.update(x, state)
+    CLOSE(out, [want])
+
+
+def test_centered_clip_divides_by_all_clients():
+  x = jnp.array([[1.0], [1], [jnp.nan], [jnp.inf]])
+  pair = lca.centered_clip(threshold=4.0)
+  out, _ = pair.update(x, pair.init(x[0]))
+  CLOSE(out, [0.5])
+
+
+def test_clipped_clustering_remembers_the_norms():
+  pair = lca.clipped_clustering(window=6)
+  state = pair.init(jnp.zeros(1))
+  for values, want in [
+    ([1.0, 1, 1], 1),
+    ([4.0, 4, 4], 2.5),  # half of the ring is ones
+    ([4.0, 4, 4], 4),  # those are forgotten
+  ]:
+    out, state = pair.update(jnp.array(values)[:, None], state)
+    CLOSE(out, [want])
+
+
+def test_clipped_clustering_takes_the_larger_cluster():
+  x = jnp.array([[-1.0, 0], [1, 0.1], [1, -0.1], [1, 0], [-1, 0.1]])
+  pair = lca.clipped_clustering()
+  _, _, info = lca.explain(pair)(x, pair.init(x[0]))
+  assert np.flatnonzero(info['selected']).tolist() == [1, 2, 3]
+  # Of two as large, the one with client 0.
+  _, _, info = lca.explain(pair)(x[:4].at[3].set(x[4]), pair.init(x[0]))
+  assert np.flatnonzero(info['selected']).tolist() == [0, 3]
+
+
+def test_rejected_norms_do_not_join_the_ring():
+  """The ring holds the last six norms of rows not rejected."""
+  pair = lca.clipped_clustering(window=6)
+  oracle = None
+  state = pair.init(jnp.zeros(1))
+  for values in (
+    [1.0, 1, 1, 1],
+    [np.nan, np.nan, 3, 5],
+    [9.0, np.nan, 9, np.nan],
+    [9.0, 9, 9, np.inf],
+  ):
+    x = np.array(values)[:, None]
+    out, state = pair.update(jnp.asarray(x, jnp.float32), state)
+    choices, factors, oracle = reference.clipped_clustering_choices(
+      x, oracle, window=6
+    )
+    CLOSE(out, Oracle.mean(x, factors, choices[0]))
+
+
+@pytest.mark.parametrize(
+  ('name', 'hyper', 'words'),
+  [
+    ('centered_clip', {'threshold': 0.0}, 'threshold=0'),
+    ('centered_clip', {'threshold': -1.0}, 'threshold=-1'),
+    ('centered_clip', {'threshold': 1.0, 'num_iters': 0}, 'num_iters=0'),
+    ('clipped_clustering', {'window': 0}, 'window=0'),
+    ('clipped_clustering', {'threshold': 0.0}, 'threshold=0'),
+  ],
+)
+def test_what_aggregators_need(name, hyper, words):
+  with pytest.raises(ValueError, match=words):
+    pair = getattr(lca, name)(**hyper)
+    pair.update(jnp.ones((6, 2)), pair.init(jnp.ones(2)))
+
+
+def test_the_window_holds_a_round():
+  pair = lca.clipped_clustering(window=5)
+  with pytest.raises(ValueError, match=r'(?s)(n=6|window=5).*(n=6|window=5)'):
+    pair.update(jnp.ones((6, 2)), pair.init(jnp.ones(2)))
