@@ -70,7 +70,8 @@ def gram(updates: Updates) -> Gram:
            [ 0.,  4.]], dtype=float32)
   """
   num_clients(updates)
-  return functools.reduce(jnp.add, map(_leaf_gram, jax.tree.leaves(updates)))
+  grams = [_products(_flat(leaf)) for leaf in jax.tree.leaves(updates)]
+  return functools.reduce(jnp.add, grams)
 
 
 def wide(dtype: jnp.dtype) -> jnp.dtype:
@@ -114,15 +115,14 @@ def inner(updates: Updates, update: Update) -> jax.Array:
   if (got := jax.tree.map(jnp.shape, update)) != shapes:
     raise ValueError(f'one update must be shaped {shapes}, got {got}')
 
-  def one(leaf, other):
-    return _products(_flat(leaf), _flat(other[None]))[:, 0]
-
-  products = jax.tree.map(one, updates, update)
+  products = jax.tree.map(_leaf_inner, updates, update)
   return functools.reduce(jnp.add, jax.tree.leaves(products))
 
 
-def _leaf_gram(leaf: jax.Array) -> Gram:
-  return _products(_flat(leaf), _flat(leaf))
+@jax.jit
+def _leaf_inner(leaf: jax.Array, other: jax.Array) -> jax.Array:
+  rows, row = _flat(leaf), _flat(other[None])
+  return sum_over_columns(lambda x, y: dot(x, y.T)[:, 0], rows, row)
 
 
 def _flat(leaf: jax.Array) -> jax.Array:
@@ -131,10 +131,9 @@ def _flat(leaf: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 @jax.jit
-def _products(rows: jax.Array, others: jax.Array) -> jax.Array:
-  """`[n, m]` inner products of `[n, columns]` and `[m, columns]` rows."""
-
-  return sum_over_columns(lambda x, y: dot(x, y.T), rows, others)
+def _products(rows: jax.Array) -> Gram:
+  """The Gram matrix of `[n, columns]` rows."""
+  return sum_over_columns(lambda x: dot(x, x.T), rows)
 
 
 def sum_over_columns(
@@ -178,10 +177,9 @@ def sum_over_columns(
 @_products.defjvp
 def _products_jvp(primals, tangents):
   """Rows that are not finite are nobody's neighbours."""
-  (rows, others), (rows_dot, others_dot) = primals, tangents
-  tangent = dot(_finite(rows), others_dot.T) + dot(rows_dot, _finite(others).T)
-  products = _products(rows, others)
-  return products, tangent.astype(products.dtype)
+  (rows,), (rows_dot,) = primals, tangents
+  products, half = _products(rows), dot(rows_dot, _finite(rows).T)
+  return products, (half + half.T).astype(products.dtype)
 
 
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 from cases import (
+  MOST,
   ONCE,
   RULES,
   SHORT,
@@ -35,7 +36,7 @@ HELD = [case for case in ONCE if case.name not in (*SMOOTH, 'lasa')]
 # Structure, tracing, transformations ---------------------------------------
 
 
-@cases(argvalues=SHORT)
+@cases(argvalues=MOST)
 def test_keeps_structure_and_dtypes(case):
   tree = reference.stack('pair', 11)
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
@@ -71,7 +72,7 @@ def test_float64_is_followed_in_float64(case):
       np.testing.assert_allclose(out, np.mean(tree, axis=0), rtol=1e-13)
 
 
-@cases(argvalues=SHORT)
+@cases(argvalues=MOST)
 def test_jit_and_eager_agree(case):
   tree = reference.stack('pair', 11)
   eager = case.eager(jax.tree.map(jnp.asarray, tree))
@@ -155,7 +156,9 @@ def test_layerwise_of_one_leaf_is_the_rule(case):
   np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
   assert set(info) == set(flat)
   if 'selected' in info:
-    np.testing.assert_array_equal(info['selected'], flat['selected'][None])
+    np.testing.assert_array_equal(
+      info['selected'], np.atleast_2d(flat['selected'])
+    )
 
 
 @pytest.mark.parametrize('name', ['mean', *reference.COLUMNS])
@@ -165,7 +168,7 @@ def test_layerwise_of_a_rule_on_coordinates_is_the_rule(name):
     assert lca.layerwise(rule, by=by) is rule
 
 
-@cases(argvalues=SHORT)
+@cases(argvalues=MOST)
 def test_vmap_is_a_loop(case):
   trees = [reference.stack('pair', 11, seed) for seed in range(3)]
   trees[1] = with_rows(trees[1], [2, 7], 'nan')
@@ -188,7 +191,7 @@ def test_vmap_is_a_loop(case):
       check(case, tree, out, info)
 
 
-@cases(argvalues=SHORT)
+@cases(argvalues=MOST)
 def test_exports_for_every_platform(case):
   small = {'a': np.zeros((11, 7), np.float32), 'b': np.zeros(11, np.float32)}
   tree = small if case.by != 'model' else reference.stack('wide', 11)
