@@ -89,9 +89,13 @@ def norms_gram(updates: Updates) -> Gram:
     `[n, n]`; it costs one reading of the updates.
   """
   num_clients(updates)
-
   squares = [_squares(_flat(leaf)) for leaf in jax.tree.leaves(updates)]
   return jnp.diag(functools.reduce(jnp.add, squares))
+
+
+def one_client(update: Update) -> Updates:
+  """One update as the stacked updates of a single client."""
+  return jax.tree.map(lambda x: x[None], update)
 
 
 @jax.jit
@@ -206,6 +210,12 @@ def squared_norms(gram: Gram) -> jax.Array:
 def rejected_rows(gram: Gram) -> jax.Array:
   """`[n]` mask of the rows that no rule selects or mixes (see the module)."""
   return jnp.isinf(squared_norms(gram))
+
+
+def without_rejected(gram: Gram) -> Gram:
+  """`gram` with zeros in the rows and columns of rejected clients."""
+  bad = rejected_rows(gram)
+  return jnp.where(bad[:, None] | bad, 0, gram)
 
 
 def norms(gram: Gram) -> jax.Array:

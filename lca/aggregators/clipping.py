@@ -97,12 +97,13 @@ def static_clip(gram: Gram, *, threshold: float) -> Verdict:
   References:
     Sun et al., Can you really backdoor federated learning?, 2019.
   """
-  _check_threshold('static_clip', threshold)
+  check_threshold('static_clip', threshold)
   factors = geometry.shrink_factors(geometry.norms(gram), threshold)
   return Verdict(jnp.diag(jnp.where(geometry.rejected_rows(gram), 0, factors)))
 
 
-def _check_threshold(rule: str, threshold: float) -> None:
+def check_threshold(rule: str, threshold: float) -> None:
+  """Raises a ValueError unless the largest norm is positive."""
   if not threshold > 0:
     raise ValueError(f'{rule} needs threshold > 0, got threshold={threshold}')
 
@@ -178,7 +179,7 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     Karimireddy, He and Jaggi, Learning from history for Byzantine robust
     optimization, ICML 2021.
   """
-  _check_threshold('centered_clip', threshold)
+  check_threshold('centered_clip', threshold)
   if num_iters < 1:
     raise ValueError(
       f'centered_clip needs num_iters >= 1, got num_iters={num_iters}'
@@ -197,8 +198,8 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     others = jnp.where(bad, 0, geometry.inner(held, centre))
     products = jnp.block(
       [
-        [jnp.where(bad[:, None] | bad, 0, gram), others[:, None]],
-        [others[None], _square(centre)],
+        [geometry.without_rejected(gram), others[:, None]],
+        [others[None], geometry.norms_gram(geometry.one_client(centre))],
       ]
     )
 
@@ -221,8 +222,3 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     return update, update, {'weights': weights[:-1], 'rejected': bad}
 
   return Aggregator(init, ExplainedUpdate(explain))
-
-
-def _square(update) -> jax.Array:
-  stacked = jax.tree.map(lambda x: x[None], update)
-  return geometry.norms_gram(stacked)[0, 0]

@@ -12,6 +12,7 @@ from lca.aggregators.base import (
   ExplainedUpdate,
   FunctionRule,
 )
+from lca.aggregators.clipping import check_threshold
 from lca.aggregators.selection import average
 from lca.typing import Updates
 
@@ -186,10 +187,8 @@ def clipped_clustering(
     Li, Ngai and Voigt, An experimental study of Byzantine-robust aggregation
     schemes in federated learning, IEEE Transactions on Big Data 2023.
   """
-  if threshold is not None and not threshold > 0:
-    raise ValueError(
-      f'clipped_clustering needs threshold > 0, got threshold={threshold}'
-    )
+  if threshold is not None:
+    check_threshold('clipped_clustering', threshold)
 
   def init(params):
     del params

@@ -9,6 +9,7 @@ from jax import lax
 
 from lca import geometry
 from lca.aggregators.base import GramRule, Verdict
+from lca.aggregators.krum import medoid
 from lca.typing import Gram
 
 
@@ -109,7 +110,7 @@ def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:
 
 def _distances(weights: jax.Array, gram: Gram, nu: float = 0) -> jax.Array:
   """`[n]` distances, at least nu, to what the weights mix."""
-  inner = _without_rejected(gram)
+  inner = geometry.without_rejected(gram)
   mixed = geometry.dot(inner, weights)
   squares = jnp.diagonal(inner) - 2 * mixed + geometry.dot(weights, mixed)
   return jnp.sqrt(jnp.maximum(squares, nu**2))
@@ -122,11 +123,6 @@ def _inverse(distances: jax.Array, gram: Gram, nu: float) -> jax.Array:
   return weights / jnp.sum(weights)
 
 
-def _without_rejected(gram: Gram) -> Gram:
-  bad = geometry.rejected_rows(gram)
-  return jnp.where(bad[:, None] | bad, 0, gram)
-
-
 def _from_mean(gram: Gram) -> jax.Array:
   good = ~geometry.rejected_rows(gram)
   return _distances(good / jnp.sum(good), gram)
@@ -135,8 +131,7 @@ def _from_mean(gram: Gram) -> jax.Array:
 def _from_medoid(gram: Gram) -> jax.Array:
   bad = geometry.rejected_rows(gram)
   between = geometry.distances(gram, power=1)
-  sums = jnp.sum(jnp.where(bad, 0, between / len(gram)), axis=1)
-  away = between[jnp.argmin(jnp.where(bad, jnp.inf, sums))]
+  away = between[jnp.argmin(medoid.weigh(gram).scores)]
   middle = jnp.sort(away)[jnp.sum(~bad) // 2]  # of those not rejected
   return jnp.maximum(away, jnp.where(jnp.isfinite(middle), middle, 0))
 

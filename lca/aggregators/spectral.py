@@ -82,7 +82,7 @@ def caf(gram: Gram, *, f: int) -> Verdict:
   n = len(gram)
   check_majority('caf', n, f)
   bad = geometry.rejected_rows(gram)
-  inner = jnp.where(bad[:, None] | bad, 0, gram)
+  inner = geometry.without_rejected(gram)
 
   def filter_once(carry):
     weights, least, best = carry

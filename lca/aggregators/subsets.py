@@ -100,9 +100,7 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
     learning, ICML 2023.
   """
   members = _subsets('smea', len(gram), f, max_subsets)
-
-  bad = geometry.rejected_rows(gram)
-  finite = jnp.where(bad[:, None] | bad, 0, gram)
+  finite = geometry.without_rejected(gram)
 
   def spread(subset):
     inner = finite[subset][:, subset]

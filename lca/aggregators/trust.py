@@ -1,6 +1,5 @@
 """Rules that weigh clients by whom they resemble: each other, or the server."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -97,9 +96,7 @@ def fltrust(updates: Updates, *, server_update: Update):
   held, own = lax.stop_gradient((updates, server_update))
   gram = geometry.norms_gram(held)
   bad, lengths = geometry.rejected_rows(gram), geometry.norms(gram)
-  (length,) = geometry.norms(
-    geometry.norms_gram(jax.tree.map(lambda x: x[None], own))
-  )
+  (length,) = geometry.norms(geometry.norms_gram(geometry.one_client(own)))
   absent = bad | (lengths == 0)
   along = jnp.where(absent, 0, geometry.inner(held, own))
   safe = jnp.where(absent, 1, lengths)
