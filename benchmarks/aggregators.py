@@ -211,7 +211,7 @@ class Case:
 
 
 def cases(n: int) -> list[Case]:
-  """Every rule; those that lca lacks are left out with a note."""
+  """Every rule of lca."""
   f, many, m = {'f': 1}, {'f': max(1, n // 10)}, {'m': 5}
   threshold = {'threshold': _THRESHOLD}
   known = [
@@ -261,12 +261,10 @@ def cases(n: int) -> list[Case]:
   ]
 
 
-def find_rule(case: Case) -> Callable[..., Any] | None:
-  """The case's function in lca, None where there is none yet."""
-  rule = getattr(lca, case.name, RULES.get(case.name))
-  if case.kind != 'chain' or rule is None:
-    return rule
-  return lca.chain(rule, lca.krum) if hasattr(lca, 'chain') else None
+def find_rule(case: Case) -> Callable[..., Any]:
+  """The case's function in lca."""
+  rule = getattr(lca, case.name)
+  return lca.chain(rule, lca.krum) if case.kind == 'chain' else rule
 
 
 def forms(case: Case, rule: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
@@ -450,7 +448,6 @@ class Record:
     self.about = {'settings': settings(), 'environment': environment()}
     self.groups: dict[str, dict[str, list[Row]]] = {}
     self.columns: dict[str, tuple[int, int]] = {}
-    self.left_out: dict[str, None] = {}  # a set that keeps its order
     self._folder = folder and pathlib.Path(folder)
     if self._folder and (self._folder / 'aggregators.json').exists():
       self._resume(json.loads((self._folder / 'aggregators.json').read_text()))
@@ -506,9 +503,6 @@ class Record:
     lines = [goal.line() for goal in figures.goals(self.results())]
     goal_note = 'The bounds are meant for n = 100 on a quiet machine.'
     parts += ['## Goals', goal_note, figures.table(header, lines)]
-    if self.left_out:
-      names = '; '.join(self.left_out)
-      parts.append(f'Left out, since lca does not have them: {names}.')
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
@@ -575,13 +569,11 @@ def run_tree(record: Record, tree: str) -> None:
   calls = _calls(leaves, n)
   makers = {'kernels': lambda: kernels(updates, calls)}
   for case in cases(n):
-    if (rule := find_rule(case)) is None:
-      record.left_out[case.label] = None
-      continue
     makers[case.label] = functools.partial(
-      lambda case, rule: ours(case, rule, updates) + theirs(calls, case.label),
+      lambda case: (
+        ours(case, find_rule(case), updates) + theirs(calls, case.label)
+      ),
       case,
-      rule,
     )
   for label, make in makers.items():
     if _chosen(label) and label not in groups:

@@ -283,9 +283,12 @@ def _packed(function, leaves):
         room = _PACKED
       packs[-1].append(leaf.chunk(dtype, width, start))
       room -= width
-  outs = [
-    function(list(jnp.concatenate(pack, axis=1)), _by_sorting) for pack in packs
-  ]
+
+  @jax.jit  # traced once for all packs of one width
+  def one(rows):
+    return function(list(rows), _by_sorting)
+
+  outs = [one(jnp.concatenate(pack, axis=1)) for pack in packs]
   out = jnp.concatenate(outs, axis=-1)
   return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
 
