@@ -6,7 +6,6 @@ label_flipping --workdir=runs/x --config.server.clients_per_round=50
 """
 
 import datetime
-import os
 import pathlib
 import re
 import sys
@@ -15,18 +14,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lca import host, rundir, train
+
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f'unexpected arguments {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
-  if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
-    # One virtual device per core: XLA runs a small convolution on one core.
-    # This has no effect where there is a GPU or a TPU.
-    jax.config.update('jax_num_cpu_devices', _num_cores())
-  from lca import rundir, train  # after the devices are set
-
+  host.use_all_cores()
   try:
     workdir = flags.FLAGS.workdir or _new_workdir()
     experiment = train.set_up(flags.FLAGS.config, workdir)
@@ -35,13 +31,6 @@ def main(argv: list[str]) -> None:
   print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
   summary = train.run(experiment)
   print(rundir.table(summary))
-
-
-def _num_cores() -> int:
-  """Those that this process may use, where the system tells."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def _new_workdir() -> pathlib.Path:

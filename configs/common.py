@@ -1,12 +1,16 @@
 """Every key that settings share, its default and what it means; the presets.
 
 A config is a setting and presets, `configs/SETTING.py:PRESET,PRESET`: one of
-`aggregators()`, one of `attacks()` and any of `pre_aggregators()`. The result
-is locked and holds exactly the keys that what was chosen knows. Where there is
-a choice, None leaves it to the code, which says there what it takes.
+`aggregators()`, one of `attacks()`, one of `partitions()`, one of `servers()`,
+any of `pre_aggregators()`, and a setting's own shorthands for several of them.
+The result is locked and holds exactly the keys that what was chosen knows.
+Where there is a choice, None leaves it to the code, which says there what it
+takes.
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
@@ -20,7 +24,6 @@ def base() -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.name = placeholder(str)  # see lca.data.load
-  config.data.partition = 'iid'  # of the training set over the clients
   config.data.num_clients = 200  # the population
   config.data.min_examples = 30  # clients with fewer are dropped
   # Training examples that no client but the server itself holds and trains on.
@@ -28,23 +31,28 @@ def base() -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.name = 'cnn'
-  config.model.features = (32, 64)  # of the two convolutions
-  config.model.hidden = 128  # width of the dense layer between
+  config.model.features = (32, 64)  # of the convolutions
+  config.model.pool = 'last'  # 2 x 2, after the last convolution or 'each'
+  config.model.hidden = (128,)  # widths of the dense layers between
+  config.model.padding = 'SAME'  # or 'VALID'
+  config.model.dropout = (0.0, 0.0)  # rates before and after the hidden layers
 
   config.client = ConfigDict()
+  config.client.mode = 'training'  # or 'gradient', see `federated_sgd`
   config.client.optimizer = 'adam'  # fresh in every round
   config.client.learning_rate = 1e-3
   config.client.batch_size = 256
   config.client.local_epochs = 10
 
-  config.server = ConfigDict()
-  config.server.optimizer = 'sgd'  # with learning rate 1: model += aggregate
-  config.server.learning_rate = 1.0
+  config.server = ConfigDict(servers()['sgd'])
   config.server.clients_per_round = 100
 
   config.eval = ConfigDict()
   config.eval.every = 1  # rounds; the last one is always evaluated
-  config.eval.batch_size = 500
+  config.eval.batch_size = 100
+  # Scope of the layers whose normalised norms (LEGATO's Eq. 2) and factors are
+  # among the metrics, such as 'leaf'; None for none.
+  config.eval.layers = placeholder(str)
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 10  # rounds; the last one is always saved
@@ -53,10 +61,18 @@ def base() -> ConfigDict:
   config.parallel = ConfigDict()
   # Clients that one vmap holds; None is 1 on CPU and 32 elsewhere.
   config.parallel.chunk_size = placeholder(int)
-  # Examples whose gradients are computed at once; None is 32 on CPU and the
-  # whole batch elsewhere.
+  # Examples, at most, whose gradients are computed at once; None is 32 on CPU
+  # and the whole batch elsewhere.
   config.parallel.microbatch_size = placeholder(int)
   return config
+
+
+def federated_sgd(config: ConfigDict, batch_size: int) -> None:
+  """Turns the clients' part of a round into one gradient of one batch."""
+  config.client = ConfigDict()
+  config.client.mode = 'gradient'
+  config.client.batch_size = batch_size
+  config.client.momentum = 0.0  # of the workers
 
 
 def archives(data: ConfigDict) -> None:
@@ -65,11 +81,14 @@ def archives(data: ConfigDict) -> None:
   data.data_dir = placeholder(str)  # of prepared data; None is TFDS's
 
 
-def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
+def aggregators(
+  f: int | FieldReference | None = 1,
+  tables_f: int | FieldReference | None = 1,
+) -> dict[str, dict]:
   """Presets of `config.aggregator`.
 
-  Those of the paper's tables have its names and its f = 1: "GeoMed" is the
-  medoid, as in its text and code, and "Bulyan" the mean of the 5 updates of
+  Those of the first paper's tables have its names and its f = 1: "GeoMed" is
+  the medoid, as in its text and code, and "Bulyan" the mean of the 5 updates of
   lowest Krum score, as in its section 4.3. Beside it stand `bulyan_trimmed`,
   as in its section 2.4, and `bulyan2018`, of El Mhamdi et al.
 
@@ -78,16 +97,20 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   layer), 'module' or 'block'. clip, clip_by and median are `lca.cosine`'s.
 
   Args:
-    f: of the rules that are not the paper's.
+    f: of the rules that are not in the tables.
+    tables_f: of those that are.
   """
-  krum = {'f': 1, 'num_neighbors': placeholder(int)}  # None is n - f - 2
+  krum = {'f': tables_f, 'num_neighbors': placeholder(int)}  # None is n - f - 2
   bulyan_trimmed = krum | {'m': 5, 'trim': placeholder(int)}  # None is f
   distant = {
     'krum': (2, krum | {'name': 'krum'}),
     'geomed': (1, {'name': 'medoid'}),
     'bulyan': (2, krum | {'name': 'multi_krum', 'm': 5}),
     'bulyan_trimmed': (2, bulyan_trimmed | {'name': 'bulyan_trimmed'}),
-    'bulyan2018': (2, {'name': 'bulyan', 'f': 1, 'selection': 'iterative'}),
+    'bulyan2018': (
+      2,
+      {'name': 'bulyan', 'f': tables_f, 'selection': 'iterative'},
+    ),
     'mda': (2, {'name': 'mda', 'f': f, 'max_subsets': 200_000}),
     'monna': (2, {'name': 'monna', 'f': f, 'pivot': 0}),
   }
@@ -116,6 +139,13 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   for operator, (power, keys) in distant.items():
     forms |= _distances(operator, power, keys)
   layered = {f'layerwise_{k}': v for k, v in forms.items() if k != 'fedavg'}
+  layered['legato'] = {
+    'name': 'legato',
+    'window': 10,  # rounds
+    'norm': 'frobenius',
+    'normalize': 'sum',
+    'divisor': 'past',
+  }
   return {k: v | {'scope': 'model', 'pre': ()} for k, v in forms.items()} | {
     k: v | {'scope': 'leaf', 'pre': ()} for k, v in layered.items()
   }
@@ -143,39 +173,121 @@ def pre_aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   }
 
 
+def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
+  """Presets of how `config.data` spreads the training set over the clients.
+
+  Args:
+    examples_per_client: where that can be chosen; None shares all out.
+  """
+  each = {'examples_per_client': examples_per_client or placeholder(int)}
+  forms = {
+    'iid': each,
+    'one_class': each,  # LEGATO's non-IID clients
+    'labels_per_client': {'labels_per_client': 2} | each,
+    'dirichlet': {'alpha': 0.5},  # the smaller, the more skewed
+    'shards': {'shards_per_client': 2},
+  }
+  return {name: {'partition': name} | keys for name, keys in forms.items()}
+
+
+def servers() -> dict[str, dict]:
+  """Presets of the optimiser in `config.server`.
+
+  `fedadagrad`, `fedadam` and `fedyogi` are Reddi et al.'s (2021).
+  """
+  adaptive = {'learning_rate': 0.01, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-3}
+  return {
+    # With learning rate 1: model += aggregate.
+    'sgd': {'optimizer': 'sgd', 'learning_rate': 1.0},
+    'fedavgm': {'optimizer': 'sgd', 'learning_rate': 1.0, 'momentum': 0.9},
+    'fedadagrad': {
+      'optimizer': 'adagrad',
+      'learning_rate': 0.01,
+      'initial_accumulator_value': 0.0,
+      'eps': 1e-3,
+    },
+    'fedadam': {'optimizer': 'adam'} | adaptive,
+    'fedyogi': {'optimizer': 'yogi'} | adaptive,
+    'adadelta': {
+      'optimizer': 'adadelta',
+      'learning_rate': 1.0,
+      'rho': 0.9,
+      'eps': 1e-6,
+    },
+  }
+
+
 def attacks(config: ConfigDict) -> dict[str, dict]:
   """Presets of `config.attack`; without one, nobody attacks."""
-  flipping = {
-    'name': 'label_flipping',
+  who = {
     # In the population; by default 20 % of it.
     'num_attackers': config.data.get_oneway_ref('num_clients') // 5,
     # In every round; or `sampled`, as many as the draw gives.
     'num_byzantine': 1,
     'sampled': False,
+  }
+  flipping = {
+    'name': 'label_flipping',
     'flip_fraction': 1.0,  # of an attacker's labels
     # Of the update: a number, 'replace' (honest / Byzantine of the round) or
     # 'n' (the clients of the round).
     'boost': 1.0,
   }
-  sampled = {k: v for k, v in flipping.items() if k != 'num_byzantine'}
-  presets = {
+  own = {
     'label_flipping': flipping,
-    'label_flipping_sampled': sampled | {'sampled': True},
+    'model_replacement': flipping | {'boost': 'replace'},
+  } | {name: {'name': name} | keys for name, keys in _update_attacks().items()}
+  presets = {name: keys | who for name, keys in own.items()}
+  del who['num_byzantine']
+  who['sampled'] = True
+  return presets | {f'{name}_sampled': keys | who for name, keys in own.items()}
+
+
+def _update_attacks() -> dict[str, dict]:
+  """What attackers send instead of their updates (see `lca.attacks`)."""
+  return {
+    'alie': {'z': placeholder(float)},  # None is the paper's z_max
+    'constant': {'value': 100.0},
+    'fall_of_empires': {'epsilon': 0.001},
+    'fang_krum': {'f': 1, 'threshold': 1e-5},  # f: of the server's Krum
+    'fang_trimmed_mean': {'b': 2.0},
+    # layers: a regular expression; None is all of them.
+    'gaussian': {'mu': 0.0, 'sigma': 20.0, 'layers': placeholder(str)},
+    'mimic': {'target': placeholder(int)},  # None is the most extreme client
+    'min_max': {'direction': 'std'},
+    'min_sum': {'direction': 'std'},
+    'non_finite': {'value': 'nan'},
+    'optimized': {
+      'direction': 'alie',
+      'num_strengths': 16,
+      'max_strength': 10.0,
+      'batch_size': 1,
+    },
+    'sign_flip': {'scale': 1.0},
+    'zero': {},
   }
-  for name, keys in list(presets.items()):
-    replacement = name.replace('label_flipping', 'model_replacement')
-    presets[replacement] = keys | {'boost': 'replace'}
-  return presets
 
 
-def compose(config: ConfigDict, presets: str, default: str) -> ConfigDict:
+def compose(
+  config: ConfigDict,
+  presets: str,
+  default: str,
+  *,
+  examples_per_client: int | None = None,
+  shorthands: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+  tables_f: int | None = 1,
+) -> ConfigDict:
   """Adds the named presets to a setting and locks it.
 
   Args:
     config: a setting.
-    presets: names separated by commas; may be empty. One aggregator, one
-      attack, and pre-aggregators in the order in which they are applied.
+    presets: names separated by commas; may be empty. At most one of every
+      kind, and pre-aggregators in the order in which they are applied.
     default: the aggregator's preset where `presets` names none.
+    examples_per_client: see `partitions`.
+    shorthands: names of the setting's own, one of which may be among the
+      presets: the presets that it stands for, and values of keys.
+    tables_f: see `aggregators`; None is as many as attack.
 
   Returns:
     The config, locked.
@@ -183,33 +295,59 @@ def compose(config: ConfigDict, presets: str, default: str) -> ConfigDict:
   Raises:
     ValueError: an unknown preset, or two of one kind.
   """
-  chosen = {'aggregator': [], 'attack': [], 'pre-aggregator': []}
+  shorthands = shorthands or {}
   known = {
     'aggregator': aggregators(),
     'attack': attacks(config),
+    'partition': partitions(examples_per_client),
+    'server': servers(),
     'pre-aggregator': pre_aggregators(),
   }
-  for preset in filter(None, presets.split(',')):
-    kind = next((kind for kind in known if preset in known[kind]), None)
-    if kind is None:
-      names = sorted(name for presets in known.values() for name in presets)
-      raise ValueError(f'unknown preset {preset!r}; there are {names}')
-    chosen[kind].append(preset)
-    if kind != 'pre-aggregator' and len(chosen[kind]) > 1:
-      raise ValueError(f'{presets!r} names two presets of the {kind}')
+  names, values = [], {}
+  for name in filter(None, presets.split(',')):
+    if name in shorthands:
+      stands_for, values = shorthands[name]
+      names += stands_for.split(',') if stands_for else []
+    else:
+      names.append(name)
+  chosen = _by_kind(presets, names, known, shorthands)
+  partition = (chosen['partition'] or ['iid'])[0]
+  config.data.update(known['partition'][partition])
+  for name in chosen['server']:
+    clients_per_round = config.server.clients_per_round
+    config.server = ConfigDict(known['server'][name])
+    config.server.clients_per_round = clients_per_round
   config.attack = ConfigDict({'name': 'none'})
-  for preset in chosen['attack']:
-    config.attack = ConfigDict(known['attack'][preset])
+  for name in chosen['attack']:
+    config.attack = ConfigDict(known['attack'][name])
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
   before = [pre_aggregators(f)[name] for name in chosen['pre-aggregator']]
   # What the rule has set already, its pre-aggregators share.
   keys = functools.reduce(lambda all, more: more | all, before, {})
-  config.aggregator = ConfigDict(keys | aggregators(f)[rule])
+  rules = aggregators(f, f if tables_f is None else tables_f)
+  config.aggregator = ConfigDict(keys | rules[rule])
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
   if config.aggregator.name == 'fltrust':
     config.data.root_examples = 100
+  config.update_from_flattened_dict(values)
   return config.lock()
+
+
+def _by_kind(presets, names, known, shorthands):
+  """The names of the presets chosen, by kind."""
+  chosen = {kind: [] for kind in known}
+  for name in names:
+    kind = next((kind for kind in known if name in known[kind]), None)
+    if kind is None:
+      names = {name for kind in known.values() for name in kind}
+      raise ValueError(
+        f'unknown preset {name!r}; there are {sorted(names | {*shorthands})}'
+      )
+    chosen[kind].append(name)
+    if kind != 'pre-aggregator' and len(chosen[kind]) > 1:
+      raise ValueError(f'{presets!r} names two presets of the {kind}')
+  return chosen
 
 
 def _tolerated(attack: ConfigDict) -> int | FieldReference | None:

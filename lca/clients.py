@@ -1,4 +1,4 @@
-"""Local training: of one client, and of many at once.
+"""What clients do in a round: one of them, and many at once.
 
 Clients hold different numbers of examples, in arrays padded to the same length
 `S`. Padding never changes a result: the last batch of an epoch is short, as in
@@ -20,86 +20,71 @@ from jax.sharding import PartitionSpec as P
 from lca.data import ClientData
 from lca.typing import PyTree, Updates
 
-LossFn = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-"""`(variables, images [b, ...], labels [b]) -> losses [b]`."""
+LossFn = Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(variables, images [b, ...], labels [b], keys [b]) -> losses [b]`."""
+
+_NOISE = 2**32 - 1  # folded in for what is random in the loss
 
 
-@dataclasses.dataclass(frozen=True)
-class LocalTraining:
-  """A client's part of a round (García-Márquez et al. 2025, section 2.1).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalGradient:
+  """A client's part of a round of federated SGD: minus one batch's gradient.
 
   Attributes:
     losses: of a batch, per example.
-    optimizer: fresh in every round.
-    batch_size: of a step, in examples.
-    local_epochs: passes over the client's data, each in a new random order.
-    microbatch_size: a step sums the gradients of so many examples at a time.
-      Smaller ones need less memory and, on CPUs, less time: they stay in the
-      cache, and a short last batch costs no more than it must. None takes the
-      batch as a whole. It changes a result by rounding alone.
+    batch_size: in examples; a client that holds fewer takes them all.
+    microbatch_size: a step sums the gradients of at most so many examples at a
+      time, in parts as even as can be. Smaller ones need less memory and, on
+      CPUs, less time: they stay in the cache, and a short last batch costs no
+      more than it must. None takes the batch as a whole. It changes a result
+      by rounding alone.
   """
 
   losses: LossFn
-  optimizer: optax.GradientTransformation
   batch_size: int
-  local_epochs: int
   microbatch_size: int | None = None
 
   def __post_init__(self):
-    for name in ('batch_size', 'local_epochs', 'microbatch_size'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f'{name} must be at least 1, got {value}')
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, int) and value < 1:
+        raise ValueError(f'{field.name} must be at least 1, got {value}')
 
   def __call__(
     self, variables: PyTree, data: ClientData, key: jax.Array
   ) -> tuple[PyTree, jax.Array]:
-    """Trains one client.
+    """One client's part.
 
     Args:
       variables: the server's, a Flax dict with `'params'`.
       data: one client's: images `[S, ...]`, labels `[S]`, num_examples `[]`.
-      key: decides the order of the examples.
+      key: decides what is drawn.
 
     Returns:
-      The update, client minus server, and the mean training loss `[]` over all
-      of the epochs. A client without examples returns zeros.
+      The update, client minus server, and the mean training loss `[]` over the
+      examples seen. A client without examples returns zeros.
     """
+    order = shuffled(key, len(data.labels), data.num_examples)
+    stop = jnp.minimum(self.batch_size, data.num_examples)
+    loss, grads = self.loss_and_gradient(variables, data, key, order, 0, stop)
+    seen = jnp.maximum(stop, 1)
+    minus = jax.tree.map(lambda g: -g / seen, grads)
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    return {**zeros, 'params': minus}, loss / seen
 
-    def epoch(i, carry):
-      order = shuffled(
-        jax.random.fold_in(key, i), len(data.labels), data.num_examples
-      )
-      step = functools.partial(self._step, data, order)
-      num_steps = -(-data.num_examples // self.batch_size)
-      return lax.fori_loop(0, num_steps, step, carry)
-
-    opt_state = self.optimizer.init(variables['params'])
-    start = (variables, opt_state, jnp.zeros(()))
-    trained, _, loss = lax.fori_loop(0, self.local_epochs, epoch, start)
-    seen = jnp.maximum(data.num_examples * self.local_epochs, 1)
-    return jax.tree.map(jnp.subtract, trained, variables), loss / seen
-
-  def _step(self, data, order, i, carry):
-    variables, opt_state, total = carry
-    start = i * self.batch_size
-    stop = jnp.minimum(start + self.batch_size, data.num_examples)
-    loss, grads = self._loss_and_gradient(variables, data, order, start, stop)
-    grads = jax.tree.map(lambda g: g / (stop - start), grads)
-    updates, opt_state = self.optimizer.update(
-      grads, opt_state, variables['params']
-    )
-    params = optax.apply_updates(variables['params'], updates)
-    return {**variables, 'params': params}, opt_state, total + loss
-
-  def _loss_and_gradient(self, variables, data, order, start, stop):
+  def loss_and_gradient(self, variables, data, key, order, start, stop):
     """Sums over the examples `order[start:stop]`."""
-    size = min(self.microbatch_size or self.batch_size, self.batch_size)
+    parts = -(-self.batch_size // (self.microbatch_size or self.batch_size))
+    size = -(-self.batch_size // parts)  # as even as the parts can be
+    noise = jax.random.fold_in(key, _NOISE)
 
     def loss(params, positions):
       rows = order[jnp.minimum(positions, len(order) - 1)]
       losses = self.losses(
-        {**variables, 'params': params}, data.images[rows], data.labels[rows]
+        {**variables, 'params': params},
+        data.images[rows],
+        data.labels[rows],
+        jax.vmap(functools.partial(jax.random.fold_in, noise))(positions),
       )
       return jnp.sum(jnp.where(positions < stop, losses, 0))
 
@@ -112,6 +97,82 @@ class LocalTraining:
     if size == self.batch_size:
       return part(0, zeros)
     return lax.fori_loop(0, -(-(stop - start) // size), part, zeros)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalTraining(LocalGradient):
+  """A client's part of a round: epochs of its own training.
+
+  García-Márquez et al. 2025, section 2.1.
+
+  Attributes:
+    optimizer: fresh in every round; `batch_size` is of its steps.
+    local_epochs: passes over the client's data, each in a new random order.
+  """
+
+  optimizer: optax.GradientTransformation
+  local_epochs: int
+
+  def __call__(
+    self, variables: PyTree, data: ClientData, key: jax.Array
+  ) -> tuple[PyTree, jax.Array]:
+    """As in `LocalGradient`."""
+
+    def epoch(i, carry):
+      own = jax.random.fold_in(key, i)
+      order = shuffled(own, len(data.labels), data.num_examples)
+      step = functools.partial(self._step, data, own, order)
+      num_steps = -(-data.num_examples // self.batch_size)
+      return lax.fori_loop(0, num_steps, step, carry)
+
+    opt_state = self.optimizer.init(variables['params'])
+    start = (variables, opt_state, jnp.zeros(()))
+    trained, _, loss = lax.fori_loop(0, self.local_epochs, epoch, start)
+    seen = jnp.maximum(data.num_examples * self.local_epochs, 1)
+    return jax.tree.map(jnp.subtract, trained, variables), loss / seen
+
+  def _step(self, data, key, order, i, carry):
+    variables, opt_state, total = carry
+    start = i * self.batch_size
+    stop = jnp.minimum(start + self.batch_size, data.num_examples)
+    loss, grads = self.loss_and_gradient(
+      variables, data, key, order, start, stop
+    )
+    grads = jax.tree.map(lambda g: g / (stop - start), grads)
+    updates, opt_state = self.optimizer.update(
+      grads, opt_state, variables['params']
+    )
+    params = optax.apply_updates(variables['params'], updates)
+    return {**variables, 'params': params}, opt_state, total + loss
+
+
+def with_momentum(
+  momenta: Updates, updates: Updates, client_ids: jax.Array, momentum: float
+) -> tuple[Updates, Updates]:
+  r"""Worker momentum: what a client sends is a mean over its rounds.
+
+  .. math:: m_i \leftarrow \beta m_i + (1 - \beta) x_i
+
+  Args:
+    momenta: stacked `[num_clients, ...]`, zeros before the first round.
+    updates: stacked `[n, ...]`, of this round's clients.
+    client_ids: `[n]`, who they are.
+    momentum: :math:`\beta`.
+
+  Returns:
+    The new momenta of all clients, and this round's `[n, ...]`.
+
+  References:
+    Karimireddy, He and Jaggi, Learning from history for Byzantine robust
+    optimization, ICML 2021.
+  """
+  sent = jax.tree.map(
+    lambda m, x: momentum * m[client_ids] + (1 - momentum) * x,
+    momenta,
+    updates,
+  )
+  momenta = jax.tree.map(lambda m, x: m.at[client_ids].set(x), momenta, sent)
+  return momenta, sent
 
 
 def shuffled(key: jax.Array, size: int, count: jax.Array) -> jax.Array:
@@ -151,12 +212,12 @@ TrainClients = Callable[
 
 
 def train_clients(
-  train: LocalTraining, mesh: Mesh, chunk_size: int
+  train: LocalGradient, mesh: Mesh, chunk_size: int
 ) -> TrainClients:
-  """Spreads local training over devices, and over chunks on each device.
+  """Spreads the clients' work over devices, and over chunks on each device.
 
   Args:
-    train: one client's training.
+    train: one client's part.
     mesh: with an axis `'clients'`.
     chunk_size: how many clients one vmap holds. Memory is bounded by the
       chunk; the results do not depend on it, but for rounding.

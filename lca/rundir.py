@@ -9,6 +9,7 @@ checkpoints/   Orbax's
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -79,13 +80,19 @@ class RunDirectory:
     if here not in self._environments[-1:]:
       self._environments.append(here)
     about = {'config': self._config, 'environments': self._environments}
-    _write(self.path / 'config.json', _json(about))
+    write(self.path / 'config.json', _json(about))
 
-  def start(self, rows: Sequence[Row]) -> None:
-    """Writes the rounds run so far, and nothing beyond them."""
+  def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
+    """Writes the rounds run so far, and nothing beyond them.
+
+    Args:
+      rows: of these rounds.
+      more: metrics of a row beside `COLUMNS`.
+    """
+    self._columns = (*COLUMNS, *more)
     for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
       old.unlink(missing_ok=True)
-    _write(self.path / 'metrics.csv', _csv(rows, header=True))
+    write(self.path / 'metrics.csv', self._csv(rows, header=True))
     self._events = SummaryWriter(str(self.path))
     for row in rows:
       self._add_events(row)
@@ -93,13 +100,21 @@ class RunDirectory:
   def add(self, row: Row) -> None:
     """Appends one round."""
     with open(self.path / 'metrics.csv', 'a') as file:
-      file.write(_csv([row], header=False))
+      file.write(self._csv([row], header=False))
     self._add_events(row)
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes the summary: the run is complete."""
     self._events.close()
-    _write(self.path / 'summary.json', _json(summary))
+    write(self.path / 'summary.json', _json(summary))
+
+  def _csv(self, rows: Sequence[Row], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, self._columns, lineterminator='\n')
+    if header:
+      writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
   def _add_events(self, row: Row) -> None:
     for name, value in row.items():
@@ -197,12 +212,27 @@ def _check_same_run(
   for key in sorted(old.keys() | new.keys()):
     before, now = old.get(key, '(none)'), new.get(key, '(none)')
     grows = key == 'num_rounds' and now >= before
-    free = key.split('.')[0] in _FREE or key in _FREE_KEYS
-    if before != now and not grows and not free:
+    if before != now and not grows and not _is_free(key):
       raise ValueError(
         f'{path} holds the run of another config: {key} was {before!r} '
         f'there and is {now!r} now; choose another --workdir'
       )
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+  """Names what a config computes: 16 hexadecimal digits.
+
+  Args:
+    config: as nested dicts. Keys that only say where and how it runs do not
+      count.
+  """
+  flat = {k: v for k, v in _flat(config).items() if not _is_free(k)}
+  text = json.dumps(flat, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_free(key: str) -> bool:
+  return key.split('.')[0] in _FREE or key in _FREE_KEYS
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -215,20 +245,11 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _csv(rows: Sequence[Row], header: bool) -> str:
-  text = io.StringIO()
-  writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
-  if header:
-    writer.writeheader()
-  writer.writerows(rows)
-  return text.getvalue()
-
-
 def _json(value: Any) -> str:
   return json.dumps(value, indent=2) + '\n'
 
 
-def _write(file: pathlib.Path, text: str) -> None:
+def write(file: pathlib.Path, text: str) -> None:
   """Replaces a file at once, so that it is never half-written."""
   temporary = file.with_name(file.name + '.tmp')
   temporary.write_text(text)

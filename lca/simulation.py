@@ -13,9 +13,21 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from lca.aggregators import Aggregator
+from lca.aggregators import (
+  Aggregator,
+  LegatoState,
+  Scope,
+  layer_names,
+  normalized_norms,
+)
 from lca.attacks import Attack
-from lca.clients import LocalTraining, pad_rows, place_clients, train_clients
+from lca.clients import (
+  LocalGradient,
+  pad_rows,
+  place_clients,
+  train_clients,
+  with_momentum,
+)
 from lca.data import FederatedDataset
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
@@ -100,11 +112,13 @@ class ServerState(NamedTuple):
     variables: of the model, a Flax dict with `'params'`.
     opt_state: of the server's optimiser, over `'params'`.
     aggregator: the aggregator's state.
+    momenta: of the clients, `[num_clients, ...]`; `()` without momentum.
   """
 
   variables: PyTree
   opt_state: optax.OptState
   aggregator: PyTree
+  momenta: PyTree
 
 
 class Simulation:
@@ -118,11 +132,15 @@ class Simulation:
     data: what every client holds, and the test set.
     population: whom a round draws.
     classifier: the model and its loss.
-    train: a client's local training.
+    train: a client's part of a round.
     attack: of the Byzantine clients.
     aggregator: of the updates.
     optimizer: the server's; SGD with learning rate 1 adds the aggregate to the
       model.
+    momentum: of the clients (see `clients.with_momentum`); 0 keeps none.
+    layers: the scope of the layers (see `lca.layerwise`) whose normalised
+      norms and, under LEGATO, robustness factors are among a round's metrics;
+      None for none of it.
     seed: of the run.
     mesh: with an axis `'clients'`.
     chunk_size: how many clients one vmap holds.
@@ -135,10 +153,12 @@ class Simulation:
     data: FederatedDataset,
     population: Population,
     classifier: Classifier,
-    train: LocalTraining,
+    train: LocalGradient,
     attack: Attack,
     aggregator: Aggregator,
     optimizer: optax.GradientTransformation,
+    momentum: float = 0.0,
+    layers: Scope | None = None,
     seed: int,
     mesh: Mesh,
     chunk_size: int,
@@ -147,6 +167,7 @@ class Simulation:
     self._data, self._population, self._seed = data, population, seed
     self._classifier, self._optimizer = classifier, optimizer
     self._attack, self._aggregator = attack, aggregator
+    self._momentum, self._layers = momentum, layers
     self._mesh = mesh
     self._server = SingleDeviceSharding(mesh.devices.flat[0])
     self._train = train_clients(train, mesh, chunk_size)
@@ -168,12 +189,30 @@ class Simulation:
       raise ValueError(
         f'the model has {sorted(variables)}, but only params can be trained'
       )
+    momenta = ()
+    if self._momentum:
+      num_clients = self._population.num_clients
+      momenta = jax.tree.map(
+        lambda x: jnp.zeros((num_clients, *x.shape), x.dtype), variables
+      )
     state = ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
       aggregator=self._aggregator.init(variables),
+      momenta=momenta,
     )
     return jax.device_put(state, self._server)
+
+  @functools.cached_property
+  def layer_metrics(self) -> list[str]:
+    """The names of the layers' metrics, in their order."""
+    if self._layers is None:
+      return []
+    state = jax.eval_shape(self.init)
+    names = layer_names(state.variables, self._layers)
+    legato = isinstance(state.aggregator, LegatoState)
+    tables = ('norm', 'factor') if legato else ('norm',)
+    return [f'{table}/{name}' for table in tables for name in names]
 
   def run_round(
     self, state: ServerState, round_idx: int
@@ -186,7 +225,8 @@ class Simulation:
 
     Returns:
       The new state, and `train_loss`, the mean local training loss of the
-      honest clients in nats, and `byzantine`, how many attacked.
+      honest clients in nats, `byzantine`, how many attacked, and those of the
+      layers where they were asked for.
     """
     ids, byzantine = self._population.sample(self._seed, round_idx)
     n, server = len(ids), self._data.server_id
@@ -203,9 +243,10 @@ class Simulation:
     key = key_for(self._seed, Purpose.TRAIN, round_idx)
     updates, losses = self._train(variables, *clients, key)
     updates = jax.device_put(updates, self._server)
-    state = self._apply(
+    state, layers = self._apply(
       state,
       updates,
+      ids,
       byzantine,
       data.num_examples[:n],
       key_for(self._seed, Purpose.ATTACK, round_idx),
@@ -216,31 +257,51 @@ class Simulation:
       'train_loss': float(honest.mean()) if honest.size else float('nan'),
       'byzantine': int(byzantine.sum()),
     }
-    return state, metrics
+    return state, metrics | {k: float(v) for k, v in layers.items()}
 
   def _apply_updates(
-    self, state, updates, byzantine, num_examples, attack_key, aggregate_key
+    self, state, updates, ids, byzantine, num_examples, attack_key, key
   ):
-    n, server_update = len(byzantine), None
+    n, server_update, momenta = len(byzantine), None, state.momenta
     if self._data.server_id is not None:
       server_update = jax.tree.map(lambda u: u[n], updates)
     updates = jax.tree.map(lambda u: u[:n], updates)
+    if self._momentum:
+      momenta, updates = with_momentum(momenta, updates, ids, self._momentum)
+
+    def aggregate(updates):
+      return self._aggregator.update(
+        updates,
+        state.aggregator,
+        key=key,
+        weights=num_examples.astype(jnp.float32),
+        server_update=server_update,
+      )
+
     updates = self._attack.on_updates(
-      updates, byzantine=byzantine, key=attack_key
-    )
-    update, aggregator = self._aggregator.update(
       updates,
-      state.aggregator,
-      key=aggregate_key,
-      weights=num_examples.astype(jnp.float32),
-      server_update=server_update,
+      byzantine=byzantine,
+      key=attack_key,
+      aggregate=lambda updates: aggregate(updates)[0],
     )
+    update, aggregator = aggregate(updates)
     # optax takes gradients, which point the other way.
     gradient = jax.tree.map(jnp.negative, update['params'])
     params = state.variables['params']
     step, opt_state = self._optimizer.update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, step)
-    return ServerState({'params': params}, opt_state, aggregator)
+    state = ServerState({'params': params}, opt_state, aggregator, momenta)
+    return state, self._of_layers(updates, aggregator)
+
+  def _of_layers(self, updates, aggregator):
+    """The metrics of the layers by name."""
+    if self._layers is None:
+      return {}
+    values = [normalized_norms(updates, self._layers)]
+    if isinstance(aggregator, LegatoState):
+      values.append(aggregator.factors)
+    values = jnp.concatenate(values)
+    return dict(zip(self.layer_metrics, values, strict=True))
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -72,10 +73,10 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   _check_numbers(config)
   aggregator = aggregators.make(config.aggregator)
   attack = attacks.make(config.attack)
-  optimizer = optimizers.make(
-    config.server.optimizer, config.server.learning_rate
-  )
+  optimizer = _server_optimizer(config)
+  momentum = _momentum(config)
   population_from(config.server, config.attack, config.data.num_clients)
+  _check_layers(config)
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0
   )
@@ -92,10 +93,12 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     data=data,
     population=population_from(config.server, config.attack, data.num_clients),
     classifier=classifier,
-    train=_local_training(config, classifier),
+    train=_clients_part(config, classifier),
     attack=attack,
     aggregator=aggregator,
     optimizer=optimizer,
+    momentum=momentum,
+    layers=config.eval.layers,
     seed=config.seed,
     mesh=clients.clients_mesh(),
     chunk_size=chunk_size,
@@ -120,7 +123,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
   options = ocp.CheckpointManagerOptions(max_to_keep=config.checkpoint.keep)
   with ocp.CheckpointManager(directory.checkpoints, options=options) as saved:
     state, rows = _restore(saved, simulation.init())
-    directory.start(rows)
+    directory.start(rows, simulation.layer_metrics)
     clock = [time.monotonic()]
     for round_idx in range(len(rows), config.num_rounds):
       state, row = _round(simulation, state, round_idx, config)
@@ -209,6 +212,15 @@ def _check_numbers(config: ConfigDict) -> None:
     raise ValueError(f'seed must lie in [0, 2**32), got {config.seed}')
 
 
+def _check_layers(config: ConfigDict) -> None:
+  layers, rule = config.eval.layers, config.aggregator
+  if layers and rule.name == 'legato' and rule.scope != layers:
+    raise ValueError(
+      f'eval.layers={layers!r} must be aggregator.scope={rule.scope!r}: the '
+      'factors are those of its layers'
+    )
+
+
 def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
   """Traces the rule on n clients, so that it raises what it would raise."""
 
@@ -231,15 +243,9 @@ def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
 
 def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
   keys = config.data.to_dict()
-  source = {k: keys[k] for k in ('archive_dir', 'data_dir') if k in keys}
-  return datasets.federate(
-    datasets.load(keys['name'], **source),
-    partition=keys['partition'],
-    num_clients=keys['num_clients'],
-    min_examples=keys['min_examples'],
-    seed=config.seed,
-    root_examples=keys['root_examples'],
-  )
+  source = {k: keys.pop(k) for k in ('archive_dir', 'data_dir') if k in keys}
+  dataset = datasets.load(keys.pop('name'), **source)
+  return datasets.federate(dataset, seed=config.seed, **keys)
 
 
 def _classifier(
@@ -250,17 +256,53 @@ def _classifier(
   return models.Classifier(module, dataset.mean, dataset.std)
 
 
-def _local_training(
+def _clients_part(
   config: ConfigDict, classifier: models.Classifier
-) -> clients.LocalTraining:
-  keys = config.client
+) -> clients.LocalGradient:
+  keys = config.client.to_dict()
   microbatch_size = config.parallel.microbatch_size
   if microbatch_size is None:
     microbatch_size = clients.default_microbatch_size(jax.default_backend())
+  shared = {
+    'losses': classifier.losses,
+    'batch_size': keys['batch_size'],
+    'microbatch_size': microbatch_size,
+  }
+  if keys['mode'] == 'gradient':
+    return clients.LocalGradient(**shared)
   return clients.LocalTraining(
-    losses=classifier.losses,
-    optimizer=optimizers.make(keys.optimizer, keys.learning_rate),
-    batch_size=keys.batch_size,
-    local_epochs=keys.local_epochs,
-    microbatch_size=microbatch_size,
+    **shared,
+    optimizer=optimizers.make(keys['optimizer'], keys['learning_rate']),
+    local_epochs=keys['local_epochs'],
   )
+
+
+_CLIENT_KEYS = {
+  'training': {'optimizer', 'learning_rate', 'local_epochs'},
+  'gradient': {'momentum'},
+}
+
+
+def _momentum(config: ConfigDict) -> float:
+  """The workers' momentum; checks that the client's keys are its mode's."""
+  keys = config.client.to_dict()
+  mode = keys['mode']
+  if mode not in _CLIENT_KEYS:
+    raise ValueError(
+      f'client.mode must be one of {sorted(_CLIENT_KEYS)}, got {mode!r}'
+    )
+  if other := set(keys) ^ (_CLIENT_KEYS[mode] | {'mode', 'batch_size'}):
+    raise ValueError(
+      f'client.mode={mode!r} does not go with these keys, or lack of them: '
+      f'{sorted(other)}'
+    )
+  momentum = keys.get('momentum', 0.0)
+  if not 0 <= momentum < 1:
+    raise ValueError(f'client.momentum must lie in [0, 1), got {momentum}')
+  return momentum
+
+
+def _server_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  keys = config.server.to_dict()
+  del keys['clients_per_round']
+  return optimizers.make(keys.pop('optimizer'), **keys)

@@ -1,4 +1,4 @@
-"""Local training against a plain Python loop over unpadded batches."""
+"""The clients' work against plain Python loops over unpadded batches."""
 
 import dataclasses
 
@@ -9,17 +9,19 @@ import optax
 import pytest
 
 from lca.clients import (
+  LocalGradient,
   LocalTraining,
   clients_mesh,
   place_clients,
   shuffled,
   train_clients,
+  with_momentum,
 )
 from lca.data import ClientData
 from lca.models import CNN, Classifier
 
 SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
-CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=4), (8.0,), (8.0,))
+CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
 TRAIN = LocalTraining(
   losses=CLASSIFIER.losses,
   optimizer=optax.adam(1e-2),
@@ -53,7 +55,7 @@ def variables():
 
 
 def mean_loss(params, images, labels):
-  return jnp.mean(CLASSIFIER.losses({'params': params}, images, labels))
+  return jnp.mean(CLASSIFIER.losses({'params': params}, images, labels, None))
 
 
 GRADIENT = jax.jit(jax.value_and_grad(mean_loss))
@@ -175,3 +177,73 @@ def test_numbers_below_one_are_errors(wrong):
 def test_a_chunk_below_one_is_an_error():
   with pytest.raises(ValueError, match='chunk_size must be at least 1, got 0'):
     train_clients(TRAIN, mesh(1), 0)
+
+
+def test_a_gradient_is_that_of_one_random_batch():
+  data = client_data()
+  gradient = LocalGradient(losses=CLASSIFIER.losses, batch_size=10)
+  updates, losses = run(gradient)
+  for client_id, size in enumerate(SIZES):
+    key = jax.random.fold_in(KEY, client_id)
+    rows = np.asarray(shuffled(key, size, size))[:10]
+    loss, grads = GRADIENT(
+      variables()['params'],
+      data.images[client_id][rows],
+      data.labels[client_id][rows],
+    )
+    one = jax.tree.map(lambda u, i=client_id: u[i], updates)
+    assert_close(one, {'params': jax.tree.map(jnp.negative, grads)})
+    np.testing.assert_allclose(losses[client_id], loss, rtol=1e-5)
+
+
+def test_a_gradient_without_examples_is_zero():
+  data = client_data()
+  data.num_examples[3] = 0
+  updates, losses = run(
+    LocalGradient(losses=CLASSIFIER.losses, batch_size=4), data=data
+  )
+  assert all(not np.any(leaf[3]) for leaf in jax.tree.leaves(updates))
+  assert losses[3] == 0
+
+
+@pytest.mark.parametrize('microbatch_size', [1, 3])
+def test_dropout_does_not_depend_on_microbatches(microbatch_size):
+  module = CNN(3, features=(2, 3), hidden=(4,), dropout=(0.25, 0.5))
+  losses = Classifier(module, (8.0,), (8.0,)).losses
+  train = dataclasses.replace(TRAIN, losses=losses)
+  small = dataclasses.replace(train, microbatch_size=microbatch_size)
+  expected = run(train)
+  assert_close(run(small), expected)
+  assert not np.allclose(expected[1], run()[1], rtol=0.01)  # it does something
+
+
+def test_clients_drop_out_on_their_own():
+  module = CNN(3, features=(2, 3), hidden=(4,), dropout=(0.5, 0.5))
+  losses = Classifier(module, (8.0,), (8.0,)).losses
+  data = client_data()
+  for array in data:
+    array[:] = array[2]  # the same examples for all
+  gradient = LocalGradient(losses=losses, batch_size=16)  # and the same batch
+  _, with_dropout = run(gradient, data=data)
+  assert len(set(np.asarray(with_dropout).tolist())) == len(SIZES)
+
+
+def test_momentum_is_a_mean_over_a_clients_own_rounds():
+  rng = np.random.default_rng(0)
+  momenta = {'w': jnp.zeros((4, 3))}
+  rounds = [
+    ([0, 2], rng.normal(size=(2, 3))),
+    ([2, 1], rng.normal(size=(2, 3))),
+  ]
+  sent = []
+  for ids, x in rounds:
+    momenta, out = with_momentum(
+      momenta, {'w': jnp.asarray(x, jnp.float32)}, jnp.array(ids), 0.9
+    )
+    sent.append(np.asarray(out['w']))
+  (_, first), (_, second) = rounds
+  np.testing.assert_allclose(sent[0], 0.1 * first, rtol=1e-6)
+  expected = [0.9 * 0.1 * first[1] + 0.1 * second[0], 0.1 * second[1]]
+  np.testing.assert_allclose(sent[1], expected, rtol=1e-5)
+  kept = [0.1 * first[0], expected[1], expected[0], np.zeros(3)]
+  np.testing.assert_allclose(momenta['w'], kept, rtol=1e-5)

@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common, digits, fashion_mnist
-from lca import aggregators, attacks
+from configs import (
+  common,
+  digits,
+  fashion_mnist,
+  legato_cifar10,
+  legato_figures,
+  legato_mnist,
+)
+from lca import aggregators, attacks, optimizers
+from lca.data import partitions
 
 FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
 OPERATORS = ['krum', 'geomed', 'bulyan']
@@ -109,9 +117,19 @@ def test_every_attack_preset_builds(preset):
   config = fashion_mnist.get_config(f'krum,{preset}')
   attacks.make(config.attack)
   assert config.attack.num_attackers == 40
-  assert config.attack.boost == (
-    'replace' if preset.startswith('model_replacement') else 1.0
-  )
+  assert ('num_byzantine' in config.attack) != preset.endswith('_sampled')
+
+
+def test_every_attack_has_a_preset():
+  presets = common.attacks(common.base()).values()
+  assert {keys['name'] for keys in presets} == set(attacks.ATTACKS)
+
+
+def test_model_replacement_is_boosted_label_flipping():
+  config = fashion_mnist.get_config('krum,model_replacement')
+  assert config.attack.boost == 'replace'
+  assert config.attack.name == 'label_flipping'
+  assert fashion_mnist.get_config('krum,label_flipping').attack.boost == 1.0
 
 
 def test_fashion_mnist_is_the_papers():
@@ -123,6 +141,7 @@ def test_fashion_mnist_is_the_papers():
     'learning_rate': 1.0,
   }
   assert config.client.to_dict() == {
+    'mode': 'training',
     'optimizer': 'adam',
     'learning_rate': 1e-3,
     'batch_size': 256,
@@ -155,6 +174,8 @@ def test_a_fifth_of_the_population_attacks():
     ('krun', "unknown preset 'krun'; there are .*'krum'"),
     ('krum,geomed', 'two presets of the aggregator'),
     ('label_flipping,model_replacement', 'two presets of the attack'),
+    ('iid,dirichlet', 'two presets of the partition'),
+    ('sgd,fedadam', 'two presets of the server'),
   ],
 )
 def test_wrong_presets(presets, message):
@@ -168,3 +189,74 @@ def test_a_locked_config_takes_no_other_key():
     config.aggregator.m = 5
   with pytest.raises(AttributeError):
     config.attack.boost = 3.0
+
+
+def test_a_partition_brings_its_keys():
+  config = digits.get_config('krum,dirichlet')
+  assert (config.data.partition, config.data.alpha) == ('dirichlet', 0.5)
+  assert 'examples_per_client' not in config.data
+  config = digits.get_config('krum')
+  assert config.data.partition == 'iid'
+  assert config.data.examples_per_client is None
+
+
+def test_every_partition_has_a_preset():
+  named = {keys['partition'] for keys in common.partitions().values()}
+  # No data set names the owners of its examples yet.
+  assert named | {'natural'} == set(partitions.PARTITIONS)
+
+
+@pytest.mark.parametrize('preset', common.servers())
+def test_every_server_preset_builds(preset):
+  config = digits.get_config(f'krum,{preset}')
+  assert config.server.clients_per_round == 15
+  keys = config.server.to_dict()
+  del keys['clients_per_round']
+  optimizers.make(keys.pop('optimizer'), **keys).init({'w': jnp.zeros(2)})
+
+
+def test_legatos_experiments_are_the_papers():
+  config = legato_mnist.get_config('fig5,krum')
+  assert config.data.num_clients == config.server.clients_per_round == 25
+  assert config.data.examples_per_client == 1000
+  assert config.client.to_dict() == {
+    'mode': 'gradient',
+    'batch_size': 50,
+    'momentum': 0.0,
+  }
+  assert config.server.to_dict() == {
+    'optimizer': 'adadelta',
+    'learning_rate': 0.05,
+    'rho': 0.9,
+    'eps': 1e-6,
+    'clients_per_round': 25,
+  }
+  assert config.attack.name == 'fall_of_empires'
+  assert config.attack.epsilon == 0.001
+  assert config.attack.num_byzantine == config.aggregator.f == 11
+  config = legato_mnist.get_config('fig6_sigma100')
+  assert config.aggregator.name == 'legato'
+  assert (config.aggregator.window, config.aggregator.scope) == (10, 'leaf')
+  assert config.server.learning_rate == 0.03
+  assert (config.data.partition, config.attack.sigma) == ('one_class', 100.0)
+  assert config.attack.num_byzantine == config.attack.num_attackers == 4
+  config = legato_mnist.get_config('fig4_sigma200,fedavg')
+  assert config.data.num_clients == config.server.clients_per_round == 10
+  assert config.attack.num_byzantine == 2
+  config = legato_cifar10.get_config('fig5')
+  assert config.data.examples_per_client == 2000
+  assert config.client.batch_size == 1000
+  assert config.server.learning_rate == 0.01
+
+
+@pytest.mark.parametrize('name', legato_figures.get_runs())
+def test_every_run_of_legatos_figures_can_be_made(name):
+  config = legato_figures.get_runs()[name]
+  aggregators.make(config.aggregator)
+  attacks.make(config.attack)
+  parts = [config.aggregator.name, *name.split('/')]
+  if 'window=' in name:
+    assert config.aggregator.window == int(name.split('=')[1])
+  if 'sigma=' in name:
+    assert config.attack.sigma == float(name.split('=')[1])
+  assert 'mean' in parts or config.aggregator.name in name or 'fig9' in name

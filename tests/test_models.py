@@ -1,12 +1,15 @@
 """The models' parameters, counted by hand from the papers."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from configs import digits, legato_cifar10, legato_mnist
 from lca import models
 from lca.models import CNN, Classifier
+from lca.models.layers import dropout
 
 
 def sizes(variables):
@@ -25,8 +28,91 @@ def test_cnn_has_the_papers_parameters():
   assert sum(by_layer.values()) == 1_625_866
 
 
+def counts(module, image):
+  image = jax.ShapeDtypeStruct((1, *image), 'f4')
+  variables = jax.eval_shape(module.init, jax.random.key(0), image)
+  return list(sizes(variables).values())
+
+
+def test_legatos_mnist_network_has_the_counts_of_its_table():
+  config = legato_mnist.get_config('fig5')
+  module = models.make(config.model, 10)
+  # Biases come before kernels in the tree.
+  assert counts(module, (28, 28, 1)) == [
+    *(32, 288),
+    *(64, 18432),
+    *(128, 1179648),
+    *(10, 1280),
+  ]
+
+
+def test_legatos_other_networks():
+  module = models.make(legato_mnist.get_config('fig7').model, 10)
+  convolutions = [(1, 32)] + [(32, 32)] * 3 + [(32, 64)] + [(64, 64)] * 3
+  expected = [n for i, o in convolutions for n in (o, 9 * i * o)]
+  assert counts(module, (28, 28, 1)) == [
+    *expected,
+    *(128, 14 * 14 * 64 * 128),
+    *(10, 1280),
+  ]
+  module = models.make(legato_cifar10.get_config('fig5').model, 10)
+  assert counts(module, (32, 32, 3)) == [
+    *(32, 9 * 3 * 32),
+    *(64, 9 * 32 * 64),
+    *(128, 9 * 64 * 128),
+    *(256, 4 * 4 * 128 * 256),
+    *(128, 256 * 128),
+    *(10, 1280),
+  ]
+
+
+def test_dropout_has_a_mask_for_each_key():
+  x = jnp.ones((6, 5, 400))
+  keys = jax.random.split(jax.random.key(0), 6)
+  out = np.asarray(dropout(x, 0.25, keys, 0))
+  assert set(np.unique(out)) == {0, np.float32(1 / 0.75)}
+  # 2000 draws an example: a deviation of 0.01 of the share kept.
+  np.testing.assert_allclose((out > 0).mean((1, 2)), 0.75, atol=0.05)
+  assert np.any(out[0] != out[1])
+  np.testing.assert_array_equal(dropout(x[:2], 0.25, keys[:2], 0), out[:2])
+  assert np.any(np.asarray(dropout(x, 0.25, keys, 1)) != out)
+  np.testing.assert_array_equal(dropout(x, 0.25, None, 0), x)
+  np.testing.assert_array_equal(dropout(x, 0.0, keys, 0), x)
+
+
+def test_a_test_drops_nothing_out():
+  module = CNN(3, features=(2, 2), hidden=(4,), dropout=(0.5, 0.5))
+  plain = CNN(3, features=(2, 2), hidden=(4,))
+  images = np.ones((2, 8, 8, 1), np.float32)
+  variables = module.init(jax.random.key(0), images)
+  np.testing.assert_array_equal(
+    module.apply(variables, images), plain.apply(variables, images)
+  )
+  keys = jax.random.split(jax.random.key(1), 2)
+  assert np.any(
+    module.apply(variables, images, keys) != plain.apply(variables, images)
+  )
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('hidden', (0,)),
+    ('features', (8, 0)),
+    ('pool', 'first'),
+    ('padding', 'same'),
+    ('dropout', (0.5, 1.0)),
+    ('dropout', (0.5,)),
+  ],
+)
+def test_impossible_options(key, value):
+  config = digits.get_config('krum').model.to_dict() | {key: value}
+  with pytest.raises(ValueError, match=rf'model\.{key} must be'):
+    models.make(config, 10)
+
+
 def test_classifier_normalises_and_scores():
-  classifier = Classifier(CNN(3, features=(2, 2), hidden=4), (8.0,), (4.0,))
+  classifier = Classifier(CNN(3, features=(2, 2), hidden=(4,)), (8.0,), (4.0,))
   variables = classifier.init(jax.random.key(0), (8, 8, 1))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 17, (5, 8, 8, 1)).astype(np.uint8)
@@ -39,7 +125,7 @@ def test_classifier_normalises_and_scores():
     np.asarray(jax.nn.log_softmax(logits)), labels[:, None], 1
   )[:, 0]
   np.testing.assert_allclose(
-    classifier.losses(variables, images, labels), losses, rtol=1e-5
+    classifier.losses(variables, images, labels, None), losses, rtol=1e-5
   )
   weights = np.array([1, 1, 0, 1, 0], np.float32)
   loss, correct = classifier.test(variables, images, labels, weights)
@@ -57,9 +143,9 @@ def test_the_gradient_exports_for_gpu_and_tpu():
   )
 
   def step(variables, images, labels):
-    grads = jax.grad(lambda v: classifier.losses(v, images, labels).mean())(
-      variables
-    )
+    grads = jax.grad(
+      lambda v: classifier.losses(v, images, labels, None).mean()
+    )(variables)
     return optax.apply_updates(variables, grads)
 
   exported = jax.export.export(jax.jit(step), platforms=('cpu', 'cuda', 'tpu'))(

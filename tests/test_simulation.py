@@ -12,12 +12,12 @@ import pytest
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.clients import LocalTraining, clients_mesh
+from lca.clients import LocalGradient, LocalTraining, clients_mesh
 from lca.models import CNN, Classifier
 from lca.randomness import Purpose, key_for
 from lca.simulation import Population, Simulation
 
-CLASSIFIER = Classifier(CNN(10, features=(2, 3), hidden=4), (8.0,), (8.0,))
+CLASSIFIER = Classifier(CNN(10, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
 TRAIN = LocalTraining(
   losses=CLASSIFIER.losses,
   optimizer=optax.sgd(0.05),
@@ -184,7 +184,7 @@ def test_evaluation_is_exact_over_the_test_set(data, devices, batch_size):
 
 
 def test_a_nan_client_does_not_reach_the_model(data):
-  def send_nan(updates, *, byzantine, key):
+  def send_nan(updates, *, byzantine, key, aggregate):
     del key
     return lca.geometry.scale(updates, jnp.where(byzantine, jnp.nan, 1.0))
 
@@ -231,3 +231,69 @@ def test_a_rule_that_needs_the_server_says_so(data):
     simulation(data, aggregator=lca.stateless(lca.fltrust)).run_round(
       simulation(data).init(), 0
     )
+
+
+def test_workers_momentum_is_part_of_the_state(data):
+  gradient = LocalGradient(losses=CLASSIFIER.losses, batch_size=8)
+  plain = simulation(data, train=gradient)
+  damped = simulation(data, train=gradient, momentum=0.75)
+  start = plain.init()
+  assert start.momenta == ()
+  once, _ = plain.run_round(start, 0)
+  state, _ = damped.run_round(damped.init(), 0)
+  ids, _ = POPULATION.sample(3, 0)
+
+  def step(new, old):
+    return jax.tree.map(jnp.subtract, new.variables, old.variables)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, 0.25 * b, rtol=1e-3, atol=1e-7),
+    step(state, start),
+    step(once, start),
+  )
+  for leaf in jax.tree.leaves(state.momenta):
+    assert len(leaf) == POPULATION.num_clients
+    others = np.setdiff1d(np.arange(POPULATION.num_clients), ids)
+    assert not np.any(leaf[others])
+  mean = jax.tree.map(lambda m: jnp.mean(m[ids], 0), state.momenta)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7),
+    step(state, start),
+    mean,
+  )
+
+
+def test_the_layers_metrics(data):
+  sim = simulation(data, aggregator=lca.legato(window=3), layers='leaf')
+  state, metrics = sim.run_round(sim.init(), 0)
+  state, metrics = sim.run_round(state, 1)
+  leaves = [
+    f'params/{module}/{leaf}'
+    for module in ('Conv_0', 'Conv_1', 'Dense_0', 'Dense_1')
+    for leaf in ('bias', 'kernel')
+  ]
+  assert sim.layer_metrics == [
+    f'{table}/{leaf}' for table in ('norm', 'factor') for leaf in leaves
+  ]
+  factors = [metrics[f'factor/{leaf}'] for leaf in leaves]
+  np.testing.assert_allclose(np.sum(factors), 1, rtol=1e-5)
+  norms = [metrics[f'norm/{leaf}'] for leaf in leaves]
+  np.testing.assert_allclose(norms, state.aggregator.norms[1], rtol=1e-6)
+  assert simulation(data).layer_metrics == []
+
+
+def test_an_attack_is_given_what_the_server_will_make_of_updates(data):
+  seen = {}
+
+  def on_updates(updates, *, byzantine, key, aggregate):
+    seen['update'] = aggregate(updates)
+    return jax.tree.map(jnp.zeros_like, updates)
+
+  attack = attacks.NO_ATTACK._replace(on_updates=on_updates)
+  sim = simulation(data, attack=attack)
+  start = sim.init()
+  after, _ = sim.run_round(start, 0)
+  jax.tree.map(np.testing.assert_array_equal, after.variables, start.variables)
+  assert jax.tree.structure(seen['update']) == jax.tree.structure(
+    start.variables
+  )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from configs import digits
+from configs import common, digits
 from lca import train
 from lca.rundir import summarize, table
 
@@ -18,7 +18,7 @@ def config(presets='layerwise_cosine_krum,label_flipping', **changes):
   small = {
     'num_rounds': 3,
     'model.features': (2, 3),
-    'model.hidden': 8,
+    'model.hidden': (8,),
     'client.local_epochs': 1,
     'checkpoint.every': 2,
   }
@@ -195,13 +195,15 @@ def test_evaluation_in_some_rounds(tmp_path):
     ({'server.clients_per_round': 21}, 'clients_per_round=21'),
     ({'attack.sampled': True}, r'either attack\.sampled'),
     ({'seed': -1}, r'seed must lie in'),
-    ({'model.hidden': 0}, r'model\.hidden must be at least 1'),
+    ({'model.hidden': (0,)}, r'model\.hidden must be at least 1'),
     ({'data.min_examples': 0}, 'empty client'),
     ({'data.min_examples': 100}, 'min_examples=100'),
     ({'data.partition': 'idd'}, 'iid'),
     ({'client.optimizer': 'adaam'}, "unknown optimizer 'adaam'"),
     ({'client.learning_rate': 0.0}, 'learning_rate must be positive'),
     ({'client.batch_size': 0}, 'batch_size must be at least 1'),
+    ({'client.mode': 'gradient'}, r"client\.mode='gradient' does not go"),
+    ({'client.mode': 'sgd'}, r'client\.mode must be one of'),
     ({'parallel.chunk_size': 0}, 'chunk_size must be at least 1'),
     ({'checkpoint.every': 0}, r'checkpoint\.every must be at least 1'),
     ({'model.name': 'resnet'}, "unknown model 'resnet'"),
@@ -213,4 +215,49 @@ def test_wrong_configs_are_errors_before_the_training(
 ):
   with pytest.raises(ValueError, match=message):
     train.set_up(config(**changes), tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+
+
+def gradient(presets='legato,gaussian', **changes):
+  config = digits.get_config(presets).unlock()
+  common.federated_sgd(config, batch_size=16)
+  config.server = common.servers()['adadelta']
+  small = {
+    'num_rounds': 4,
+    'server.clients_per_round': 15,
+    'model.features': (2, 3),
+    'model.hidden': (8,),
+    'client.momentum': 0.5,
+    'eval.layers': 'leaf',
+    'checkpoint.every': 2,
+  }
+  config.update_from_flattened_dict(small | changes)
+  return config.lock()
+
+
+def test_federated_sgd_restarts_in_the_same_bits(tmp_path):
+  """The optimiser's, the aggregator's and the workers' states are all kept."""
+  straight, again = tmp_path / 'straight', tmp_path / 'again'
+  summary = train.train_and_evaluate(gradient(), straight)
+  for num_rounds in (2, 4):
+    last = train.train_and_evaluate(gradient(num_rounds=num_rounds), again)
+  assert last == summary
+  written = (straight / 'metrics.csv').read_bytes()
+  assert (again / 'metrics.csv').read_bytes() == written
+  assert float(rows(straight)[3]['factor/params/Conv_0/bias']) > 0
+  assert event_steps(straight, 'norm/params/Conv_0/bias') == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'error', 'message'),
+  [
+    ({'client.momentum': 1.0}, ValueError, r'momentum must lie in \[0, 1\)'),
+    ({'eval.layers': 'module'}, ValueError, r'must be aggregator\.scope'),
+    ({'server.optimizer': 'adam'}, TypeError, r"adam takes no \['rho'\]"),
+    ({'aggregator.window': 0}, ValueError, 'window=0'),
+  ],
+)
+def test_wrong_federated_sgd(tmp_path, changes, error, message):
+  with pytest.raises(error, match=message):
+    train.set_up(gradient(**changes), tmp_path / 'new')
   assert not (tmp_path / 'new').exists()

@@ -22,6 +22,7 @@ from lca.aggregators.combinators import (
   Scope,
   chain,
   cosine,
+  layer_names,
   layerwise,
   stateless,
 )
@@ -34,6 +35,7 @@ from lca.aggregators.coordinates import (
 from lca.aggregators.geometric import geometric_median
 from lca.aggregators.krum import krum, medoid, multi_krum
 from lca.aggregators.lasa import lasa
+from lca.aggregators.legato import LegatoState, legato, normalized_norms
 from lca.aggregators.make import AGGREGATORS, PRE_AGGREGATORS, RULES, make
 from lca.aggregators.mean import mean
 from lca.aggregators.mixing import bucketing, nnm
@@ -48,6 +50,7 @@ __all__ = [
   'Aggregator',
   'FunctionRule',
   'GramRule',
+  'LegatoState',
   'Rule',
   'Scope',
   'Verdict',
@@ -70,7 +73,9 @@ __all__ = [
   'gram_rule',
   'krum',
   'lasa',
+  'layer_names',
   'layerwise',
+  'legato',
   'make',
   'mda',
   'meamed',
@@ -80,6 +85,7 @@ __all__ = [
   'monna',
   'multi_krum',
   'nnm',
+  'normalized_norms',
   'sign_guard',
   'sign_majority',
   'smea',

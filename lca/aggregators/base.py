@@ -234,10 +234,15 @@ class ExplainedUpdate:
 
   Attributes:
     explain: as the update, but returns `(update, state, info)`.
+    takes_scope: whether the aggregator was given its layers (`by=`) already.
   """
 
-  def __init__(self, explain: Callable[..., tuple[Update, PyTree, Info]]):
-    self.explain = explain
+  def __init__(
+    self,
+    explain: Callable[..., tuple[Update, PyTree, Info]],
+    takes_scope: bool = False,
+  ):
+    self.explain, self.takes_scope = explain, takes_scope
 
   def __call__(self, updates, state, **round_brings):
     update, state, _ = self.explain(updates, state, **round_brings)

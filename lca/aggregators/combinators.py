@@ -73,8 +73,10 @@ def layerwise(
     García-Márquez et al., Improving (α, f)-Byzantine resilience in federated
     learning via layerwise aggregation and cosine distance, 2025.
   """
-  key = _grouping(by)
+  key = grouping(by)
   if isinstance(rule, Aggregator):
+    if getattr(rule.update, 'takes_scope', False):
+      raise TypeError('an aggregator that works by layer takes by= itself')
     return _layerwise_aggregator(rule, key)
   if isinstance(rule, _Sequence):  # every step of it works on the same layers
     return _Sequence([layerwise(step, by) for step in rule.steps])
@@ -83,7 +85,7 @@ def layerwise(
   return _Layerwise(rule, key)
 
 
-class _Layers:
+class Layers:
   """How trees of one structure are split into layers.
 
   Each layer is a list of leaves; an array that is no tree is its own layer.
@@ -135,7 +137,7 @@ class _Layerwise(Rule):
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
     geometry.num_clients(updates)
-    layers = _Layers(updates, self._key)
+    layers = Layers(updates, self._key)
     if isinstance(self.rule, GramRule):
       parts, info = self.rule.explain_layers(layers.split(updates), **hyper)
       return layers.join(parts), info
@@ -162,13 +164,11 @@ def _layerwise_aggregator(
   aggregator: Aggregator, key: Callable[[Path], Hashable]
 ) -> Aggregator:
   def init(params):
-    return [
-      aggregator.init(part) for part in _Layers(params, key).split(params)
-    ]
+    return [aggregator.init(part) for part in Layers(params, key).split(params)]
 
   def explain_update(updates, state, **brought):
     geometry.num_clients(updates)
-    layers = _Layers(updates, key)
+    layers = Layers(updates, key)
     decisions = [
       explain(aggregator)(layer, layer_state, **arguments)
       for layer, layer_state, arguments in zip(
@@ -184,7 +184,7 @@ def _layerwise_aggregator(
   return Aggregator(init, ExplainedUpdate(explain_update))
 
 
-def _grouping(by: Scope) -> Callable[[Path], Hashable]:
+def grouping(by: Scope) -> Callable[[Path], Hashable]:
   known = {
     'model': lambda path: (),
     'leaf': lambda path: path,
@@ -211,6 +211,14 @@ def group_leaves(
     names = tuple(jax.tree_util.keystr((k,), simple=True) for k in path)
     groups.setdefault(key(names), []).append(i)
   return groups
+
+
+def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
+  """The layers' names in the order of `layerwise`, such as `'Dense_0/bias'`."""
+  return [
+    '/'.join(key) if isinstance(key, tuple) else str(key)
+    for key in group_leaves(tree, grouping(by))
+  ]
 
 
 def cosine(
@@ -421,7 +429,10 @@ def _before_aggregator(before, aggregator):
       updates = step(updates, **_given(step, brought))
     return explain(aggregator)(updates, state, **brought)
 
-  return Aggregator(aggregator.init, ExplainedUpdate(explain_update))
+  takes_scope = getattr(aggregator.update, 'takes_scope', False)
+  return Aggregator(
+    aggregator.init, ExplainedUpdate(explain_update, takes_scope)
+  )
 
 
 _PER_ROUND = ('key', 'weights', 'server_update')

@@ -25,6 +25,7 @@ from lca.aggregators.coordinates import (
 from lca.aggregators.geometric import geometric_median
 from lca.aggregators.krum import krum, medoid, multi_krum
 from lca.aggregators.lasa import lasa
+from lca.aggregators.legato import legato
 from lca.aggregators.mean import mean
 from lca.aggregators.mixing import bucketing, nnm
 from lca.aggregators.spectral import caf, dnc
@@ -62,6 +63,7 @@ RULES: dict[str, Callable[..., Any]] = {
 AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
   'centered_clip': centered_clip,
   'clipped_clustering': clipped_clustering,
+  'legato': legato,
 }
 """Functions of hyper-parameters that return an Aggregator with a state."""
 
@@ -80,7 +82,8 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   Args:
     config: `name`, one of `RULES` or `AGGREGATORS`; `pre`, names of
       `PRE_AGGREGATORS`, applied before in their order; `scope`, as `by` of
-      `lca.layerwise` (`'model'` is the rule itself, and the default); for
+      `lca.layerwise` (`'model'` is the rule itself, and the default; what
+      takes `by` is given it); for
       rules with a distance `distance`, and with `'cosine'` the keys of
       `lca.cosine` (`clip`, `clip_by`, `median`), for pre-aggregators with a
       distance as well; for `mean` `weights`, `'uniform'` or `'examples'`; and
@@ -107,6 +110,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   ]
   rule = _known('rule', name, RULES | AGGREGATORS)
   if name in AGGREGATORS:
+    if 'by' in _names(rule):
+      before = [layerwise(step, by=scope) for step in before]
+      return _with_state(rule, before, keys | {'by': scope})
     aggregator = _with_state(rule, before, keys)
     return aggregator if scope == 'model' else layerwise(aggregator, by=scope)
   rule = _with_distance(before, rule, keys)

@@ -1,10 +1,12 @@
 """Pre-aggregators that mix the clients' rows before a rule sees them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from lca import geometry
-from lca.aggregators.base import Verdict, gram_rule
+from lca.aggregators.base import GramRule, Verdict, gram_rule
 from lca.aggregators.selection import average, check_majority, select_lowest
 from lca.typing import Gram
 
@@ -54,7 +56,7 @@ def nnm(
   return Verdict(jnp.where(bad[:, None], jnp.nan, nearest(between)))
 
 
-@gram_rule
+@functools.partial(GramRule, needs='norms')
 def bucketing(gram: Gram, *, key: jax.Array, bucket_size: int = 2) -> Verdict:
   r"""Averages random buckets of clients: fewer and less different updates.
 

@@ -3,6 +3,7 @@
 from lca.data import partitions
 from lca.data.dataset import Dataset, Split
 from lca.data.federated import ClientData, FederatedDataset, federate
+from lca.data.plot import plot_partition
 from lca.data.sources import load
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
   'federate',
   'load',
   'partitions',
+  'plot_partition',
 ]

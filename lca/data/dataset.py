@@ -12,6 +12,8 @@ class Split:
   Args:
     images: [N, H, W, C] uint8 pixels; a memory map is fine.
     labels: [N] integer class numbers.
+    owners: [N] integers, whose each example is: a writer, a person. None where
+      that is not known.
 
   Raises:
     ValueError: The arrays are empty, of unequal length, or of another type or
@@ -24,22 +26,29 @@ class Split:
 
   images: np.ndarray
   labels: np.ndarray
+  owners: np.ndarray | None = None
 
   def __post_init__(self):
-    images, labels = self.images, self.labels
+    images = self.images
     if images.dtype != np.uint8 or images.ndim != 4:
       raise ValueError(
         'images must be uint8 [N, H, W, C], got '
         f'{images.dtype} {list(images.shape)}'
       )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-      raise ValueError(
-        f'labels must be integers [N], got {labels.dtype} {list(labels.shape)}'
-      )
-    if len(images) != len(labels):
-      raise ValueError(f'{len(images)} images but {len(labels)} labels')
+    self._check_numbers('labels', self.labels)
+    if self.owners is not None:
+      self._check_numbers('owners', self.owners)
     if not images.size:
       raise ValueError(f'a split without pixels: {list(images.shape)}')
+
+  def _check_numbers(self, field: str, numbers: np.ndarray):
+    if not np.issubdtype(numbers.dtype, np.integer) or numbers.ndim != 1:
+      raise ValueError(
+        f'{field} must be integers [N], got '
+        f'{numbers.dtype} {list(numbers.shape)}'
+      )
+    if len(self.images) != len(numbers):
+      raise ValueError(f'{len(self.images)} images but {len(numbers)} {field}')
 
   def __len__(self) -> int:
     return len(self.labels)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,47 @@ class FederatedDataset:
     """The largest number of examples that a client, or the server, holds."""
     return max(map(len, self._holdings))
 
+  def label_histogram(self) -> np.ndarray:
+    """How many examples of each class each client holds.
+
+    Returns:
+      [num_clients, num_classes] integers; without what the server holds.
+    """
+    # The bincount of older NumPy takes no uint64.
+    labels = self.dataset.train.labels.astype(int)
+    return np.stack(
+      [
+        np.bincount(labels[indices], minlength=self.dataset.num_classes)
+        for indices in self.client_indices
+      ]
+    )
+
+  def describe(self) -> str:
+    """Sizes and classes of the clients in two lines.
+
+    Returns:
+      Lines for people to read; the same for the same partition.
+
+    Examples:
+      >>> from lca.data import load
+      >>> clients = federate(
+      ...   load('digits'), partition='labels_per_client', num_clients=20,
+      ...   min_examples=30, seed=0, root_examples=100)
+      >>> print(clients.describe())
+      20 clients hold 1337 of 1437 examples, the server 100
+      per client 65 to 69 examples (median 67) of 2 to 2 classes (median 2)
+    """
+    sizes = self.num_examples
+    classes = np.count_nonzero(self.label_histogram(), axis=1)
+    held = f'{sizes.sum()} of {len(self.dataset.train)} examples'
+    if self.root_indices is not None:
+      held += f', the server {len(self.root_indices)}'
+    return (
+      f'{self.num_clients} clients hold {held}\n'
+      f'per client {_spread(sizes, "examples")} '
+      f'of {_spread(classes, "classes")}'
+    )
+
   def gather(self, client_ids: Sequence[int] | np.ndarray) -> ClientData:
     """Copies the examples of some clients into stacked arrays.
 
@@ -121,27 +162,36 @@ class FederatedDataset:
     return ids
 
 
+def _spread(counts: np.ndarray, what: str) -> str:
+  # General format, but with every digit of any number of examples.
+  median = f'{np.median(counts):.15g}'
+  return f'{counts.min()} to {counts.max()} {what} (median {median})'
+
+
 def federate(
   dataset: Dataset,
   *,
   partition: str,
-  num_clients: int,
+  num_clients: int | None,
   min_examples: int,
   seed: int,
   root_examples: int = 0,
+  **options: Any,
 ) -> FederatedDataset:
   """Spreads the training split over clients.
 
   Args:
     dataset: What to spread.
     partition: A key of `partitions.PARTITIONS`.
-    num_clients: How many clients the partition makes. Those that stay may be
-      fewer: `FederatedDataset.num_clients`.
+    num_clients: How many clients the partition makes; None for `natural`, which
+      makes one of each owner. Those that stay may be fewer:
+      `FederatedDataset.num_clients`.
     min_examples: Clients with fewer are dropped; with exactly as many they
       stay. At least 1.
     seed: Determines the partition.
     root_examples: How many training examples, drawn at random, the server
       holds itself and no client does.
+    **options: The partition's own, as `alpha` of `dirichlet`.
 
   Returns:
     The clients that stay, numbered from 0 in the partition's order.
@@ -149,29 +199,41 @@ def federate(
   Raises:
     ValueError: No client stays, `min_examples` is below 1, `root_examples`
       leaves no example, or the partition refuses its arguments.
+    TypeError: An option that the partition does not take, or lacks.
   """
   if min_examples < 1:
     raise ValueError(
       f'min_examples must be at least 1, got {min_examples}: an empty client '
       'has nothing to train on'
     )
-  size = len(dataset.train)
+  train = dataset.train
+  root, rest = _hold_out(len(train), root_examples, seed)
+  clients = partitions.make(
+    partition,
+    train.labels[rest],
+    num_clients,
+    seed=seed,
+    owners=None if train.owners is None else train.owners[rest],
+    **options,
+  )
+  kept = [rest[i] for i in clients if len(i) >= min_examples]
+  if not kept:
+    raise ValueError(
+      f'none of {len(clients)} clients has min_examples={min_examples} '
+      f'examples; the largest has {max(map(len, clients))}'
+    )
+  return FederatedDataset(dataset, kept, root)
+
+
+def _hold_out(
+  size: int, root_examples: int, seed: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+  """The server's examples, if any, and those of the clients in file order."""
   if not 0 <= root_examples < size:
     raise ValueError(
       f'root_examples must lie in [0, {size}), got {root_examples}'
     )
-  root, rest = None, np.arange(size)
-  if root_examples:
-    order = np.random.default_rng([seed, root_examples]).permutation(size)
-    root, rest = order[:root_examples], np.sort(order[root_examples:])
-  clients = partitions.make(
-    partition, dataset.train.labels[rest], num_clients, seed=seed
-  )
-  clients = [rest[indices] for indices in clients]
-  kept = [indices for indices in clients if len(indices) >= min_examples]
-  if not kept:
-    raise ValueError(
-      f'none of {num_clients} clients has min_examples={min_examples} '
-      f'examples; the largest has {max(map(len, clients))}'
-    )
-  return FederatedDataset(dataset, kept, root)
+  if not root_examples:
+    return None, np.arange(size)
+  order = np.random.default_rng([seed, root_examples]).permutation(size)
+  return order[:root_examples], np.sort(order[root_examples:])

@@ -1,6 +1,6 @@
 """Models: plain `flax.linen` modules, and the classifier around them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -10,20 +10,28 @@ from lca.models.cnn import CNN
 
 MODELS = {'cnn': CNN}
 
+_PADDINGS = ('SAME', 'VALID')
+
 
 def make(config: Mapping[str, Any], num_classes: int) -> nn.Module:
   """Builds the module that `config.model` describes.
 
   Raises:
-    ValueError: an unknown name, or a width below 1.
+    ValueError: an unknown name, or an option with an impossible value.
   """
   keys = dict(config)
   name = keys.pop('name')
   if name not in MODELS:
     raise ValueError(f'unknown model {name!r}; there are {sorted(MODELS)}')
-  for key, value in keys.items():
-    if min(value if isinstance(value, Sequence) else [value]) < 1:
-      raise ValueError(f'model.{key} must be at least 1, got {value}')
+  for key in ('features', 'hidden'):
+    if min(keys[key], default=1) < 1:
+      raise ValueError(f'model.{key} must be at least 1, got {keys[key]}')
+  for key, known in (('pool', ('last', 'each')), ('padding', _PADDINGS)):
+    if keys[key] not in known:
+      raise ValueError(f'model.{key} must be one of {known}, got {keys[key]!r}')
+  rates = keys['dropout']
+  if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
+    raise ValueError(f'model.dropout must be two rates in [0, 1), got {rates}')
   return MODELS[name](num_classes=num_classes, **keys)
 
 

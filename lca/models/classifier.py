@@ -15,7 +15,8 @@ class Classifier:
   """An image classifier under the cross-entropy loss.
 
   Attributes:
-    module: from images `[batch, height, width, channels]` to logits.
+    module: from images `[batch, height, width, channels]`, and keys `[batch]`
+      for what is random in training, to logits.
     mean: per channel, in pixel units.
     std: per channel; the module sees `(pixel - mean) / std`.
   """
@@ -28,18 +29,30 @@ class Classifier:
     """Random variables for images of `image_shape`, without a batch."""
     return self.module.init(key, jnp.zeros((1, *image_shape)))
 
-  def logits(self, variables: PyTree, images: jax.Array) -> jax.Array:
-    """Maps images `[batch, ...]`, uint8, to logits `[batch, classes]`."""
+  def logits(
+    self,
+    variables: PyTree,
+    images: jax.Array,
+    keys: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps images `[batch, ...]`, uint8, to logits `[batch, classes]`.
+
+    With `keys`, `[batch]`, as in training.
+    """
     pixels = images.astype(jnp.float32)
     x = (pixels - jnp.array(self.mean)) / jnp.array(self.std)
-    return self.module.apply(variables, x)
+    return self.module.apply(variables, x, keys)
 
   def losses(
-    self, variables: PyTree, images: jax.Array, labels: jax.Array
+    self,
+    variables: PyTree,
+    images: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array,
   ) -> jax.Array:
-    """`[batch]` cross-entropies in nats."""
+    """`[batch]` training losses: cross-entropies in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(
-      self.logits(variables, images), labels
+      self.logits(variables, images, keys), labels
     )
 
   def test(

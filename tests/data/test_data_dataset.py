@@ -6,9 +6,9 @@ import pytest
 from lca.data import Dataset, Split
 
 
-def split(labels, channels=1):
+def split(labels, channels=1, owners=None):
   images = np.zeros([len(labels), 4, 4, channels], np.uint8)
-  return Split(images, np.array(labels, np.int32))
+  return Split(images, np.array(labels, np.int32), owners)
 
 
 def dataset(train=(0, 1, 2), test=(2, 0), channels=1, **changes):
@@ -30,6 +30,26 @@ def dataset(train=(0, 1, 2), test=(2, 0), channels=1, **changes):
 def test_split_refuses(images, labels, message):
   with pytest.raises(ValueError, match=message):
     Split(images, labels)
+
+
+@pytest.mark.parametrize(
+  ('owners', 'message'),
+  [
+    (np.zeros(2), 'owners must be integers.*float64'),
+    (np.zeros([2, 1], int), r'owners must be .*\[2, 1\]'),
+    (np.zeros(3, int), '2 images but 3 owners'),
+    (np.zeros(1, int), '2 images but 1 owners'),
+  ],
+)
+def test_split_refuses_owners(owners, message):
+  with pytest.raises(ValueError, match=message):
+    split([0, 1], owners=owners)
+
+
+def test_a_split_may_have_owners():
+  assert split([0, 1]).owners is None
+  owners = np.array([7, -1], np.int16)
+  assert split([0, 1], owners=owners).owners is owners
 
 
 def test_a_dataset_keeps_what_it_was_given():

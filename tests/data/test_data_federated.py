@@ -1,9 +1,18 @@
 """What each client holds and what a round draws."""
 
+import sys
+
 import numpy as np
 import pytest
 
-from lca.data import Dataset, FederatedDataset, Split, federate
+from lca.data import (
+  Dataset,
+  FederatedDataset,
+  Split,
+  federate,
+  load,
+  plot_partition,
+)
 
 SIZES = (3, 5, 1, 4)
 
@@ -135,3 +144,188 @@ def test_min_examples_is_inclusive(dataset):
 def test_min_examples_rules_out_empty_clients(dataset):
   with pytest.raises(ValueError, match='at least 1, got 0: an empty client'):
     make_federated(dataset, min_examples=0)
+
+
+def test_root_examples_are_nobodys(dataset):
+  held = make_federated(dataset, root_examples=4)
+  assert len(held.root_indices) == 4
+  everything = np.concatenate([held.root_indices, *held.client_indices])
+  np.testing.assert_array_equal(np.sort(everything), range(13))
+
+
+@pytest.mark.parametrize('root_examples', [-1, 13])
+def test_root_examples_leave_an_example(dataset, root_examples):
+  with pytest.raises(ValueError, match=rf'in \[0, 13\), got {root_examples}'):
+    make_federated(dataset, root_examples=root_examples)
+
+
+@pytest.fixture
+def owned():
+  """Owner 10 i has the examples whose index is i modulo 4."""
+  train, test = make_split(13), make_split(2)
+  train = Split(train.images, train.labels, 10 * (np.arange(13) % 4))
+  return Dataset('toy', train, test, 13, (1.0,), (1.0,))
+
+
+def test_natural_clients_are_the_owners(owned):
+  clients = make_federated(owned, partition='natural', num_clients=None)
+  for i, indices in enumerate(clients.client_indices):
+    np.testing.assert_array_equal(indices, range(i, 13, 4))
+
+
+def test_natural_clients_have_what_the_server_leaves(owned):
+  held = make_federated(
+    owned, partition='natural', num_clients=None, root_examples=5
+  )
+  everything = np.concatenate([held.root_indices, *held.client_indices])
+  np.testing.assert_array_equal(np.sort(everything), range(13))
+  for indices in held.client_indices:
+    assert len(set(owned.train.owners[indices])) == 1
+
+
+def test_natural_clients_without_enough_examples_are_dropped(owned):
+  # Owner 0 has 4 examples, the others 3.
+  kept = make_federated(
+    owned, partition='natural', num_clients=None, min_examples=4
+  )
+  np.testing.assert_array_equal(kept.client_indices, [[0, 4, 8, 12]])
+  with pytest.raises(ValueError, match='none of 4 clients'):
+    make_federated(owned, partition='natural', num_clients=None, min_examples=5)
+
+
+def test_natural_refuses_a_number_of_clients_and_needs_owners(owned, dataset):
+  with pytest.raises(ValueError, match='num_clients must be None, got 4'):
+    make_federated(owned, partition='natural')
+  with pytest.raises(ValueError, match='training split with owners'):
+    make_federated(dataset, partition='natural', num_clients=None)
+  with pytest.raises(TypeError, match='needs num_clients'):
+    make_federated(owned, num_clients=None)
+
+
+def test_federate_passes_the_options(dataset):
+  held = make_federated(dataset, examples_per_client=2)
+  np.testing.assert_array_equal(held.num_examples, [2] * 4)
+  with pytest.raises(TypeError, match="'iid' takes no alpha"):
+    make_federated(dataset, alpha=1.0)
+  with pytest.raises(TypeError, match="'dirichlet' needs alpha"):
+    make_federated(dataset, partition='dirichlet')
+
+
+def test_a_partition_sees_the_labels_of_the_rest():
+  digits = load('digits')
+  held = make_federated(digits, partition='one_class', root_examples=500)
+  assert np.count_nonzero(held.label_histogram(), axis=1).tolist() == [1] * 4
+
+
+def test_federate_drops_the_empty_clients_of_a_partition():
+  digits = load('digits')
+  held = make_federated(
+    digits, partition='dirichlet', num_clients=200, alpha=1e-3
+  )
+  assert held.num_clients < 100
+  assert held.num_examples.sum() == len(digits.train)
+
+
+def make_labelled(labels, client_indices, root_indices=None):
+  """Three classes, of which class 1 may have no example."""
+  images = np.zeros([len(labels), 2, 2, 1], np.uint8)
+  split = Split(images, np.array(labels))
+  toy = Dataset('toy', split, split, 3, (1.0,), (1.0,))
+  root = None if root_indices is None else np.array(root_indices)
+  return FederatedDataset(toy, list(map(np.array, client_indices)), root)
+
+
+LABELS = [0, 0, 0, 2, 2, 2, 0, 2]
+CLIENTS = [[0, 3, 4], [1], [5, 2, 6, 7], [3, 5]]
+HISTOGRAM = [[1, 0, 2], [1, 0, 0], [2, 0, 2], [0, 0, 2]]
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.uint64])
+def test_label_histogram(dtype):
+  held = make_labelled(np.array(LABELS, dtype), CLIENTS)
+  assert np.issubdtype(held.label_histogram().dtype, np.integer)
+  np.testing.assert_array_equal(held.label_histogram(), HISTOGRAM)
+
+
+def test_the_servers_examples_are_not_in_the_histogram():
+  held = make_labelled(LABELS, [[0, 3]], [1, 4])
+  np.testing.assert_array_equal(held.label_histogram(), [[1, 0, 1]])
+
+
+def test_describe():
+  assert make_labelled(LABELS, CLIENTS[:3]).describe() == (
+    '3 clients hold 8 of 8 examples\n'
+    'per client 1 to 4 examples (median 3) of 1 to 2 classes (median 2)'
+  )
+  assert make_labelled(LABELS, CLIENTS[:2], [6, 7]).describe() == (
+    '2 clients hold 4 of 8 examples, the server 2\n'
+    'per client 1 to 3 examples (median 2) of 1 to 2 classes (median 1.5)'
+  )
+
+
+def test_describe_counts_a_clients_examples_in_full():
+  # A default float format would round the median to 1.23457e+06.
+  size = 1_234_567
+  held = make_labelled(np.zeros(size, np.uint8), [range(size)])
+  assert '(median 1234567)' in held.describe()
+
+
+@pytest.fixture
+def no_pyplot(monkeypatch):
+  """Importing pyplot is an error."""
+  monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
+
+
+@pytest.mark.usefixtures('no_pyplot')
+@pytest.mark.parametrize(
+  ('suffix', 'start'), [('.png', b'\x89PNG\r\n'), ('.svg', b'<?xml')]
+)
+@pytest.mark.parametrize('repeats', [1, 26], ids=['4 clients', '104 clients'])
+def test_plot_writes_a_file(tmp_path, suffix, start, repeats):
+  path = tmp_path / f'clients{suffix}'
+  plot_partition(make_labelled(LABELS, CLIENTS * repeats), path)
+  assert path.read_bytes().startswith(start)
+  assert path.stat().st_size > 1000
+
+
+def test_plot_stacks_each_clients_classes():
+  held = make_labelled(LABELS, CLIENTS)
+  figure = plot_partition(held)
+  (axes,) = figure.axes
+  heights = np.zeros([4, 3])
+  tops = np.zeros(4)
+  assert len(axes.containers) == 3
+  for label, bars in enumerate(axes.containers):
+    for bar in bars:
+      client = round(bar.get_x() + bar.get_width() / 2)
+      assert bar.get_y() == tops[client]
+      heights[client, label] = bar.get_height()
+      tops[client] += bar.get_height()
+  np.testing.assert_array_equal(heights, HISTOGRAM)
+  assert axes.get_title(loc='left') == held.describe()
+  (legend,) = figure.legends
+  names = {text.get_text() for text in legend.get_texts()}
+  assert names == {'0', '1', '2'}
+
+
+def test_plot_draws_many_clients_as_a_heat_map():
+  figure = plot_partition(make_labelled(LABELS, CLIENTS * 26))
+  image = figure.axes[0].images[0]
+  np.testing.assert_array_equal(
+    image.get_array(), np.tile(HISTOGRAM, [26, 1]).T
+  )
+  assert figure.axes[0].get_ylabel() == 'class'
+
+
+def test_plot_draws_many_classes_as_a_heat_map():
+  train = make_split(21)
+  many = Dataset('toy', train, make_split(2), 21, (1.0,), (1.0,))
+  figure = plot_partition(FederatedDataset(many, [np.arange(21)]))
+  np.testing.assert_array_equal(
+    figure.axes[0].images[0].get_array(), np.ones([21, 1])
+  )
+
+
+def test_plot_names_the_formats_that_it_knows(tmp_path):
+  with pytest.raises(ValueError, match=r'abc.*png'):
+    plot_partition(make_labelled(LABELS, CLIENTS), tmp_path / 'clients.abc')

@@ -1,31 +1,16 @@
-"""Byzantine clients: what they do to their labels and to their updates.
+"""Attacks on the labels, and what carries them: flips and replacement."""
 
-Which rows are Byzantine is always a mask `[n]`, never a position.
-"""
-
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from lca import geometry
+from lca.attacks import options
+from lca.attacks.base import Attack, replace
 from lca.typing import Updates
 
 Boost = float | Literal['replace', 'n']
-
-
-class Attack(NamedTuple):
-  """What Byzantine clients do, on both sides of their training.
-
-  Attributes:
-    on_labels: `(labels [n, S], *, byzantine [n], client_ids [n], num_classes,
-      key) -> labels`, before the training.
-    on_updates: `(updates, *, byzantine [n], key) -> updates`, after it.
-  """
-
-  on_labels: Callable[..., jax.Array]
-  on_updates: Callable[..., Updates]
 
 
 def flip_labels(
@@ -108,18 +93,8 @@ def model_replacement(
     boost = (n - attackers) / jnp.maximum(attackers, 1)
   elif boost == 'n':
     boost = n
-  return geometry.scale(updates, jnp.where(byzantine, boost, 1.0))
-
-
-def _keep_labels(labels, **_):
-  return labels
-
-
-def _keep_updates(updates, **_):
-  return updates
-
-
-NO_ATTACK = Attack(_keep_labels, _keep_updates)
+  boosted = geometry.scale(updates, jnp.full(n, boost, jnp.float32))
+  return replace(updates, byzantine, boosted)
 
 
 def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
@@ -132,54 +107,20 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
   Raises:
     ValueError: a fraction outside [0, 1], or an unknown boost.
   """
-  if not 0 <= flip_fraction <= 1:
-    raise ValueError(f'flip_fraction must lie in [0, 1], got {flip_fraction}')
-  if isinstance(boost, str) and boost not in ('replace', 'n'):
+  flip_fraction = options.number(0, 1)('flip_fraction', flip_fraction)
+  if boost not in ('replace', 'n'):
     try:
-      boost = float(boost)
+      boost = options.number()('boost', boost)
     except ValueError:
       raise ValueError(
-        f"boost must be a number, 'replace' or 'n', got {boost!r}"
+        f"boost must be a finite number, 'replace' or 'n', got {boost!r}"
       ) from None
 
   def on_labels(labels, **per_round):
     return flip_labels(labels, flip_fraction=flip_fraction, **per_round)
 
-  def on_updates(updates, *, byzantine, key):
-    del key  # nothing random is left to do
+  def on_updates(updates, *, byzantine, key=None, aggregate=None):
+    del key, aggregate  # nothing is left to draw or to find out
     return model_replacement(updates, byzantine=byzantine, boost=boost)
 
   return Attack(on_labels, on_updates)
-
-
-ATTACKS = {'label_flipping': label_flipping}
-
-POPULATION_KEYS = ('num_attackers', 'num_byzantine', 'sampled')
-
-
-def make(config: Mapping[str, Any]) -> Attack:
-  """Builds the attack that `config.attack` describes.
-
-  Args:
-    config: `name`, one of `ATTACKS` or `'none'`, and the attack's own keys.
-      `POPULATION_KEYS` say who attacks, which is the simulation's business.
-
-  Raises:
-    ValueError: an unknown attack, or an option with an impossible value.
-    TypeError: a key that the attack does not take.
-  """
-  keys = dict(config)
-  name = keys.pop('name')
-  if name == 'none':
-    if keys:
-      raise TypeError(
-        f'attack.name is none, so that {sorted(keys)} do not apply: compose '
-        'no preset of an attack'
-      )
-    return NO_ATTACK
-  if name not in ATTACKS:
-    raise ValueError(
-      f'unknown attack {name!r}; there are {sorted([*ATTACKS, "none"])}'
-    )
-  own = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
-  return ATTACKS[name](**own)

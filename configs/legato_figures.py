@@ -1,0 +1,51 @@
+"""The runs behind the LEGATO paper's figures (see configs/legato_mnist.py).
+
+    python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
+    python -m lca.report --figure=legato_5 --workdir=runs/legato
+
+All runs of one seed take about three hours on two CPU cores, and Fig. 7's deep
+network another one. With --set=data.name=fashion_mnist they run where MNIST
+cannot be had.
+"""
+
+from configs import legato_mnist
+
+RULES = ('fedavg', 'krum', 'median', 'legato')
+
+
+def _config(presets, **values):
+  config = legato_mnist.get_config(presets).unlock()
+  config.update_from_flattened_dict(values)
+  return config
+
+
+def get_runs():
+  runs = {}
+
+  def add(figure, rules):
+    for rule in rules:
+      runs[f'{figure}/{rule}'] = _config(f'{figure},{rule}')
+
+  runs['fig2/none'] = _config('fedavg')
+  for sigma in (1, 20, 50, 100, 200):
+    runs[f'fig2/sigma={sigma}'] = _config(
+      'fig2,fedavg', **{'attack.sigma': float(sigma)}
+    )
+  add('fig3_iid', RULES)
+  add('fig3_non_iid', RULES)
+  add('fig4_none', ['fedavg'])
+  add('fig4_sigma200', ['fedavg'])
+  add('fig5', RULES)
+  for panel in ('none', 'sigma20', 'sigma100'):
+    add(f'fig6_{panel}', RULES)
+  for rule in ('fedavg', 'legato'):
+    runs[f'fig7/{rule}, 2 convolutions'] = _config(f'fig3_iid,{rule}')
+    runs[f'fig7/{rule}, 8 convolutions'] = _config(f'fig7,{rule}')
+  add('fig8_none', ['legato'])
+  add('fig8_sigma20', ['legato'])
+  for panel in ('none', 'sigma20', 'sigma100'):
+    for window in (5, 10, 15, 20, 25, 30):
+      runs[f'fig9_{panel}/window={window}'] = _config(
+        f'fig9_{panel},legato', **{'aggregator.window': window}
+      )
+  return runs

@@ -1,0 +1,207 @@
+"""What an attack is, and how a function of the updates becomes one."""
+
+import functools
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lca import geometry
+from lca.attacks.options import Check
+from lca.typing import Update, Updates
+
+
+class Attack(NamedTuple):
+  """What Byzantine clients do, on both sides of their training.
+
+  Attributes:
+    on_labels: `(labels [n, S], *, byzantine [n], client_ids [n], num_classes,
+      key) -> labels`, before the training.
+    on_updates: `(updates, *, byzantine [n], key, aggregate) -> updates`, after
+      it. `aggregate` is the server's own, from updates to one update.
+  """
+
+  on_labels: Callable[..., jax.Array]
+  on_updates: Callable[..., Updates]
+
+
+def keep_labels(labels: jax.Array, **_: Any) -> jax.Array:
+  """Of clients that train on what they hold."""
+  return labels
+
+
+def keep_updates(updates: Updates, **_: Any) -> Updates:
+  """Of clients that send what they computed."""
+  return updates
+
+
+NO_ATTACK = Attack(keep_labels, keep_updates)
+
+
+def update_attack(
+  **checks: Check,
+) -> Callable[[Callable[..., Updates]], Callable[..., Updates]]:
+  """Marks a function of the updates as an attack and checks its arguments.
+
+  The function is `(updates, *, byzantine, key=None, **options) -> updates`;
+  without a default for the key, it is one that needs a key.
+
+  Args:
+    **checks: by the name of an option, what it may be. None passes where it is
+      the option's default.
+
+  Returns:
+    A decorator. What it returns raises a ValueError for updates that are not
+    stacked, a `byzantine` that is no boolean mask `[n]` or an option that a
+    check refuses, and a TypeError for a missing key.
+  """
+
+  def decorate(function):
+    needs_key = _is_required(inspect.signature(function).parameters['key'])
+
+    @functools.wraps(function)
+    def attack(updates, *, byzantine, key=None, **options):
+      updates = jax.tree.map(jnp.asarray, updates)
+      byzantine = _checked_mask(byzantine, geometry.num_clients(updates))
+      if key is None and needs_key:
+        raise TypeError(f'{function.__name__} draws at random: it needs a key')
+      options = _checked_options(attack, options)
+      return function(updates, byzantine=byzantine, key=key, **options)
+
+    attack.checks = checks
+    return attack
+
+  return decorate
+
+
+_OF_THE_ROUND = ('byzantine', 'key', 'aggregate')
+
+
+def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
+  """An Attack of clients that train honestly and send something else.
+
+  Args:
+    function: `(updates, *, byzantine, ...) -> updates`; it is given those of
+      `byzantine`, `key` and `aggregate` that it names.
+    **options: its other arguments.
+
+  Returns:
+    The attack.
+
+  Raises:
+    TypeError: an option that the function does not take, or lacks.
+    ValueError: an option with an impossible value.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from lca import attacks
+    >>> attack = attacks.from_function(attacks.sign_flip, scale=2.)
+    >>> print(attack.on_updates(jnp.ones(3), byzantine=jnp.arange(3) == 1))
+    [ 1. -2.  1.]
+  """
+  name, parameters = function.__name__, inspect.signature(function).parameters
+  _, *named = parameters
+  own = [n for n in named if n not in _OF_THE_ROUND]
+  if unknown := sorted(set(options) - set(own)):
+    raise TypeError(f'{name} takes no {unknown}; it takes {own}')
+  required = [n for n in own if _is_required(parameters[n])]
+  if missing := [n for n in required if n not in options]:
+    raise TypeError(f'{name} needs {missing}')
+  options = _checked_options(function, options)
+
+  def on_updates(updates, **of_the_round):
+    brought = {n: v for n, v in of_the_round.items() if n in named}
+    return function(updates, **brought, **options)
+
+  return Attack(keep_labels, on_updates)
+
+
+def _is_required(parameter):
+  return parameter.default is inspect.Parameter.empty
+
+
+def _checked_options(function, options):
+  """The options, each converted by its check if it has one."""
+  checks = getattr(function, 'checks', {})
+  parameters = inspect.signature(function).parameters
+
+  def checked(name, value):
+    unset = value is None and parameters[name].default is None
+    return value if unset else checks[name](name, value)
+
+  return {n: checked(n, v) if n in checks else v for n, v in options.items()}
+
+
+def _checked_mask(byzantine, n):
+  mask = jnp.asarray(byzantine)
+  if mask.shape != (n,) or mask.dtype != bool:
+    raise ValueError(
+      f'byzantine must be a boolean mask [n] with n={n}, got '
+      f'{mask.dtype.name}{list(mask.shape)}'
+    )
+  return mask
+
+
+def replace(
+  updates: Updates, byzantine: jax.Array, rows: Update | Updates
+) -> Updates:
+  """Puts other rows in the place of the Byzantine ones.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    byzantine: `[n]` mask.
+    rows: one for all of them, leaves `[...]`, or stacked like the updates.
+
+  Returns:
+    Stacked updates in the dtypes of `updates`, the other rows bit for bit.
+  """
+
+  def one(leaf, new):
+    mask = byzantine.reshape((-1,) + (1,) * (leaf.ndim - 1))
+    return jnp.where(mask, jnp.asarray(new).astype(leaf.dtype), leaf)
+
+  return jax.tree.map(one, updates, rows)
+
+
+def draw_rows(
+  leaves: list[jax.Array],
+  byzantine: jax.Array,
+  key: jax.Array,
+  sample: Callable[..., jax.Array],
+  row: Callable[[int, jax.Array], jax.Array],
+) -> list[jax.Array]:
+  """Draws a row of its own for each Byzantine client, and for no other.
+
+  Args:
+    leaves: of stacked updates, each `[n, ...]`.
+    byzantine: `[n]` mask.
+    key: folded with the number of the row.
+    sample: `(key, shape, dtype) -> numbers`, as those of `jax.random`; called
+      once for all leaves, which compiles faster.
+    row: `(k, numbers) -> row` of leaf k, from numbers of its shape.
+
+  Returns:
+    The leaves with those rows, in their dtypes.
+  """
+  order = jnp.argsort(~byzantine, stable=True)  # theirs come first
+  dtype = geometry.wide(jnp.result_type(*leaves))
+  sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
+  ends = list(itertools.accumulate(sizes))
+
+  def step(i, leaves):
+    own = jax.random.fold_in(key, order[i])
+    numbers = jnp.split(sample(own, (ends[-1],), dtype), ends[:-1])
+    rows = [
+      row(k, x.reshape(leaves[k].shape[1:])) for k, x in enumerate(numbers)
+    ]
+    return [
+      lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), order[i], 0)
+      for leaf, new in zip(leaves, rows, strict=True)
+    ]
+
+  return lax.fori_loop(0, jnp.sum(byzantine), step, leaves)

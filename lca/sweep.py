@@ -1,0 +1,205 @@
+"""Runs many configs, each in a directory of its own.
+
+    python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
+    python -m lca.sweep ... --only='fig5,krum|legato' --seeds=0,1 --jobs=2
+
+A sweep is a Python file whose `get_runs()` returns configs by name, such as
+`'fig5/krum'`. A run's directory is named by what its config computes (see
+`rundir.run_id`), so that two names of the same run share it, and
+`WORKDIR/sweep.json` says which name is where. What is finished is skipped, what
+was stopped goes on, and what failed is tried once more at the end.
+"""
+
+import concurrent.futures
+import copy
+import importlib.util
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from lca import host, rundir, train
+
+
+def load(path: str | os.PathLike) -> dict[str, ConfigDict]:
+  """Returns the configs of a sweep's file by name.
+
+  Raises:
+    ValueError: there is no such file, or no `get_runs` in it.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f'there is no sweep {path}')
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_runs'):
+    raise ValueError(f'{path} is no sweep: it has no get_runs()')
+  return module.get_runs()
+
+
+def choose(
+  runs: Mapping[str, ConfigDict],
+  only: Sequence[str] = (),
+  seeds: Sequence[int] = (0,),
+  values: Mapping[str, str] | None = None,
+) -> dict[str, ConfigDict]:
+  """Picks runs and gives them seeds.
+
+  Args:
+    runs: configs by name.
+    only: regular expressions. A run is chosen if each of them matches the
+      whole of one of the parts, between `/`, of its name.
+    seeds: of every chosen run.
+    values: of keys, as text, in every config.
+
+  Returns:
+    Configs by name; the seed is the name's last part.
+
+  Raises:
+    ValueError: nothing is chosen, or a value is not of its key's type.
+    KeyError: a config has no such key.
+  """
+  chosen = {}
+  for name, config in runs.items():
+    parts = name.split('/')
+    if all(any(re.fullmatch(o, part) for part in parts) for o in only):
+      for seed in seeds:
+        one = copy.deepcopy(config).unlock()
+        for key, value in (values or {}).items():
+          _set(one, key, value)
+        one.seed = seed
+        chosen[f'{name}/{seed}'] = one.lock()
+  if not chosen:
+    raise ValueError(f'no run has parts like {list(only)}: {sorted(runs)}')
+  return chosen
+
+
+def _set(config: ConfigDict, key: str, value: str) -> None:
+  *path, last = key.split('.')
+  for part in path:
+    config = config[part]
+  kind = config.get_type(last)
+  try:
+    setattr(config, last, kind(value))
+  except ValueError:
+    raise ValueError(f'{key} is a {kind.__name__}, got {value!r}') from None
+
+
+def run_all(
+  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike, jobs: int = 1
+) -> list[str]:
+  """Runs what is not finished.
+
+  Args:
+    runs: configs by name.
+    workdir: where their directories go. What a run says stands in a `.log`
+      beside its directory, until it is finished.
+    jobs: how many at the same time, each in a process of its own.
+
+  Returns:
+    The names of those that failed twice.
+  """
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  places = {k: rundir.run_id(config.to_dict()) for k, config in runs.items()}
+  _record(workdir, places)
+  todo = {place: name for name, place in places.items()}  # each place once
+
+  def run(name):
+    done = _finished(runs[name], workdir / places[name]) or _in_a_process(
+      runs[name], workdir / places[name]
+    )
+    print(
+      f'{places[name]} {"finished" if done else "FAILED"}: {name}', flush=True
+    )
+    return done
+
+  failed = list(todo.values())
+  for _ in range(2):
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+      done = list(pool.map(run, failed))
+    failed = [n for n, d in zip(failed, done, strict=True) if not d]
+  return failed
+
+
+def _record(workdir: pathlib.Path, places: Mapping[str, str]) -> None:
+  """Adds the names to those of earlier sweeps in this directory."""
+  places = names(workdir) | dict(places)
+  rundir.write(
+    workdir / 'sweep.json', json.dumps(places, indent=1, sort_keys=True) + '\n'
+  )
+
+
+def names(workdir: str | os.PathLike) -> dict[str, str]:
+  """Which run is in which directory of a sweep's; none before its start."""
+  file = pathlib.Path(workdir) / 'sweep.json'
+  return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _finished(config: ConfigDict, path: pathlib.Path) -> bool:
+  summary = rundir.RunDirectory(path, config.to_dict()).summary()
+  return bool(summary) and summary['num_rounds'] >= config.num_rounds
+
+
+def _in_a_process(config: ConfigDict, path: pathlib.Path) -> bool:
+  """Whether it went well; whatever happens, the sweep goes on."""
+  process = multiprocessing.get_context('spawn').Process(
+    target=_train, args=(config.to_dict(), path)
+  )
+  process.start()
+  process.join()
+  return process.exitcode == 0
+
+
+def _train(config: dict[str, Any], path: pathlib.Path) -> None:
+  logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
+  host.use_all_cores()
+  log = path.with_suffix('.log')
+  with open(log, 'a') as file:
+    os.dup2(file.fileno(), sys.stdout.fileno())
+    os.dup2(file.fileno(), sys.stderr.fileno())
+  train.train_and_evaluate(ConfigDict(config).lock(), path)
+  shutil.rmtree(
+    path / 'checkpoints'
+  )  # of a finished run, nothing to go on from
+  log.unlink()
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  args = flags.FLAGS
+  try:
+    values = dict(item.split('=', 1) for item in args.set)
+    seeds = [int(seed) for seed in args.seeds]
+    runs = choose(load(args.config), args.only, seeds, values)
+  except (ValueError, KeyError, AttributeError) as error:
+    sys.exit(f'lca.sweep: error: {error}')
+  if failed := run_all(runs, args.workdir, args.jobs):
+    sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string('config', None, 'The sweep, a Python file.')
+  flags.DEFINE_string('workdir', None, 'Where the runs go.')
+  flags.DEFINE_list(
+    'only', [], 'Regular expressions; each is the whole of a part of the name.'
+  )
+  flags.DEFINE_list('seeds', ['0'], 'Every run is made with each.')
+  flags.DEFINE_multi_string('set', [], 'KEY=VALUE, in every config.')
+  flags.DEFINE_integer('jobs', 1, 'Runs at the same time.', 1)
+  flags.mark_flags_as_required(['config', 'workdir'])
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(main)

@@ -1,0 +1,109 @@
+"""Figures and their numbers, from runs made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lca import report
+
+LAYERS = ['params/Conv_0/bias', 'params/Dense_0/kernel']
+
+
+def write_run(workdir, name, columns):
+  names_file = workdir / 'sweep.json'
+  names = json.loads(names_file.read_text()) if names_file.exists() else {}
+  place = f'{len(names):016x}'
+  names_file.write_text(json.dumps(names | {name: place}))
+  run = workdir / place
+  run.mkdir()
+  lines = [','.join(columns)]
+  lines += [
+    ','.join(map(str, row)) for row in zip(*columns.values(), strict=True)
+  ]
+  (run / 'metrics.csv').write_text('\n'.join(lines) + '\n')
+  (run / 'summary.json').write_text('{}')
+
+
+def write_accuracies(workdir, group):
+  rounds = list(range(1, 21))
+  for line, top in (('krum', 0.2), ('window=10', 0.6), ('window=5', 0.5)):
+    for seed, shift in enumerate((-0.1, 0.1)):
+      accuracies = [top * r / 20 + shift if r % 2 == 0 else '' for r in rounds]
+      columns = {'round': rounds, 'test_accuracy': accuracies}
+      write_run(workdir, f'{group}/{line}/{seed}', columns)
+
+
+def test_accuracies_by_line_over_seeds(tmp_path):
+  write_accuracies(tmp_path, 'fig5')
+  tables = report.draw('legato_5', tmp_path, tmp_path / 'figures')
+  (table,) = tables.values()
+  names = [row[0] for row in table[1:]]
+  assert names == ['krum', 'window=5', 'window=10']
+  # At 20 rounds, krum ends at 0.2 -+ 0.1, and the 10 evaluations, of rounds
+  # 2, 4, ..., 20, average 0.2 * 11 / 20 -+ 0.1.
+  assert table[1][1] == '0.200 (0.100 to 0.300)'
+  assert table[1][2] == '0.110 (0.010 to 0.210)'
+  for suffix in ('png', 'svg', 'md'):
+    assert (tmp_path / 'figures' / f'legato_5.{suffix}').stat().st_size > 100
+
+
+def test_one_seed_has_no_range(tmp_path):
+  columns = {'round': [1, 2], 'test_accuracy': [0.5, 0.75]}
+  write_run(tmp_path, 'fig5/krum/0', columns)
+  ((_, row),) = report.draw('legato_5', tmp_path, tmp_path).values()
+  assert row == ('krum', '0.750', '0.625', '0.750')
+
+
+def test_factors_of_rounds_20_to_80(tmp_path):
+  rounds = np.arange(1, 101)
+  inside = (rounds >= 20) & (rounds <= 80)
+  wave = np.where(rounds % 2, 0.1, -0.1)
+  columns = {
+    'round': rounds,
+    'factor/params/a': np.where(inside, 0.25, 9),
+    'factor/params/b': np.where(inside, 0.5 + wave, 9),
+  }
+  for group in ('fig8_none', 'fig8_sigma20'):
+    write_run(tmp_path, f'{group}/legato/0', columns)
+  table, _ = report.draw('legato_8', tmp_path, tmp_path).values()
+  assert table[1] == ('a', '0.2500', '0')
+  layer, mean, variance = table[2]
+  values = columns['factor/params/b'][inside]
+  assert layer == 'b' and len(values) == 61
+  assert mean == f'{values.mean():.4f}'
+  assert float(variance) == pytest.approx(values.var(), rel=0.05)
+
+
+def test_the_pilots_norms(tmp_path):
+  columns = {'round': [1, 2, 3]}
+  columns |= {f'norm/{k}': [1.0, 2.0, 3.0] for k in LAYERS}
+  for group in ('fig4_none', 'fig4_sigma200'):
+    write_run(tmp_path, f'{group}/fedavg/0', columns)
+  table, _ = report.draw('legato_4', tmp_path, tmp_path).values()
+  assert table[1] == (LAYERS[0], '2.0000', f'{np.std([1, 2, 3]):.4f}')
+
+
+def test_attacks_by_rules(tmp_path):
+  for line, accuracy in (
+    ('none x a', 0.9),
+    ('none x b', 0.8),
+    ('alie x b', 0.5),
+  ):
+    for seed, shift in enumerate((-0.05, 0.05)):
+      columns = {'round': [1], 'test_accuracy': [accuracy + shift]}
+      write_run(tmp_path, f'attacks/{line}/{seed}', columns)
+  ((header, *rows),) = report.draw('attacks', tmp_path, tmp_path).values()
+  assert header == ('', 'a', 'b')
+  assert rows == [('none', '0.900', '0.800'), ('alie', 'nan', '0.500')]
+
+
+def test_what_is_missing_is_named(tmp_path):
+  with pytest.raises(ValueError, match="unknown figure 'legato_10'"):
+    report.draw('legato_10', tmp_path, tmp_path)
+  with pytest.raises(ValueError, match=r'no runs fig5/'):
+    report.draw('legato_5', tmp_path, tmp_path)
+  write_run(tmp_path, 'fig5/krum/0', {'round': [1], 'test_accuracy': [0.5]})
+  (tmp_path / f'{0:016x}' / 'summary.json').unlink()
+  with pytest.raises(ValueError, match='not finished'):
+    report.draw('legato_5', tmp_path, tmp_path)
