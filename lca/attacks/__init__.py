@@ -13,7 +13,13 @@ honest row, means, deviations, extremes and distances are zero, and so is what
 colluding clients send.
 """
 
-from lca.attacks.base import NO_ATTACK, Attack, from_function, update_attack
+from lca.attacks.base import (
+  NO_ATTACK,
+  Attack,
+  from_function,
+  replace,
+  update_attack,
+)
 from lca.attacks.collusion import alie, fall_of_empires, mimic, sign_flip
 from lca.attacks.distance import min_max, min_sum
 from lca.attacks.fang import fang_krum, fang_trimmed_mean
@@ -49,6 +55,7 @@ __all__ = [
   'model_replacement',
   'non_finite',
   'optimized',
+  'replace',
   'sign_flip',
   'update_attack',
   'zero',
