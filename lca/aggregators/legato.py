@@ -99,8 +99,8 @@ def legato(
     >>> for size in (1., 2.):
     ...   updates = {'b': jnp.array([[size], [3.]]), 'w': jnp.ones((2, 1))}
     ...   update, state = agg.update(updates, state)
-    >>> print(update['b'].round(3), state.factors.round(2), state.count)
-    [2.335] [0.67 0.33] 2
+    >>> print(update['b'].round(3), state.factors.sum(), state.count)
+    [2.335] 1.0 2
 
   References:
     Varma, Zhou, Baracaldo and Anwar, LEGATO: a layerwise gradient aggregation
