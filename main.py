@@ -29,6 +29,8 @@ def main(argv: list[str]) -> None:
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
   print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
+  if experiment.simulation:
+    print(experiment.simulation.data.describe(), flush=True)
   summary = train.run(experiment)
   print(rundir.table(summary))
 

@@ -128,8 +128,11 @@ class Simulation:
   one. All randomness is folded from the seed (see `lca.randomness`), so a
   round's result does not depend on the rounds that this process has seen.
 
-  Args:
+  Attributes:
     data: what every client holds, and the test set.
+
+  Args:
+    data: as the attribute.
     population: whom a round draws.
     classifier: the model and its loss.
     train: a client's part of a round.
@@ -164,7 +167,7 @@ class Simulation:
     chunk_size: int,
     eval_batch_size: int,
   ):
-    self._data, self._population, self._seed = data, population, seed
+    self.data, self._population, self._seed = data, population, seed
     self._classifier, self._optimizer = classifier, optimizer
     self._attack, self._aggregator = attack, aggregator
     self._momentum, self._layers = momentum, layers
@@ -180,7 +183,7 @@ class Simulation:
 
   def init(self) -> ServerState:
     """The state before the first round."""
-    image_shape = self._data.dataset.train.images.shape[1:]
+    image_shape = self.data.dataset.train.images.shape[1:]
     key = key_for(self._seed, Purpose.INIT)
     variables = jax.jit(self._classifier.init, static_argnums=1)(
       key, image_shape
@@ -229,9 +232,9 @@ class Simulation:
       layers where they were asked for.
     """
     ids, byzantine = self._population.sample(self._seed, round_idx)
-    n, server = len(ids), self._data.server_id
+    n, server = len(ids), self.data.server_id
     trainers = ids if server is None else np.append(ids, server)
-    data = self._data.gather(trainers)
+    data = self.data.gather(trainers)
     data.labels[:n] = self._poison(
       data.labels[:n],
       byzantine=byzantine,
@@ -263,7 +266,7 @@ class Simulation:
     self, state, updates, ids, byzantine, num_examples, attack_key, key
   ):
     n, server_update, momenta = len(byzantine), None, state.momenta
-    if self._data.server_id is not None:
+    if self.data.server_id is not None:
       server_update = jax.tree.map(lambda u: u[n], updates)
     updates = jax.tree.map(lambda u: u[:n], updates)
     if self._momentum:
@@ -307,7 +310,7 @@ class Simulation:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""
     variables = jax.device_put(state.variables, NamedSharding(self._mesh, P()))
     loss, correct = self._test(variables, *self._test_set)
-    size = len(self._data.dataset.test)
+    size = len(self.data.dataset.test)
     return {
       'test_loss': float(loss) / size,
       'test_accuracy': float(correct) / size,

@@ -748,7 +748,10 @@ def test_optimized_searches_again_between_the_best():
 
   fine = np.geomspace(0.01, 10, 5000)
   last = max(s for s in fine if selected(s))
-  out = sent('optimized', tree, byzantine, aggregate=rule)[0]
+  attacked = compiled(
+    'optimized', tree, byzantine, aggregate=rule, num_strengths=16
+  )
+  out = flat(attacked)[byzantine][0]
   strength = np.linalg.norm(out - mean) / np.linalg.norm(std)
   # Neighbours in the second row: a 15th of two steps of 1000 ** (1 / 15).
   assert last / 1000 ** (2 / 15**2) * 0.999 < strength < last * 1.001
