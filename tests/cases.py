@@ -199,11 +199,17 @@ def thorough(cases, except_for=()):
 SHORT = cases_of('model', 'leaf')
 # Every rule once: in the scope that compiles to the most.
 ONCE = [case for case in SHORT if case.by == 'leaf' or not case.spec.layers]
-# All of them, the second scope only with --thorough.
-MOST = [
-  case if case in ONCE else pytest.param(case, marks=pytest.mark.thorough)
-  for case in SHORT
-]
+
+
+def mostly_once(cases):
+  """All of them, the second scope only with --thorough."""
+  return [
+    case if case in ONCE else pytest.param(case, marks=pytest.mark.thorough)
+    for case in cases
+  ]
+
+
+MOST = mostly_once(SHORT)
 ROBUST = [case for case in SHORT if case.spec.promise == 'full']
 SELECTING = [*reference.SCORES, *reference.OBJECTIVES, 'bulyan']
 

@@ -110,13 +110,23 @@ def assert_close(got, expected):
 
 
 @pytest.mark.parametrize(
-  ('devices', 'chunk_size'), [(1, 1), (1, 2), (1, 5), (2, 1), (4, 2)]
+  ('devices', 'chunk_size'),
+  [
+    (1, 1),
+    (1, 5),
+    (4, 2),
+    pytest.param(1, 2, marks=pytest.mark.thorough),
+    pytest.param(2, 1, marks=pytest.mark.thorough),
+  ],
 )
 def test_all_at_once_equals_a_python_loop(devices, chunk_size, expected):
   assert_close(run(devices=devices, chunk_size=chunk_size), expected)
 
 
-@pytest.mark.parametrize('microbatch_size', [1, 3, 4, 100])
+@pytest.mark.parametrize(
+  'microbatch_size',
+  [3, *(pytest.param(k, marks=pytest.mark.thorough) for k in (1, 4, 100))],
+)
 def test_microbatches_change_rounding_alone(microbatch_size, expected):
   train = dataclasses.replace(TRAIN, microbatch_size=microbatch_size)
   assert_close(run(train), expected)
@@ -206,7 +216,9 @@ def test_a_gradient_without_examples_is_zero():
   assert losses[3] == 0
 
 
-@pytest.mark.parametrize('microbatch_size', [1, 3])
+@pytest.mark.parametrize(
+  'microbatch_size', [3, pytest.param(1, marks=pytest.mark.thorough)]
+)
 def test_dropout_does_not_depend_on_microbatches(microbatch_size):
   module = CNN(3, features=(2, 3), hidden=(4,), dropout=(0.25, 0.5))
   losses = Classifier(module, (8.0,), (8.0,)).losses

@@ -15,6 +15,7 @@ from cases import (
   cases,
   cases_of,
   check,
+  mostly_once,
   server_update,
   with_rows,
 )
@@ -44,7 +45,7 @@ def leaves_of(tree):
 # Full promises -------------------------------------------------------------
 
 
-@cases(argvalues=ROBUST)
+@cases(argvalues=mostly_once(ROBUST))
 @pytest.mark.parametrize('kind', KINDS)
 def test_any_rows_are_survived(case, kind):
   tree = reference.stack('cnn', 11)
@@ -65,7 +66,7 @@ def test_any_rows_are_survived(case, kind):
     check(case, changed, out, info)
 
 
-@cases(argvalues=ROBUST)
+@cases(argvalues=mostly_once(ROBUST))
 def test_how_a_row_is_bad_makes_no_difference(case):
   tree = reference.stack('cnn', 11)
   rows = at_random(11, case.bad_rows(11))
@@ -78,7 +79,7 @@ def test_how_a_row_is_bad_makes_no_difference(case):
     jax.tree.map(np.testing.assert_array_equal, answer, answers[0])
 
 
-@cases(argvalues=ROBUST)
+@cases(argvalues=mostly_once(ROBUST))
 def test_one_bad_entry_rejects_its_scope_alone(case):
   tree = reference.stack('cnn', 11)
   tree['params']['layer_1']['bias'][3, 2] = np.nan
@@ -91,7 +92,7 @@ def test_one_bad_entry_rejects_its_scope_alone(case):
   check(case, tree, out, info)
 
 
-@cases(argvalues=ROBUST)
+@cases(argvalues=mostly_once(ROBUST))
 def test_nothing_left_is_nan(case):
   tree = reference.stack('cnn', 11)
   extra = case.extra(tree)
@@ -102,7 +103,7 @@ def test_nothing_left_is_nan(case):
     assert not np.any(info.get('selected', False))
 
 
-@cases(argvalues=AVERAGES_THE_FEW)
+@cases(argvalues=mostly_once(AVERAGES_THE_FEW))
 def test_too_few_left_are_averaged(case):
   tree = reference.stack('cnn', 11)
   left = [2, 3, 8]
@@ -115,7 +116,7 @@ def test_too_few_left_are_averaged(case):
   check(case, tree, out, info)
 
 
-@cases(argvalues=ROBUST)
+@cases(argvalues=mostly_once(ROBUST))
 def test_one_left_is_the_answer(case):
   tree = reference.stack('cnn', 11)
   extra = case.extra(tree)
@@ -127,7 +128,7 @@ def test_one_left_is_the_answer(case):
 
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-@cases(argvalues=ROBUST)
+@cases(argvalues=mostly_once(ROBUST))
 def test_the_answer_is_made_of_acceptable_rows(case, data):
   """Whatever f rows hold, and wherever they are."""
   tree, _ = draw_updates(case, data)
