@@ -56,26 +56,37 @@ FIGURES |= {
 
 
 def get_config(presets: str = ''):
+  config = federated_sgd('tfds:mnist', batch_size=50, learning_rate=0.05)
+  config.model.padding = 'VALID'
+  config.model.dropout = (0.25, 0.5)
+  return compose(config, presets, FIGURES, examples_per_client=1000)
+
+
+def federated_sgd(name: str, *, batch_size: int, learning_rate: float):
+  """What the paper's two data sets have in common, before the presets."""
   config = common.base()
   config.num_rounds = 250
-  config.data.name = 'tfds:mnist'
+  config.data.name = name
   config.data.num_clients = 25
   config.data.min_examples = 1
   common.archives(config.data)
-  config.model.padding = 'VALID'
-  config.model.dropout = (0.25, 0.5)
-  common.federated_sgd(config, batch_size=50)
+  common.federated_sgd(config, batch_size)
   config.server = ConfigDict(common.servers()['adadelta'])
-  config.server.learning_rate = 0.05
+  config.server.learning_rate = learning_rate
   config.server.clients_per_round = 25
   config.eval.every = 5
   config.eval.layers = 'leaf'
   config.checkpoint.every = 50
+  return config
+
+
+def compose(config, presets, figures, *, examples_per_client: int):
+  """As `common.compose`; every rule tolerates as many as attack."""
   return common.compose(
     config,
     presets,
     default='legato',
-    examples_per_client=1000,
-    shorthands=FIGURES,
+    examples_per_client=examples_per_client,
+    shorthands=figures,
     tables_f=None,
   )
