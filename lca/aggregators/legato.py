@@ -161,14 +161,7 @@ def legato(
       update = layers.join(
         [jax.tree.map(_blend(w), *pair) for w, *pair in parts]
       )
-      slot = count % (window - 1)
-      past = jax.tree.map(
-        lambda ring, new: ring.at[slot].set(
-          jnp.where(anybody, new, ring[slot])
-        ),
-        past,
-        mean,
-      )
+      past = _with_round(past, mean, count % (window - 1), anybody)
     log = jax.tree.map(
       lambda new, old: jnp.where(anybody, new, old),
       (norms, count + 1, factors),
@@ -232,6 +225,17 @@ def _factors(
   inverse = 1 / jnp.where(deviation > 0, deviation, 1)
   total = jnp.sum(inverse) if normalize == 'sum' else jnp.max(inverse)
   return jnp.where(logged < 2, 1, inverse / total)
+
+
+def _with_round(
+  past: PyTree, mean: PyTree, slot: jax.Array, anybody: jax.Array
+) -> PyTree:
+  """The ring with this round's mean, unless it is of nobody."""
+
+  def one(ring, new):
+    return ring.at[slot].set(jnp.where(anybody, new, ring[slot]))
+
+  return jax.tree.map(one, past, mean)
 
 
 def _blend(factor: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
