@@ -4,11 +4,12 @@ A cache is a folder of .npy files and an index of what they must look like. It
 appears in one rename, whole or not at all.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,37 +17,121 @@ import numpy as np
 _INDEX = 'index.json'
 
 
-def write(
-  directory: Path, arrays: Mapping[str, np.ndarray], **metadata: int
-) -> None:
-  """Writes a cache; if another process was faster, its cache stays.
+class Array:
+  """A .npy file that is written from its first row to its last."""
+
+  def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype):
+    self._shape, self.dtype = tuple(shape), np.dtype(dtype)
+    self._rows = 0
+    if self.dtype.hasobject:
+      raise ValueError(f'{path.name} would hold objects, not numbers')
+    self._file = open(path, 'wb')
+    header = {
+      'descr': np.lib.format.dtype_to_descr(self.dtype),
+      'fortran_order': False,
+      'shape': self._shape,
+    }
+    np.lib.format.write_array_header_1_0(self._file, header)
+
+  def append(self, rows: np.ndarray) -> None:
+    """Writes the next rows.
+
+    Args:
+      rows: `[k, ...]`, of the array's type and shape but for k.
+
+    Raises:
+      ValueError: Another type or shape.
+    """
+    if (rows.dtype, rows.shape[1:]) != (self.dtype, self._shape[1:]):
+      raise ValueError(
+        f'rows of {rows.dtype} {list(rows.shape)} in an array of '
+        f'{self.dtype} {list(self._shape)}'
+      )
+    self._file.write(np.ascontiguousarray(rows).data)
+    self._rows += len(rows)
+
+  def finish(self) -> dict:
+    """Brings the file to disk; returns what the index tells of it."""
+    if self._rows != self._shape[0]:
+      raise ValueError(f'{self._rows} rows in an array of {list(self._shape)}')
+    _sync(self._file)
+    return {
+      'dtype': str(self.dtype),
+      'shape': self._shape,
+      'bytes': self._file.tell(),
+    }
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class Draft:
+  """A cache in the making."""
+
+  def __init__(self, directory: Path):
+    self._directory = directory
+    self._arrays: dict[str, Array] = {}
+
+  def array(
+    self, name: str, shape: Sequence[int], dtype: np.dtype | type
+  ) -> Array:
+    """Begins an array, to which rows are then appended.
+
+    Args:
+      name: What `read` returns it by.
+      shape: `[N, ...]`; N rows must follow.
+      dtype: Of numbers.
+
+    Returns:
+      The array, without any rows.
+
+    Raises:
+      ValueError: A type that is not of numbers.
+    """
+    array = Array(self._directory / f'{name}.npy', shape, np.dtype(dtype))
+    self._arrays[name] = array
+    return array
+
+  def finish(self, metadata: Mapping[str, int]) -> None:
+    index = {
+      'arrays': {k: array.finish() for k, array in self._arrays.items()},
+      'metadata': metadata,
+    }
+    with open(self._directory / _INDEX, 'w') as file:
+      json.dump(index, file, indent=2)
+      _sync(file)
+
+  def close(self) -> None:
+    for array in self._arrays.values():
+      array.close()
+
+
+@contextlib.contextmanager
+def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
+  """Makes a cache, array by array and row by row.
+
+  It appears when the context ends without an error. If another process was
+  faster, its cache stays.
 
   Args:
     directory: Where the cache is to appear; its parent exists.
-    arrays: What to keep, by name.
-    **metadata: Numbers to keep beside them.
+    **metadata: Numbers to keep beside the arrays.
+
+  Yields:
+    The cache in the making.
+
+  Raises:
+    ValueError: An array has fewer or more rows than it must.
   """
-  draft = directory.with_name(f'{directory.name}.incomplete.{uuid.uuid4().hex}')
-  draft.mkdir()
+  path = directory.with_name(f'{directory.name}.incomplete.{uuid.uuid4().hex}')
+  path.mkdir()
   try:
-    index = {
-      'arrays': {k: _write_array(draft, k, v) for k, v in arrays.items()},
-      'metadata': metadata,
-    }
-    with open(draft / _INDEX, 'w') as file:
-      json.dump(index, file, indent=2)
-      _sync(file)
-    _publish(draft, directory)
+    with contextlib.closing(Draft(path)) as draft:
+      yield draft
+      draft.finish(metadata)
+    _publish(path, directory)
   finally:
-    shutil.rmtree(draft, ignore_errors=True)
-
-
-def _write_array(directory: Path, name: str, array: np.ndarray) -> dict:
-  with open(directory / f'{name}.npy', 'wb') as file:
-    np.save(file, array, allow_pickle=False)
-    _sync(file)
-    size = file.tell()
-  return {'dtype': str(array.dtype), 'shape': array.shape, 'bytes': size}
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(file) -> None:
@@ -67,7 +152,7 @@ def read(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
   """Maps a cache into memory.
 
   Args:
-    directory: A folder that `write` made.
+    directory: A folder that `writing` made.
 
   Returns:
     The arrays by name, read-only memory maps, and the metadata.

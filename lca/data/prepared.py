@@ -7,7 +7,7 @@ milliseconds and, for our own builders, without importing TFDS.
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,9 @@ from lca.data.builders import VERSIONS
 from lca.data.dataset import Split
 
 _BATCH = 1000
+
+# From what the records hold to pixels [H, W, C], uint8.
+Decode = Callable[[bytes], np.ndarray]
 
 
 class Prepared(NamedTuple):
@@ -34,6 +37,8 @@ def load_own(
   *,
   data_dir: str | Path | None,
   archive_dir: str | Path | None,
+  arrays: str = 'arrays',
+  decode: Decode | None = None,
 ) -> Prepared:
   """Loads a data set of one of our builders.
 
@@ -43,6 +48,10 @@ def load_own(
     data_dir: Where TFDS keeps prepared data; None for its default.
     archive_dir: The folder of the archives; None to download them. Not looked
       at when the data set is prepared already.
+    arrays: What the folder of the cached arrays is called; another one for each
+      way to decode.
+    decode: From an image as it is in the records to its pixels; None leaves
+      that to TFDS.
 
   Returns:
     The splits and the number of classes.
@@ -53,11 +62,11 @@ def load_own(
     ValueError: An archive or the cache is damaged.
   """
   root = _root(data_dir)
-  arrays = root / name / VERSIONS[name] / 'arrays'
-  if not arrays.exists():
+  directory = root / name / VERSIONS[name] / arrays
+  if not directory.exists():
     make_builder = functools.partial(builder_class(), data_dir=root)
-    _cache(_prepare(make_builder, archive_dir), arrays)
-  return _read(arrays)
+    _cache(_prepare(make_builder, archive_dir), directory, decode)
+  return _read(directory)
 
 
 def load_tfds(
@@ -175,44 +184,89 @@ def _prepare(make_builder: Callable, archive_dir: str | Path | None):
   return builder
 
 
-def _cache(builder, directory: Path) -> None:
+def _cache(builder, directory: Path, decode: Decode | None = None) -> None:
   missing = {'train', 'test'} - set(builder.info.splits)
   if missing:
     raise ValueError(
       f'{builder.name} has no split {missing}, only {set(builder.info.splits)}'
     )
-  arrays = {}
-  for split in ('train', 'test'):
-    images, labels = _read_records(builder, split)
-    arrays[f'{split}_images'] = images
-    arrays[f'{split}_labels'] = labels
   num_classes = builder.info.features['label'].num_classes
-  cache.write(directory, arrays, num_classes=num_classes)
+  with cache.writing(directory, num_classes=num_classes) as draft:
+    for split in ('train', 'test'):
+      _write_split(draft, builder, split, decode)
 
 
-def _read_records(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-  source = builder.as_data_source(split)
-  shape = source[0]['image'].shape
-  images = np.empty((len(source), *shape), np.uint8)
-  labels = np.empty(len(source), np.int32)
-  # A batch at a time: one by one takes three times as long.
-  for start in range(0, len(source), _BATCH):
-    rows = range(start, min(start + _BATCH, len(source)))
-    for i, record in zip(rows, source.__getitems__(rows), strict=True):
-      if record['image'].shape != shape:
-        raise ValueError(
-          f'{builder.name} has images of different shapes: {shape} and '
-          f'{record["image"].shape}'
-        )
-      images[i] = record['image']
-      labels[i] = record['label']
-  return images, labels
+def _write_split(
+  draft: cache.Draft, builder, split: str, decode: Decode | None
+) -> None:
+  """Copies a split's records into arrays, a batch at a time."""
+  source = _source(builder, split, decode)
+  decode = decode or np.asarray
+  size = len(source)
+  with _naming(builder, split, range(1)):
+    shape = decode(source[0]['image']).shape
+  images = draft.array(f'{split}_images', (size, *shape), np.uint8)
+  numbers = {'label': draft.array(f'{split}_labels', (size,), np.int32)}
+  if _has_owners(builder.info.features):
+    numbers['owner'] = draft.array(f'{split}_owners', (size,), np.int64)
+  # One by one takes three times as long.
+  for start in range(0, size, _BATCH):
+    rows = range(start, min(start + _BATCH, size))
+    records = source.__getitems__(rows)
+    with _naming(builder, split, rows):
+      images.append(_decoded(records, decode, shape))
+    for key, array in numbers.items():
+      array.append(np.array([r[key] for r in records], array.dtype))
+
+
+def _decoded(
+  records: Sequence[dict], decode: Decode, shape: tuple[int, ...]
+) -> np.ndarray:
+  """The images of some records, [k, *shape]."""
+  images = np.empty((len(records), *shape), np.uint8)
+  for i, record in enumerate(records):
+    image = decode(record['image'])
+    if image.shape != shape:
+      raise ValueError(f'images of different shapes: {shape} and {image.shape}')
+    images[i] = image
+  return images
+
+
+@contextlib.contextmanager
+def _naming(builder, split: str, rows: range) -> Iterator[None]:
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(
+      f'{builder.name}, examples {rows.start} to {rows.stop - 1} of its '
+      f'{split} split: {error}'
+    ) from error
+
+
+def _source(builder, split: str, decode: Decode | None):
+  """The records of a split, their images encoded where we decode them."""
+  import tensorflow_datasets as tfds
+
+  skip = {'image': tfds.decode.SkipDecoding()}
+  return builder.as_data_source(split, decoders=skip if decode else None)
+
+
+def _has_owners(features) -> bool:
+  return (
+    'owner' in features
+    and features['owner'].shape == ()
+    and np.issubdtype(features['owner'].np_dtype, np.integer)
+  )
 
 
 def _read(directory: Path) -> Prepared:
   arrays, metadata = cache.read(directory)
-  return Prepared(
-    Split(arrays['train_images'], arrays['train_labels']),
-    Split(arrays['test_images'], arrays['test_labels']),
-    metadata['num_classes'],
+  train, test = (
+    Split(
+      arrays[f'{split}_images'],
+      arrays[f'{split}_labels'],
+      arrays.get(f'{split}_owners'),
+    )
+    for split in ('train', 'test')
   )
+  return Prepared(train, test, metadata['num_classes'])

@@ -1,6 +1,10 @@
 """Data sets by name."""
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,19 +13,34 @@ from lca.data.dataset import Dataset, Split
 
 _TFDS = 'tfds:'
 
+# Pixels, 0 to 255, become inputs from -1 to 1.
+_TO_ONE = {'mean': (127.5,), 'std': (127.5,)}
+# What networks pretrained on ImageNet expect, per channel: its mean (0.485,
+# 0.456, 0.406) and deviation (0.229, 0.224, 0.225), times 255.
+_IMAGENET = {
+  'mean': (123.675, 116.28, 103.53),
+  'std': (58.395, 57.12, 57.375),
+}
+
 
 def load(
   name: str,
   *,
   data_dir: str | Path | None = None,
   archive_dir: str | Path | None = None,
+  image_size: int | None = None,
 ) -> Dataset:
   """Loads a data set, preparing it first where that is needed.
 
-  `digits` comes with scikit-learn. `fashion_mnist` is prepared once by TFDS,
-  without TensorFlow, and mapped into memory from then on. `tfds:NAME` is any
-  image classification set of TFDS; most of them need TensorFlow, once, to be
-  prepared.
+  `digits` comes with scikit-learn. `celeba` (its attribute Smiling),
+  `cifar10`, `emnist` (its digits), `fashion_mnist` and `mnist` are prepared
+  once by TFDS from the published files, without TensorFlow, and mapped into
+  memory from then on. The training examples of `emnist` and `celeba` have
+  owners: the writer, the person. `tfds:NAME` is any image classification set of
+  TFDS; most of them need TensorFlow, once, to be prepared.
+
+  Inputs of `cifar10` and `celeba` are scaled as networks pretrained on ImageNet
+  expect it, those of `digits` and the rest to [-1, 1].
 
   Args:
     name: A key of `SOURCES`, or `tfds:NAME`.
@@ -29,6 +48,10 @@ def load(
       environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
     archive_dir: A folder of the published files, for machines without
       internet. None downloads them. Not looked at once the data is prepared.
+    image_size: Of `celeba` alone. The shorter side is resized to it and the
+      middle square kept: at 64 the arrays take 2.5 GB. None keeps the images
+      as they are, 218x178, and takes 23.6 GB. Each size is made once, from the
+      same prepared data.
 
   Returns:
     The data set.
@@ -44,28 +67,36 @@ def load(
     >>> load('digits').train
     Split(1437 examples of 8x8x1)
   """
+  options = {
+    'data_dir': data_dir,
+    'archive_dir': archive_dir,
+    'image_size': image_size,
+  }
   if name.startswith(_TFDS):
-    return _tfds(name, data_dir=data_dir, archive_dir=archive_dir)
+    return _call(functools.partial(_tfds, name), name, options)
   if name not in SOURCES:
     raise ValueError(
       f'unknown data set {name!r}; known: {", ".join(sorted(SOURCES))}, '
       f'{_TFDS}NAME'
     )
-  return SOURCES[name](data_dir=data_dir, archive_dir=archive_dir)
+  return _call(SOURCES[name], name, options)
 
 
-def _digits(
-  *, data_dir: str | Path | None, archive_dir: str | Path | None
+def _call(
+  source: Callable[..., Dataset], name: str, options: dict[str, Any]
 ) -> Dataset:
+  """Calls a source with the options that it takes; the others must be None."""
+  takes = inspect.signature(source).parameters
+  for option, value in options.items():
+    if option not in takes and value is not None:
+      raise ValueError(f'{name} takes no {option}, got {value!r}')
+  return source(**{k: v for k, v in options.items() if k in takes})
+
+
+def _digits() -> Dataset:
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 
-  options = {'data_dir': data_dir, 'archive_dir': archive_dir}
-  for option, value in options.items():
-    if value is not None:
-      raise ValueError(
-        f'digits comes with scikit-learn and takes no {option}, got {value!r}'
-      )
   digits = load_digits()
   images = digits.images[..., None].astype(np.uint8)
   labels = digits.target.astype(np.int32)
@@ -84,16 +115,35 @@ def _digits(
   )
 
 
-def _fashion_mnist(
-  *, data_dir: str | Path | None, archive_dir: str | Path | None
-) -> Dataset:
-  splits = prepared.load_own(
-    'lca_fashion_mnist',
-    _fashion_mnist_builder,
-    data_dir=data_dir,
-    archive_dir=archive_dir,
-  )
-  return _scaled_to_one('fashion_mnist', splits)
+def _published(
+  name: str,
+  builder: str,
+  builder_class: Callable[[], type],
+  statistics: Mapping[str, tuple[float, ...]],
+) -> Callable[..., Dataset]:
+  """A source that one of our builders prepares."""
+
+  def source(
+    *, data_dir: str | Path | None, archive_dir: str | Path | None
+  ) -> Dataset:
+    splits = prepared.load_own(
+      builder, builder_class, data_dir=data_dir, archive_dir=archive_dir
+    )
+    return Dataset(name, *splits, **statistics)
+
+  return source
+
+
+def _cifar10_builder() -> type:
+  from lca.data.builders.cifar10 import Cifar10
+
+  return Cifar10
+
+
+def _emnist_builder() -> type:
+  from lca.data.builders.emnist import EmnistDigits
+
+  return EmnistDigits
 
 
 def _fashion_mnist_builder() -> type:
@@ -102,18 +152,59 @@ def _fashion_mnist_builder() -> type:
   return FashionMnist
 
 
+def _mnist_builder() -> type:
+  from lca.data.builders.mnist import Mnist
+
+  return Mnist
+
+
+def _celeba_builder() -> type:
+  from lca.data.builders.celeba import Celeba
+
+  return Celeba
+
+
+def _celeba(
+  *,
+  data_dir: str | Path | None,
+  archive_dir: str | Path | None,
+  image_size: int | None,
+) -> Dataset:
+  if image_size is not None and image_size < 1:
+    raise ValueError(f'image_size must be at least 1, got {image_size}')
+
+  def decode(content: bytes) -> np.ndarray:
+    from lca.data import jpeg
+
+    return jpeg.decode(content, size=image_size)
+
+  splits = prepared.load_own(
+    'lca_celeba',
+    _celeba_builder,
+    data_dir=data_dir,
+    archive_dir=archive_dir,
+    arrays='arrays' if image_size is None else f'arrays_{image_size}',
+    decode=decode,
+  )
+  return Dataset('celeba', *splits, **_IMAGENET)
+
+
 def _tfds(
   name: str, *, data_dir: str | Path | None, archive_dir: str | Path | None
 ) -> Dataset:
   splits = prepared.load_tfds(
     name.removeprefix(_TFDS), data_dir=data_dir, archive_dir=archive_dir
   )
-  return _scaled_to_one(name, splits)
+  return Dataset(name, *splits, **_TO_ONE)
 
 
-def _scaled_to_one(name: str, splits: prepared.Prepared) -> Dataset:
-  """A data set whose pixels, 0 to 255, become inputs from -1 to 1."""
-  return Dataset(name, *splits, mean=(127.5,), std=(127.5,))
-
-
-SOURCES = {'digits': _digits, 'fashion_mnist': _fashion_mnist}
+SOURCES = {
+  'celeba': _celeba,
+  'cifar10': _published('cifar10', 'lca_cifar10', _cifar10_builder, _IMAGENET),
+  'digits': _digits,
+  'emnist': _published('emnist', 'lca_emnist_digits', _emnist_builder, _TO_ONE),
+  'fashion_mnist': _published(
+    'fashion_mnist', 'lca_fashion_mnist', _fashion_mnist_builder, _TO_ONE
+  ),
+  'mnist': _published('mnist', 'lca_mnist', _mnist_builder, _TO_ONE),
+}

@@ -14,10 +14,16 @@ ARRAYS = {
 }
 
 
+def write(path, arrays, **metadata):
+  with cache.writing(path, **metadata) as draft:
+    for name, array in arrays.items():
+      draft.array(name, array.shape, array.dtype).append(array)
+
+
 @pytest.fixture
 def directory(tmp_path):
   path = tmp_path / 'arrays'
-  cache.write(path, ARRAYS, num_classes=5)
+  write(path, ARRAYS, num_classes=5)
   return path
 
 
@@ -42,13 +48,13 @@ def test_nothing_but_the_cache_is_left(directory):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
-  with pytest.raises(ValueError, match='allow_pickle'):
-    cache.write(tmp_path / 'arrays', ARRAYS | {'x': np.array([object()])})
+  with pytest.raises(ValueError, match='would hold objects'):
+    write(tmp_path / 'arrays', ARRAYS | {'x': np.array([object()])})
   assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_writer_wins(directory):
-  cache.write(directory, {'images': np.zeros(1)}, num_classes=7)
+  write(directory, {'images': np.zeros(1)}, num_classes=7)
   assert cache.read(directory)[1] == {'num_classes': 5}
   assert list(directory.parent.iterdir()) == [directory]
 
@@ -88,3 +94,43 @@ def test_a_missing_index(directory):
 def test_the_index_is_plain_json(directory):
   index = json.loads((directory / 'index.json').read_text())
   assert index['arrays']['images']['shape'] == [2, 3, 4]
+
+
+@pytest.mark.parametrize('sizes', [(1, 4, 2), (7,), (0, 7, 0), (1,) * 7])
+def test_rows_arrive_in_batches(sizes, tmp_path):
+  rows = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+  with cache.writing(tmp_path / 'arrays') as draft:
+    images = draft.array('images', rows.shape, np.uint8)
+    labels = draft.array('labels', [7], np.int32)
+    for batch in np.split(rows, np.cumsum(sizes)[:-1]):
+      # The order in memory is not the order of the rows.
+      images.append(np.asfortranarray(batch))
+      labels.append(batch[:, 0, 0].astype(np.int32))
+  arrays, _ = cache.read(tmp_path / 'arrays')
+  np.testing.assert_array_equal(arrays['images'], rows)
+  np.testing.assert_array_equal(arrays['labels'], rows[:, 0, 0])
+
+
+@pytest.mark.parametrize('count', [0, 1, 3])
+def test_missing_and_surplus_rows(count, tmp_path):
+  message = rf'{count} rows in an array of \[2, 4\]'
+  with pytest.raises(ValueError, match=message):
+    with cache.writing(tmp_path / 'arrays') as draft:
+      draft.array('x', [2, 4], np.uint8).append(np.zeros([count, 4], np.uint8))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_another_type_or_shape(tmp_path):
+  for rows in (np.zeros([1, 4]), np.zeros([1, 3], np.uint8)):
+    with pytest.raises(ValueError, match='rows of'):
+      with cache.writing(tmp_path / 'arrays') as draft:
+        draft.array('x', [1, 4], np.uint8).append(rows)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    with cache.writing(tmp_path / 'arrays') as draft:
+      draft.array('x', [1], np.uint8).append(np.zeros(1, np.uint8))
+      raise KeyboardInterrupt
+  assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,8 @@ needs_debian = pytest.mark.skipif(
 
 
 def test_unknown_name():
-  with pytest.raises(ValueError, match=r"'mnits'.*digits, fashion_mnist, tfds"):
+  known = 'celeba, cifar10, digits, emnist, fashion_mnist, mnist, tfds:NAME'
+  with pytest.raises(ValueError, match=f"unknown data set 'mnits'.*{known}"):
     load('mnits')
 
 

@@ -1,25 +1,46 @@
 """What our builders share: archives from a folder or from the internet."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from lca.data.archives import Archives
+from lca.data.dataset import Split
 
 
-class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class FromArchives(abc.ABC):
   """A builder whose archives are verified before anything is written.
 
   `DownloadConfig.manual_dir` names the folder that holds them; without it they
-  are downloaded. A subclass sets `ARCHIVES` and implements `_info`, `_splits`
-  and `_generate_examples`.
+  are downloaded. It comes before the TFDS builder among a class's bases.
   """
 
   ARCHIVES: ClassVar[Archives]
+  CLASSES: ClassVar[Sequence[str]]
+  DESCRIPTION: ClassVar[str]
+  HOMEPAGE: ClassVar[str]
+  CITATION: ClassVar[str]
   _manual_paths: Mapping[str, Path] | None = None
+
+  @abc.abstractmethod
+  def _features(self) -> dict[str, Any]:
+    """Returns the features of an example but for its label, by name."""
+
+  def _info(self):
+    label = tfds.features.ClassLabel(names=list(self.CLASSES))
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=self.DESCRIPTION,
+      features=tfds.features.FeaturesDict({**self._features(), 'label': label}),
+      supervised_keys=('image', 'label'),
+      homepage=self.HOMEPAGE,
+      citation=self.CITATION,
+      disable_shuffling=True,
+    )
 
   def download_and_prepare(self, *, download_config=None, **kwargs) -> None:
     """Prepares the data set unless it is prepared already.
@@ -41,10 +62,54 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._manual_paths = self.ARCHIVES.find(config.manual_dir)
     super().download_and_prepare(download_config=config, **kwargs)
 
+  def _paths(self, dl_manager) -> Mapping[str, Path]:
+    """Returns the verified archives' paths, by name."""
+    if self._manual_paths is not None:
+      return self._manual_paths
+    downloaded = dl_manager.download(self.ARCHIVES.urls)
+    paths = {name: Path(path) for name, path in downloaded.items()}
+    for name, path in paths.items():
+      self.ARCHIVES.verify(name, path)
+    return paths
+
+
+class ArchiveBuilder(
+  FromArchives, tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
+  """A builder of splits that fit into memory.
+
+  A subclass sets the constants and implements `_features` and `_splits`.
+  """
+
   def _split_generators(self, dl_manager):
-    paths = self._manual_paths or dl_manager.download(self.ARCHIVES.urls)
-    return self._splits(paths)
+    splits = self._splits(self._paths(dl_manager))
+    return {k: self._generate_examples(v) for k, v in splits.items()}
 
   @abc.abstractmethod
-  def _splits(self, paths: Mapping[str, Path]):
-    """Returns the examples of each split, from the archives' paths by name."""
+  def _splits(self, paths: Mapping[str, Path]) -> Mapping[str, Split]:
+    """Returns the splits, by name, from the archives' paths, by name."""
+
+  def _checked(
+    self,
+    images: np.ndarray,
+    labels: np.ndarray,
+    owners: np.ndarray | None = None,
+  ) -> Split:
+    """The arrays as a split of this data set; ValueError if they are none."""
+    split = Split(images, labels, owners)
+    shape = self.info.features['image'].shape
+    if images.shape[1:] != shape:
+      raise ValueError(f'images of {images.shape[1:]}, not {shape}')
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= len(self.CLASSES):
+      raise ValueError(
+        f'labels from {low} to {high}, not in [0, {len(self.CLASSES)})'
+      )
+    return split
+
+  def _generate_examples(self, split):
+    for i in range(len(split)):
+      example = {'image': split.images[i], 'label': int(split.labels[i])}
+      if split.owners is not None:
+        example['owner'] = int(split.owners[i])
+      yield i, example

@@ -1,19 +1,14 @@
 """Fashion-MNIST: 70,000 grey 28x28 photographs of clothing, ten classes."""
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from lca.data import idx
-from lca.data.archives import Archives
+from lca.data.archives import GzipContents
 from lca.data.builders import VERSIONS
-from lca.data.builders.base import ArchiveBuilder
+from lca.data.builders.idx import TEST, TRAIN, IdxBuilder
 
 _URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/'
 
-_TRAIN = ('train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz')
-_TEST = ('t10k-images-idx3-ubyte.gz', 't10k-labels-idx1-ubyte.gz')
-
-_ARCHIVES = Archives(
+_ARCHIVES = GzipContents(
   url=_URL,
   sha256={
     'train-images-idx3-ubyte.gz': (
@@ -31,14 +26,39 @@ _ARCHIVES = Archives(
   },
   instructions=(
     'Fashion-MNIST is read from a folder that holds '
-    f'{", ".join((*_TRAIN, *_TEST))}: pass --config.data.archive_dir=FOLDER. '
+    f'{", ".join((*TRAIN, *TEST))}: pass --config.data.archive_dir=FOLDER. '
     "Debian's package dataset-fashion-mnist has the four files; so has "
     'https://github.com/zalandoresearch/fashion-mnist. Without archive_dir '
     f'they are downloaded from {_URL}.'
   ),
 )
 
-_CITATION = """\
+
+class FashionMnist(IdxBuilder):
+  """Fashion-MNIST in the order of the published files."""
+
+  name = 'lca_fashion_mnist'
+  VERSION = tfds.core.Version(VERSIONS[name])
+  RELEASE_NOTES = {  # noqa: RUF012 (TFDS reads a plain dict)
+    '1.0.0': 'All 70,000 examples, in the order of the published files.'
+  }
+  MANUAL_DOWNLOAD_INSTRUCTIONS = _ARCHIVES.instructions
+  ARCHIVES = _ARCHIVES
+  CLASSES = (
+    'T-shirt/top',
+    'Trouser',
+    'Pullover',
+    'Dress',
+    'Coat',
+    'Sandal',
+    'Shirt',
+    'Sneaker',
+    'Bag',
+    'Ankle boot',
+  )
+  DESCRIPTION = __doc__
+  HOMEPAGE = 'https://github.com/zalandoresearch/fashion-mnist'
+  CITATION = """\
 @misc{xiao2017fashionmnist,
   title = {Fashion-{MNIST}: a Novel Image Dataset for Benchmarking Machine
            Learning Algorithms},
@@ -49,58 +69,3 @@ _CITATION = """\
   primaryClass = {cs.LG},
 }
 """
-
-
-class FashionMnist(ArchiveBuilder):
-  """Fashion-MNIST in the order of the published files."""
-
-  name = 'lca_fashion_mnist'
-  VERSION = tfds.core.Version(VERSIONS[name])
-  RELEASE_NOTES = {  # noqa: RUF012 (TFDS reads a plain dict)
-    '1.0.0': 'All 70,000 examples, in the order of the published files.'
-  }
-  MANUAL_DOWNLOAD_INSTRUCTIONS = _ARCHIVES.instructions
-  ARCHIVES = _ARCHIVES
-
-  def _info(self):
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8),
-          'label': tfds.features.ClassLabel(
-            names=[
-              'T-shirt/top',
-              'Trouser',
-              'Pullover',
-              'Dress',
-              'Coat',
-              'Sandal',
-              'Shirt',
-              'Sneaker',
-              'Bag',
-              'Ankle boot',
-            ]
-          ),
-        }
-      ),
-      supervised_keys=('image', 'label'),
-      homepage='https://github.com/zalandoresearch/fashion-mnist',
-      citation=_CITATION,
-      disable_shuffling=True,
-    )
-
-  def _splits(self, paths):
-    return {
-      'train': self._generate_examples(paths, *_TRAIN),
-      'test': self._generate_examples(paths, *_TEST),
-    }
-
-  def _generate_examples(self, paths, images_name, labels_name):
-    images, labels = (
-      idx.parse(self.ARCHIVES.read(name, paths[name]))
-      for name in (images_name, labels_name)
-    )
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-      yield i, {'image': image[..., None], 'label': int(label)}
