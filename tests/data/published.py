@@ -26,13 +26,13 @@ BUILDERS = {
 }
 
 
-def publish(monkeypatch, name, directory):
+def publish(monkeypatch, name, directory, url=CLOSED_PORT):
   """Lets the files of a folder be the published ones of a data set."""
   builder = BUILDERS[name]
   files = {k: (directory / k).read_bytes() for k in builder.ARCHIVES.sha256}
   archives = dataclasses.replace(
     builder.ARCHIVES,
-    url=CLOSED_PORT,
+    url=url,
     sha256={k: hashlib.sha256(v).hexdigest() for k, v in files.items()},
     sizes={k: len(files[k]) for k in builder.ARCHIVES.sizes},
   )

@@ -1,9 +1,13 @@
 """`load` on small archives in each published format: whole and damaged."""
 
+import functools
 import gzip
+import http.server
 import importlib.util
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +353,58 @@ def test_no_internet_is_said_at_once(name, archive_dir, data_dir, monkeypatch):
   check_refused(info, data_dir)
 
 
+@pytest.fixture
+def server(archive_dir, monkeypatch):
+  """Serves the archives over HTTP; yields the address."""
+  monkeypatch.setenv('no_proxy', '127.0.0.1')
+  handler = functools.partial(
+    http.server.SimpleHTTPRequestHandler, directory=archive_dir
+  )
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+    thread.join()
+
+
+def serve(monkeypatch, name, archive_dir, address):
+  """Writes the archives under the names that their addresses end with."""
+  published.WRITERS[name](archive_dir)
+  published.publish(monkeypatch, name, archive_dir, url=address)
+  archives = published.BUILDERS[name].ARCHIVES
+  for file, url in archives.urls.items():
+    (archive_dir / file).rename(archive_dir / url.removeprefix(address))
+  return archives
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_downloads(name, server, archive_dir, data_dir, monkeypatch):
+  serve(monkeypatch, name, archive_dir, server)
+  downloaded = load(name, data_dir=data_dir)
+  shutil.rmtree(data_dir)
+  shutil.rmtree(archive_dir)
+  archive_dir.mkdir()
+  published.WRITERS[name](archive_dir)
+  published.publish(monkeypatch, name, archive_dir)
+  local = load(name, data_dir=data_dir, archive_dir=archive_dir)
+  for a, b in ((downloaded.train, local.train), (downloaded.test, local.test)):
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_download_of_something_else(
+  name, server, archive_dir, data_dir, monkeypatch
+):
+  archives = serve(monkeypatch, name, archive_dir, server)
+  file, url = list(archives.urls.items())[-1]
+  (archive_dir / url.removeprefix(server)).write_bytes(b'<html>quota</html>')
+  with pytest.raises(ValueError, match=f'not the published {file}') as info:
+    load(name, data_dir=data_dir)
+  check_refused(info, data_dir)
+
+
 # Archives of the right checksum and of wrong content.
 
 
@@ -523,12 +579,12 @@ WRONG = {
   'no image': (
     'celeba',
     images_with(_000004=None, _000007=None),
-    f'{ZIP}: img_align_celeba/000004.jpg is missing',
+    f'{ZIP}: 1 missing, the first one is img_align_celeba/000004.jpg',
   ),
   'no images': (
     'celeba',
     {'images': {}},
-    f'{ZIP}: img_align_celeba/000001.jpg and 4 more is missing',
+    f'{ZIP}: 5 missing, the first one is img_align_celeba/000001.jpg',
   ),
   'image shape': (
     'celeba',
@@ -548,7 +604,7 @@ WRONG = {
   'no identity': (
     'celeba',
     lines_with(IDENTITIES, 3, None),
-    f'{IDENTITIES}: 000004.jpg is missing',
+    f'{IDENTITIES}: 1 missing, the first one is 000004.jpg',
   ),
   'identity of no file': (
     'celeba',

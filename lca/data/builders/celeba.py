@@ -9,6 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+# TFDS 4.9.8 does not name ShardBasedBuilder in tfds.core yet.
+from tensorflow_datasets.core import dataset_builder
+
 from lca.data import jpeg
 from lca.data.archives import Archives
 from lca.data.builders import VERSIONS
@@ -73,7 +76,7 @@ class Example(NamedTuple):
   owner: int
 
 
-class Celeba(FromArchives, tfds.core.ShardBasedBuilder):
+class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
   """CelebA's aligned photographs with the attribute Smiling and the identity.
 
   The records hold the published JPEG files. A builder that is not shard-based
@@ -173,8 +176,7 @@ def _check_names(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
 
 def _refuse_missing(names: list[str]) -> None:
   if names:
-    more = f' and {len(names) - 1} more' if len(names) > 1 else ''
-    raise ValueError(f'{names[0]}{more} is missing')
+    raise ValueError(f'{len(names)} missing, the first one is {names[0]}')
 
 
 def _read_numbers(path: Path) -> dict[str, int]:

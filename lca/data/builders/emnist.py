@@ -121,7 +121,8 @@ def _column(name: str, values: np.ndarray, size: int) -> np.ndarray:
       f'{name} must be numbers [{size}, 1], got {values.dtype} '
       f'{list(values.shape)}'
     )
-  numbers = values[:, 0].astype(np.int64)
+  with np.errstate(invalid='ignore'):  # not a number: no whole one
+    numbers = values[:, 0].astype(np.int64)
   if not np.array_equal(numbers, values[:, 0]):
     raise ValueError(f'{name} must be whole numbers')
   return numbers
