@@ -14,7 +14,7 @@ FIGURES = {'fig5': legato_mnist.FIGURES['fig5']}
 
 def get_config(presets: str = ''):
   config = legato_mnist.federated_sgd(
-    'tfds:cifar10', batch_size=1000, learning_rate=0.01
+    'cifar10', batch_size=1000, learning_rate=0.01
   )
   config.model.features = (32, 64, 128)
   config.model.pool = 'each'

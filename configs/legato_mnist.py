@@ -56,7 +56,7 @@ FIGURES |= {
 
 
 def get_config(presets: str = ''):
-  config = federated_sgd('tfds:mnist', batch_size=50, learning_rate=0.05)
+  config = federated_sgd('mnist', batch_size=50, learning_rate=0.05)
   config.model.padding = 'VALID'
   config.model.dropout = (0.25, 0.5)
   return compose(config, presets, FIGURES, examples_per_client=1000)

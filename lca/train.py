@@ -243,7 +243,8 @@ def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
 
 def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
   keys = config.data.to_dict()
-  source = {k: keys.pop(k) for k in ('archive_dir', 'data_dir') if k in keys}
+  options = ('archive_dir', 'data_dir', 'image_size')
+  source = {k: keys.pop(k) for k in options if k in keys}
   dataset = datasets.load(keys.pop('name'), **source)
   return datasets.federate(dataset, seed=config.seed, **keys)
 
