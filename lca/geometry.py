@@ -26,6 +26,7 @@ Distance = Literal['euclidean', 'cosine']
 Median = Literal['interpolated', 'lower']
 
 _COLUMNS = 8192  # a [100, 8192] chunk of float32 stays in a CPU's cache
+_FEW_COLUMNS = 4096  # so many that a masked copy costs less than a loop
 _ROWS = 8  # that a CPU adds at once
 
 
@@ -417,8 +418,7 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
   """`[n]` weights times rows."""
 
   def fused():
-    used = weights[:, None] != 0
-    x = jnp.where(used, rows, 0).astype(weights.dtype)
+    x = _where_used(weights, rows)
     return jnp.sum(weights[:, None] * x, axis=0)
 
   # XLA's CPU backend fuses no mask into a product, and would copy all rows.
@@ -438,9 +438,14 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     steps = -(-jnp.sum(weights != 0) // _ROWS)
     return lax.fori_loop(0, steps, step, jnp.zeros(rows.shape[1], w.dtype))
 
-  if rows.shape[1] <= _COLUMNS:
-    return fused()
+  if rows.shape[1] <= _FEW_COLUMNS:
+    return dot(weights, _where_used(weights, rows))
   return lax.platform_dependent(cpu=walk, default=fused)
+
+
+def _where_used(weights: jax.Array, rows: jax.Array) -> jax.Array:
+  """The rows in the weights' dtype, zeros for those of weight zero."""
+  return jnp.where(weights[:, None] != 0, rows, 0).astype(weights.dtype)
 
 
 def _many_sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
