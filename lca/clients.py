@@ -20,8 +20,16 @@ from jax.sharding import PartitionSpec as P
 from lca.data import ClientData
 from lca.typing import PyTree, Updates
 
-LossFn = Callable[[PyTree, jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(variables, images [b, ...], labels [b], keys [b]) -> losses [b]`."""
+LossFn = Callable[
+  [PyTree, jax.Array, jax.Array, jax.Array, jax.Array],
+  tuple[jax.Array, PyTree],
+]
+"""Losses of a batch, and what a step changes beside the parameters.
+
+`(variables, images [b, ...], labels [b], keys [b], mask [b]) -> (losses [b],
+updated)`, where `updated` holds the collections of variables that have changed,
+such as `batch_stats`, in which rows outside the mask do not count.
+"""
 
 _NOISE = 2**32 - 1  # folded in for what is random in the loss
 
@@ -36,8 +44,9 @@ class LocalGradient:
     microbatch_size: a step sums the gradients of at most so many examples at a
       time, in parts as even as can be. Smaller ones need less memory and, on
       CPUs, less time: they stay in the cache, and a short last batch costs no
-      more than it must. None takes the batch as a whole. It changes a result
-      by rounding alone.
+      more than it must. None takes the batch as a whole, as a model with batch
+      statistics must: they are the whole batch's. It changes a result by
+      rounding alone.
   """
 
   losses: LossFn
@@ -66,37 +75,57 @@ class LocalGradient:
     """
     order = shuffled(key, len(data.labels), data.num_examples)
     stop = jnp.minimum(self.batch_size, data.num_examples)
-    loss, grads = self.loss_and_gradient(variables, data, key, order, 0, stop)
+    loss, grads, updated = self.loss_and_gradient(
+      variables, data, key, order, 0, stop
+    )
     seen = jnp.maximum(stop, 1)
     minus = jax.tree.map(lambda g: -g / seen, grads)
     zeros = jax.tree.map(jnp.zeros_like, variables)
-    return {**zeros, 'params': minus}, loss / seen
+    moved = jax.tree.map(
+      lambda new, old: jnp.where(stop > 0, new - old, 0),
+      updated,
+      {name: variables[name] for name in updated},
+    )
+    return {**zeros, **moved, 'params': minus}, loss / seen
 
   def loss_and_gradient(self, variables, data, key, order, start, stop):
-    """Sums over the examples `order[start:stop]`."""
+    """Sums over the examples `order[start:stop]`, and what else they change."""
     parts = -(-self.batch_size // (self.microbatch_size or self.batch_size))
     size = -(-self.batch_size // parts)  # as even as the parts can be
     noise = jax.random.fold_in(key, _NOISE)
 
     def loss(params, positions):
       rows = order[jnp.minimum(positions, len(order) - 1)]
-      losses = self.losses(
+      losses, updated = self.losses(
         {**variables, 'params': params},
         data.images[rows],
         data.labels[rows],
         jax.vmap(functools.partial(jax.random.fold_in, noise))(positions),
+        # Of no examples there would be no statistics to normalise with.
+        positions < jnp.maximum(stop, start + 1),
       )
-      return jnp.sum(jnp.where(positions < stop, losses, 0))
+      return jnp.sum(jnp.where(positions < stop, losses, 0)), updated
 
     def part(i, totals):
       positions = start + i * size + jnp.arange(size)
-      sums = jax.value_and_grad(loss)(variables['params'], positions)
-      return jax.tree.map(jnp.add, totals, sums)
+      (total, updated), grads = jax.value_and_grad(loss, has_aux=True)(
+        variables['params'], positions
+      )
+      return jax.tree.map(jnp.add, totals, (total, grads)), updated
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, variables['params'])
     if size == self.batch_size:
-      return part(0, zeros)
-    return lax.fori_loop(0, -(-(stop - start) // size), part, zeros)
+      totals, updated = part(0, zeros)
+      return *totals, updated
+    if 'batch_stats' in variables:
+      raise ValueError(
+        'a model with batch statistics takes its batch as a whole, but '
+        f'microbatch_size={self.microbatch_size} splits '
+        f'batch_size={self.batch_size}'
+      )
+    num_parts = -(-(stop - start) // size)
+    totals = lax.fori_loop(0, num_parts, lambda i, t: part(i, t)[0], zeros)
+    return *totals, {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +164,7 @@ class LocalTraining(LocalGradient):
     variables, opt_state, total = carry
     start = i * self.batch_size
     stop = jnp.minimum(start + self.batch_size, data.num_examples)
-    loss, grads = self.loss_and_gradient(
+    loss, grads, updated = self.loss_and_gradient(
       variables, data, key, order, start, stop
     )
     grads = jax.tree.map(lambda g: g / (stop - start), grads)
@@ -143,7 +172,8 @@ class LocalTraining(LocalGradient):
       grads, opt_state, variables['params']
     )
     params = optax.apply_updates(variables['params'], updates)
-    return {**variables, 'params': params}, opt_state, total + loss
+    variables = {**variables, **updated, 'params': params}
+    return variables, opt_state, total + loss
 
 
 def with_momentum(
@@ -193,9 +223,14 @@ def default_chunk_size(backend: str) -> int:
   return 1 if backend == 'cpu' else 32
 
 
-def default_microbatch_size(backend: str) -> int | None:
-  """See `LocalTraining`; accelerators take the batch as a whole."""
-  return 32 if backend == 'cpu' else None
+def default_microbatch_size(
+  backend: str, batch_stats: bool = False
+) -> int | None:
+  """See `LocalTraining`; accelerators take the batch as a whole.
+
+  So must, everywhere, a model with batch statistics.
+  """
+  return 32 if backend == 'cpu' and not batch_stats else None
 
 
 def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

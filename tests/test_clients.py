@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from lca.clients import (
   LocalGradient,
   LocalTraining,
   clients_mesh,
+  default_microbatch_size,
   place_clients,
   shuffled,
   train_clients,
@@ -55,7 +57,8 @@ def variables():
 
 
 def mean_loss(params, images, labels):
-  return jnp.mean(CLASSIFIER.losses({'params': params}, images, labels, None))
+  losses, _ = CLASSIFIER.losses({'params': params}, images, labels)
+  return jnp.mean(losses)
 
 
 GRADIENT = jax.jit(jax.value_and_grad(mean_loss))
@@ -259,3 +262,113 @@ def test_momentum_is_a_mean_over_a_clients_own_rounds():
   np.testing.assert_allclose(sent[1], expected, rtol=1e-5)
   kept = [0.1 * first[0], expected[1], expected[0], np.zeros(3)]
   np.testing.assert_allclose(momenta['w'], kept, rtol=1e-5)
+
+
+class Normalized(nn.Module):
+  """Dense layers with batch normalisation between."""
+
+  @nn.compact
+  def __call__(self, x, keys=None, mask=None):
+    x = nn.Dense(5)(x.reshape(len(x), -1))
+    if mask is not None:
+      mask = mask[:, None]
+    x = nn.BatchNorm(keys is None, momentum=0.9)(x, mask=mask)
+    return nn.Dense(3)(nn.relu(x))
+
+
+NORMALIZED = Classifier(Normalized(), (8.0,), (8.0,))
+
+
+def normalized_variables():
+  return NORMALIZED.init(jax.random.key(0), (8, 8, 1))
+
+
+@jax.jit
+def normalized_gradient(variables, images, labels):
+  """Of a batch without padding, and so without a mask."""
+
+  def mean_loss(params):
+    losses, updated = NORMALIZED.losses(
+      {**variables, 'params': params}, images, labels, jnp.zeros(len(labels))
+    )
+    return jnp.mean(losses), updated
+
+  grad = jax.value_and_grad(mean_loss, has_aux=True)
+  (loss, updated), grads = grad(variables['params'])
+  return loss, grads, updated
+
+
+def run_normalized(train, data, devices=1, chunk_size=1):
+  where = mesh(devices)
+  ids = np.arange(len(SIZES), dtype=np.int32)
+  placed = place_clients((data, ids), where)
+  updates, losses = train_clients(train, where, chunk_size)(
+    normalized_variables(), *placed, KEY
+  )
+  n = len(SIZES)
+  return jax.tree.map(lambda u: np.asarray(u)[:n], updates), losses[:n]
+
+
+@pytest.mark.parametrize(('devices', 'chunk_size'), [(1, 1), (2, 5)])
+def test_batch_statistics_are_those_of_real_examples(devices, chunk_size):
+  data = client_data()
+  train = dataclasses.replace(TRAIN, losses=NORMALIZED.losses)
+  updates, losses = run_normalized(train, data, devices, chunk_size)
+  for client_id, size in enumerate(SIZES):
+    key = jax.random.fold_in(KEY, client_id)
+    start = variables = normalized_variables()
+    opt_state = train.optimizer.init(variables['params'])
+    seen = []
+    for epoch in range(train.local_epochs):
+      order = shuffled(jax.random.fold_in(key, epoch), size, size)
+      for at in range(0, size, train.batch_size):
+        rows = np.asarray(order[at : at + train.batch_size])
+        loss, grads, updated = normalized_gradient(
+          variables, data.images[client_id][rows], data.labels[client_id][rows]
+        )
+        step, opt_state = UPDATE(grads, opt_state, variables['params'])
+        params = optax.apply_updates(variables['params'], step)
+        variables = {**updated, 'params': params}
+        seen += [float(loss)] * len(rows)
+    one = jax.tree.map(lambda u, i=client_id: u[i], updates)
+    assert_close(one, jax.tree.map(jnp.subtract, variables, start))
+    np.testing.assert_allclose(losses[client_id], np.mean(seen), rtol=1e-4)
+
+
+def test_a_gradients_batch_statistics_are_sent_as_they_moved():
+  data = client_data()
+  data.num_examples[3] = 0
+  gradient = LocalGradient(losses=NORMALIZED.losses, batch_size=10)
+  updates, _ = run_normalized(gradient, data)
+  start = normalized_variables()
+  for client_id, size in enumerate(data.num_examples):
+    one = jax.tree.map(lambda u, i=client_id: u[i], updates)
+    if size == 0:
+      assert not any(np.any(leaf) for leaf in jax.tree.leaves(one))
+      continue
+    key = jax.random.fold_in(KEY, client_id)
+    rows = np.asarray(shuffled(key, size, size))[:10]
+    _, grads, updated = normalized_gradient(
+      start, data.images[client_id][rows], data.labels[client_id][rows]
+    )
+    expected = jax.tree.map(
+      jnp.subtract, updated, {'batch_stats': start['batch_stats']}
+    )
+    expected['params'] = jax.tree.map(jnp.negative, grads)
+    assert_close(one, expected)
+
+
+def test_microbatches_would_have_statistics_of_their_own():
+  train = dataclasses.replace(
+    TRAIN, losses=NORMALIZED.losses, microbatch_size=3
+  )
+  with pytest.raises(ValueError, match='microbatch_size=3 splits batch_size=4'):
+    run_normalized(train, client_data())
+  whole = dataclasses.replace(train, microbatch_size=4)
+  run_normalized(whole, client_data())
+
+
+def test_microbatches_are_the_default_on_cpus_without_batch_statistics():
+  assert default_microbatch_size('cpu') == 32
+  assert default_microbatch_size('cpu', batch_stats=True) is None
+  assert default_microbatch_size('gpu') is None

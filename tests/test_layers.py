@@ -1,4 +1,6 @@
-"""The fast convolution and pooling against XLA's own."""
+"""The fast convolutions and pooling against XLA's own."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +35,16 @@ def arrays(batch, channels, features, size=8, kernel=3):
   return x, k
 
 
-def value_and_gradients(conv, x, kernel, padding):
+def value_and_gradients(conv, x, kernel, padding, stride=(1, 1), groups=1):
   def scalar(x, kernel):
-    y = conv(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT)
+    y = conv(
+      x,
+      kernel,
+      stride,
+      padding,
+      dimension_numbers=LAYOUT,
+      feature_group_count=groups,
+    )
     return jnp.sum(jnp.sin(y))  # every output has a cotangent of its own
 
   return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1)))(x, kernel)
@@ -72,6 +81,102 @@ def test_conv_under_vmap_and_in_a_loop_equals_one_by_one():
   together = jax.jit(jax.vmap(step))(x, kernels)
   alone = [jax.jit(step)(x[i], kernels[i]) for i in range(5)]
   np.testing.assert_allclose(together, jnp.stack(alone), **CLOSE)
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID', ((2, 0), (1, 1))])
+@pytest.mark.parametrize(
+  ('stride', 'kernel'), [((2, 2), 3), ((2, 1), 5), ((1, 1), 1), ((2, 2), 1)]
+)
+def test_strided_and_pointwise_equal_xlas(stride, kernel, padding):
+  x, k = arrays(3, 4, 7, size=9, kernel=kernel)
+  ours = value_and_gradients(layers.conv, x, k, padding, stride)
+  xlas = value_and_gradients(lax.conv_general_dilated, x, k, padding, stride)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, xlas
+  )
+
+
+def padded_by(style, kernel):
+  return 'SAME' if style == 'same' else ((kernel // 2, kernel // 2),) * 2
+
+
+@pytest.mark.parametrize('style', ['symmetric', 'same'])
+@pytest.mark.parametrize('stride', [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+  ('kernel', 'size'), [(3, (8, 8)), (3, (7, 2)), (5, (9, 6)), (5, (1, 3))]
+)
+def test_depthwise_and_its_gradients_equal_xlas(kernel, size, stride, style):
+  with jax.enable_x64(True):
+    keys = jax.random.split(jax.random.key(kernel), 2)
+    x = jax.random.normal(keys[0], (2, *size, 5), 'float64')
+    k = jax.random.normal(keys[1], (kernel, kernel, 1, 5), 'float64')
+    padding = padded_by(style, kernel)
+    ours = value_and_gradients(layers.conv, x, k, padding, stride, groups=5)
+    xlas = value_and_gradients(
+      lax.conv_general_dilated, x, k, padding, stride, groups=5
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+      ours,
+      xlas,
+    )
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_depthwise_takes_its_own_form(stride, monkeypatch):
+  def native(*args, **options):
+    raise AssertionError('a native convolution')
+
+  x = jnp.ones((2, 6, 6, 4))
+  module = nn.Conv(
+    4, (3, 3), stride, feature_group_count=4, conv_general_dilated=layers.conv
+  )
+  variables = module.init(jax.random.key(0), x)
+  monkeypatch.setattr(layers.lax, 'conv_general_dilated', native)
+  jax.grad(lambda v: jnp.sum(module.apply(v, x)))(variables)
+  with pytest.raises(AssertionError, match='native'):  # two filters a channel
+    nn.Conv(
+      8, (3, 3), feature_group_count=4, conv_general_dilated=layers.conv
+    ).init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize('stride', [(1, 1), (2, 2)])
+def test_depthwise_under_vmap_and_in_a_loop_equals_one_by_one(stride):
+  keys = jax.random.split(jax.random.key(2), 2)
+  x = jax.random.normal(keys[0], (3, 2, 7, 7, 4))
+  kernels = jax.random.normal(keys[1], (3, 3, 3, 1, 4))
+
+  def step(conv, x, kernel):
+    def body(_, kernel):
+      _, (_, dk) = value_and_gradients(conv, x, kernel, 'SAME', stride, 4)
+      return kernel - 0.01 * dk
+
+    return lax.fori_loop(0, 2, body, kernel)
+
+  ours = functools.partial(step, layers.conv)
+  xlas = functools.partial(step, lax.conv_general_dilated)
+  together = jax.jit(jax.vmap(ours))(x, kernels)
+  alone = [jax.jit(xlas)(x[i], kernels[i]) for i in range(3)]
+  np.testing.assert_allclose(together, jnp.stack(alone), **CLOSE)
+
+
+@pytest.mark.parametrize('stride', [(1, 1), (2, 2)])
+def test_depthwise_keeps_bfloat16_and_sums_in_float32(stride):
+  keys = jax.random.split(jax.random.key(4), 2)
+  x = jax.random.normal(keys[0], (4, 16, 16, 3)).astype('bfloat16')
+  k = jax.random.normal(keys[1], (3, 3, 1, 3)).astype('bfloat16')
+  halves = value_and_gradients(layers.conv, x, k, 'SAME', stride, 3)
+  _, (dx, dk) = halves
+  assert (dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16)
+  wide = value_and_gradients(
+    layers.conv, x.astype('float32'), k.astype('float32'), 'SAME', stride, 3
+  )
+  # Outputs are rounded to 8 bits before the sine, and so are their gradients:
+  # about 1e-2 on each of up to 1024 terms of a kernel's gradient, in root.
+  for half, full in zip(halves[1], wide[1], strict=True):
+    np.testing.assert_allclose(
+      half.astype('float32'), full, rtol=0.05, atol=1.0
+    )
 
 
 @pytest.mark.parametrize(

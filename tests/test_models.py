@@ -125,7 +125,7 @@ def test_classifier_normalises_and_scores():
     np.asarray(jax.nn.log_softmax(logits)), labels[:, None], 1
   )[:, 0]
   np.testing.assert_allclose(
-    classifier.losses(variables, images, labels, None), losses, rtol=1e-5
+    classifier.losses(variables, images, labels)[0], losses, rtol=1e-5
   )
   weights = np.array([1, 1, 0, 1, 0], np.float32)
   loss, correct = classifier.test(variables, images, labels, weights)
@@ -143,9 +143,9 @@ def test_the_gradient_exports_for_gpu_and_tpu():
   )
 
   def step(variables, images, labels):
-    grads = jax.grad(
-      lambda v: classifier.losses(v, images, labels, None).mean()
-    )(variables)
+    grads = jax.grad(lambda v: classifier.losses(v, images, labels)[0].mean())(
+      variables
+    )
     return optax.apply_updates(variables, grads)
 
   exported = jax.export.export(jax.jit(step), platforms=('cpu', 'cuda', 'tpu'))(

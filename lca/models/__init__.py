@@ -7,8 +7,14 @@ from flax import linen as nn
 
 from lca.models.classifier import Classifier
 from lca.models.cnn import CNN
+from lca.models.efficientnet import EfficientNet, EfficientNetLite0
+from lca.models.pretrained import load_pretrained
 
-MODELS = {'cnn': CNN}
+MODELS = {
+  'cnn': CNN,
+  'efficientnet_b0': EfficientNet,
+  'efficientnet_lite0': EfficientNetLite0,
+}
 
 _PADDINGS = ('SAME', 'VALID')
 
@@ -23,6 +29,14 @@ def make(config: Mapping[str, Any], num_classes: int) -> nn.Module:
   name = keys.pop('name')
   if name not in MODELS:
     raise ValueError(f'unknown model {name!r}; there are {sorted(MODELS)}')
+  if name == 'cnn':
+    _check_cnn(keys)
+  else:
+    _check_efficientnet(keys)
+  return MODELS[name](num_classes=num_classes, **keys)
+
+
+def _check_cnn(keys):
   for key in ('features', 'hidden'):
     if min(keys[key], default=1) < 1:
       raise ValueError(f'model.{key} must be at least 1, got {keys[key]}')
@@ -32,7 +46,20 @@ def make(config: Mapping[str, Any], num_classes: int) -> nn.Module:
   rates = keys['dropout']
   if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
     raise ValueError(f'model.dropout must be two rates in [0, 1), got {rates}')
-  return MODELS[name](num_classes=num_classes, **keys)
 
 
-__all__ = ['CNN', 'MODELS', 'Classifier', 'make']
+def _check_efficientnet(keys):
+  for key in ('dropout', 'stochastic_depth'):
+    if not 0 <= keys[key] < 1:
+      raise ValueError(f'model.{key} must be in [0, 1), got {keys[key]}')
+
+
+__all__ = [
+  'CNN',
+  'MODELS',
+  'Classifier',
+  'EfficientNet',
+  'EfficientNetLite0',
+  'load_pretrained',
+  'make',
+]
