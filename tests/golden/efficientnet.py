@@ -22,7 +22,6 @@ PTH = FILE.with_name('tiny.pth')
 SHAPES = {
   'torchvision_b0': (2, 67, 50, 3),
   'torchvision_b0_training': (4, 64, 64, 3),
-  'timm_b0': (2, 32, 33, 3),
   'timm_lite0': (2, 67, 50, 3),
 }
 
@@ -64,12 +63,17 @@ def main() -> None:
     )
   }
 
-  def run(case, network, training=False):
+  def shapes_of(case, network):
     shapes = {
       name: tuple(tensor.shape)
       for name, tensor in network.state_dict().items()
       if not name.endswith('num_batches_tracked')
     }
+    made[f'{case}/shapes'] = json.dumps(shapes)
+    return shapes
+
+  def run(case, network, training=False):
+    shapes = shapes_of(case, network)
     state = weights(shapes)
     tensors = {name: torch.from_numpy(a) for name, a in state.items()}
     network.load_state_dict(tensors, strict=False)
@@ -78,7 +82,6 @@ def main() -> None:
     with torch.no_grad():
       logits = network(x).numpy()
     made[f'{case}/logits'] = logits[:, :100]
-    made[f'{case}/shapes'] = json.dumps(shapes)
     made[f'{case}/weights'] = checksum(state)
     made[f'{case}/images'] = checksum({case: images(case)})
     return network.state_dict()
@@ -91,7 +94,7 @@ def main() -> None:
     for statistic in ('running_mean', 'running_var'):
       key = f'{name}.{statistic}'
       made[f'torchvision_b0_training/{key}'] = after[key].numpy()
-  run('timm_b0', timm.create_model('efficientnet_b0', num_classes=10))
+  shapes_of('timm_b0', timm.create_model('efficientnet_b0'))
   run('timm_lite0', timm.create_model('tf_efficientnet_lite0'))
   np.savez_compressed(FILE, **made)
   tiny = torch.nn.Sequential(
