@@ -3,8 +3,7 @@
     python -m lca.sweep --config=configs/attacks.py --workdir=runs/attacks
     python -m lca.report --figure=attacks --workdir=runs/attacks
 
-15 of 20 clients a round, 3 of them Byzantine, 10 rounds of 2 local epochs: a
-quarter of an hour on two CPU cores.
+15 of 20 clients a round, 3 of them Byzantine, 10 rounds of 2 local epochs.
 """
 
 from configs import common, digits

@@ -10,8 +10,8 @@ cannot be had, --config.data.name=fashion_mnist runs the same.
 The shorthands are the figures' settings. What a figure sweeps is a key:
 --config.attack.sigma in Fig. 2, --config.aggregator.window in Fig. 9.
 
-Expected (read off the paper's figures, on MNIST): under `fig5` Krum learns
-nothing, and LEGATO and the mean reach about 0.9.
+Expected (section V-B): Fall of Empires, `fig5`, is effective against Krum and
+the median, but not against LEGATO and the mean.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ A sweep is a Python file whose `get_runs()` returns configs by name, such as
 was stopped goes on, and what failed is tried once more at the end.
 """
 
+import ast
 import concurrent.futures
 import copy
 import importlib.util
@@ -89,8 +90,8 @@ def _set(config: ConfigDict, key: str, value: str) -> None:
     config = config[part]
   kind = config.get_type(last)
   try:
-    setattr(config, last, kind(value))
-  except ValueError:
+    setattr(config, last, value if kind is str else ast.literal_eval(value))
+  except (ValueError, SyntaxError, TypeError):
     raise ValueError(f'{key} is a {kind.__name__}, got {value!r}') from None
 
 
@@ -115,9 +116,9 @@ def run_all(
   todo = {place: name for name, place in places.items()}  # each place once
 
   def run(name):
-    done = _finished(runs[name], workdir / places[name]) or _in_a_process(
-      runs[name], workdir / places[name]
-    )
+    config, path = runs[name], workdir / places[name]
+    before = rundir.RunDirectory(path, config.to_dict())
+    done = before.finished(config.num_rounds) or _in_a_process(config, path)
     print(
       f'{places[name]} {"finished" if done else "FAILED"}: {name}', flush=True
     )
@@ -143,11 +144,6 @@ def names(workdir: str | os.PathLike) -> dict[str, str]:
   """Which run is in which directory of a sweep's; none before its start."""
   file = pathlib.Path(workdir) / 'sweep.json'
   return json.loads(file.read_text()) if file.exists() else {}
-
-
-def _finished(config: ConfigDict, path: pathlib.Path) -> bool:
-  summary = rundir.RunDirectory(path, config.to_dict()).summary()
-  return bool(summary) and summary['num_rounds'] >= config.num_rounds
 
 
 def _in_a_process(config: ConfigDict, path: pathlib.Path) -> bool:

@@ -49,6 +49,12 @@ def test_values_are_of_their_keys_type():
   assert config.data.name == 'other'
   with pytest.raises(ValueError, match=r"num_rounds is a int, got 'many'"):
     sweep.choose(RUNS, values={'num_rounds': 'many'})
+  values = {'attack.sampled': 'False', 'model.features': '(4, 8)'}
+  config = sweep.choose({'a': tiny('krum,zero')}, values=values)['a/0']
+  assert config.attack.sampled is False
+  assert config.model.features == (4, 8)
+  with pytest.raises(ValueError, match=r"num_rounds is a int, got '0\.5'"):
+    sweep.choose(RUNS, values={'num_rounds': '0.5'})
   with pytest.raises((KeyError, AttributeError), match='rounds'):
     sweep.choose(RUNS, values={'rounds': '3'})
 
