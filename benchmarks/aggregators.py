@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from flax import linen as nn
 
 import lca
 from benchmarks import figures, others
@@ -67,57 +68,18 @@ Row = figures.Row
 
 def cnn(**options: Any) -> Any:
   """Shapes of the layerwise cosine paper's CNN, as lca trains it."""
-  module = models.CNN(num_classes=10, **options)
-  image = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
-  variables = jax.eval_shape(module.init, jax.random.key(0), image)
-  return jax.tree.map(lambda leaf: leaf.shape, variables)
+  return _trainable(models.CNN(num_classes=10, **options), (28, 28, 1))
 
 
-# Tan and Le 2019, table 1: expansion, kernel, input, output, blocks.
-_STAGES = (
-  (1, 3, 32, 16, 1),
-  (6, 3, 16, 24, 2),
-  (6, 5, 24, 40, 2),
-  (6, 3, 40, 80, 3),
-  (6, 5, 80, 112, 3),
-  (6, 5, 112, 192, 4),
-  (6, 3, 192, 320, 1),
-)
-
-
-def efficientnet_b0(num_classes: int = 10) -> Any:
+def efficientnet_b0() -> Any:
   """Shapes of the trainable parameters of an EfficientNet-B0."""
-  tree = {'stem': _convolution(3, 3, 32)}
-  for expansion, kernel, inputs, outputs, repeats in _STAGES:
-    for _ in range(repeats):
-      name = f'block_{len(tree):02}'
-      tree[name] = _block(expansion, kernel, inputs, outputs)
-      inputs = outputs
-  tree['top'] = _convolution(1, 320, 1280)
-  tree['head'] = _dense(1280, num_classes)
-  return {'params': tree}
+  return _trainable(models.EfficientNet(num_classes=10), (224, 224, 3))
 
 
-def _block(expansion, kernel, inputs, outputs):
-  """Expansion, depthwise convolution, squeeze and excitation, projection."""
-  wide, narrow = expansion * inputs, inputs // 4
-  expand = {'expand': _convolution(1, inputs, wide)} if expansion > 1 else {}
-  return expand | {
-    'depthwise': _convolution(kernel, 1, wide),
-    'squeeze': _dense(wide, narrow),
-    'excite': _dense(narrow, wide),
-    'project': _convolution(1, wide, outputs),
-  }
-
-
-def _convolution(kernel, inputs, outputs):
-  """A convolution without a bias, and its batch normalisation."""
-  shape = (kernel, kernel, inputs, outputs)
-  return {'kernel': shape, 'scale': (outputs,), 'bias': (outputs,)}
-
-
-def _dense(inputs, outputs):
-  return {'kernel': (inputs, outputs), 'bias': (outputs,)}
+def _trainable(module: nn.Module, image: Sequence[int]) -> Any:
+  x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), x)
+  return jax.tree.map(lambda leaf: leaf.shape, {'params': variables['params']})
 
 
 def legato_cnn() -> Any:

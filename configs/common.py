@@ -219,13 +219,11 @@ def servers() -> dict[str, dict]:
 
 def attacks(config: ConfigDict) -> dict[str, dict]:
   """Presets of `config.attack`; without one, nobody attacks."""
-  who = {
-    # In the population; by default 20 % of it.
-    'num_attackers': config.data.get_oneway_ref('num_clients') // 5,
-    # In every round; or `sampled`, as many as the draw gives.
-    'num_byzantine': 1,
-    'sampled': False,
-  }
+  # In the population; by default 20 % of it.
+  attackers = {'num_attackers': config.data.get_oneway_ref('num_clients') // 5}
+  # In every round; or `sampled`, as many as the draw gives.
+  fixed = attackers | {'num_byzantine': 1, 'sampled': False}
+  sampled = attackers | {'sampled': True}
   flipping = {
     'name': 'label_flipping',
     'flip_fraction': 1.0,  # of an attacker's labels
@@ -237,10 +235,9 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
     'label_flipping': flipping,
     'model_replacement': flipping | {'boost': 'replace'},
   } | {name: {'name': name} | keys for name, keys in _update_attacks().items()}
-  presets = {name: keys | who for name, keys in own.items()}
-  del who['num_byzantine']
-  who['sampled'] = True
-  return presets | {f'{name}_sampled': keys | who for name, keys in own.items()}
+  return {name: keys | fixed for name, keys in own.items()} | {
+    f'{name}_sampled': keys | sampled for name, keys in own.items()
+  }
 
 
 def _update_attacks() -> dict[str, dict]:

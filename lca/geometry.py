@@ -213,9 +213,15 @@ def rejected_rows(gram: Gram) -> jax.Array:
   return jnp.isinf(squared_norms(gram))
 
 
-def without_rejected(gram: Gram) -> Gram:
-  """`gram` with zeros in the rows and columns of rejected clients."""
-  bad = rejected_rows(gram)
+def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
+  """`gram` with zeros in the rows and columns of rejected clients.
+
+  Args:
+    gram: `[..., n, n]` inner products.
+    rejected: `[n]` mask of these clients; by default those that `gram`,
+      `[n, n]`, itself rejects.
+  """
+  bad = rejected_rows(gram) if rejected is None else rejected
   return jnp.where(bad[:, None] | bad, 0, gram)
 
 

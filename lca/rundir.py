@@ -69,6 +69,11 @@ class RunDirectory:
     file = self.path / 'summary.json'
     return json.loads(file.read_text()) if file.exists() else None
 
+  def finished(self, num_rounds: int) -> bool:
+    """Whether the run is complete, with at least as many rounds."""
+    summary = self.summary()
+    return summary is not None and summary['num_rounds'] >= num_rounds
+
   def claim(self) -> None:
     """Makes the directory this run's: `config.json` comes before all else.
 

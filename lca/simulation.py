@@ -260,7 +260,8 @@ class Simulation:
       'train_loss': float(honest.mean()) if honest.size else float('nan'),
       'byzantine': int(byzantine.sum()),
     }
-    return state, metrics | {k: float(v) for k, v in layers.items()}
+    names, values = self.layer_metrics, np.asarray(layers).tolist()
+    return state, metrics | dict(zip(names, values, strict=True))
 
   def _apply_updates(
     self, state, updates, ids, byzantine, num_examples, attack_key, key
@@ -297,14 +298,13 @@ class Simulation:
     return state, self._of_layers(updates, aggregator)
 
   def _of_layers(self, updates, aggregator):
-    """The metrics of the layers by name."""
+    """The values of `layer_metrics`."""
     if self._layers is None:
-      return {}
-    values = [normalized_norms(updates, self._layers)]
-    if isinstance(aggregator, LegatoState):
-      values.append(aggregator.factors)
-    values = jnp.concatenate(values)
-    return dict(zip(self.layer_metrics, values, strict=True))
+      return jnp.zeros(0)
+    norms = normalized_norms(updates, self._layers)
+    if not isinstance(aggregator, LegatoState):
+      return norms
+    return jnp.concatenate([norms, aggregator.factors])
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""

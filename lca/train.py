@@ -74,15 +74,14 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   aggregator = aggregators.make(config.aggregator)
   attack = attacks.make(config.attack)
   optimizer = _server_optimizer(config)
-  momentum = _momentum(config)
+  _check_client(config)
   population_from(config.server, config.attack, config.data.num_clients)
   _check_layers(config)
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0
   )
   directory = RunDirectory(workdir, config.to_dict())
-  summary = directory.summary()
-  if summary and summary['num_rounds'] >= config.num_rounds:
+  if directory.finished(config.num_rounds):
     return Experiment(config, directory, None)
   data = _federated_data(config)
   classifier = _classifier(config, data)
@@ -97,7 +96,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     attack=attack,
     aggregator=aggregator,
     optimizer=optimizer,
-    momentum=momentum,
+    momentum=_momentum(config),
     layers=config.eval.layers,
     seed=config.seed,
     mesh=clients.clients_mesh(),
@@ -284,8 +283,8 @@ _CLIENT_KEYS = {
 }
 
 
-def _momentum(config: ConfigDict) -> float:
-  """The workers' momentum; checks that the client's keys are its mode's."""
+def _check_client(config: ConfigDict) -> None:
+  """The client's keys must be those of its mode."""
   keys = config.client.to_dict()
   mode = keys['mode']
   if mode not in _CLIENT_KEYS:
@@ -297,10 +296,14 @@ def _momentum(config: ConfigDict) -> float:
       f'client.mode={mode!r} does not go with these keys, or lack of them: '
       f'{sorted(other)}'
     )
-  momentum = keys.get('momentum', 0.0)
+  momentum = _momentum(config)
   if not 0 <= momentum < 1:
     raise ValueError(f'client.momentum must lie in [0, 1), got {momentum}')
-  return momentum
+
+
+def _momentum(config: ConfigDict) -> float:
+  """The workers'; who trains on its own has none."""
+  return config.client.momentum if config.client.mode == 'gradient' else 0.0
 
 
 def _server_optimizer(config: ConfigDict) -> optax.GradientTransformation:

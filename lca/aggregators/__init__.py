@@ -18,14 +18,7 @@ from lca.aggregators.clipping import (
   static_clip,
 )
 from lca.aggregators.clustering import clipped_clustering, sign_guard
-from lca.aggregators.combinators import (
-  Scope,
-  chain,
-  cosine,
-  layer_names,
-  layerwise,
-  stateless,
-)
+from lca.aggregators.combinators import chain, cosine, layerwise, stateless
 from lca.aggregators.coordinates import (
   meamed,
   median,
@@ -35,6 +28,7 @@ from lca.aggregators.coordinates import (
 from lca.aggregators.geometric import geometric_median
 from lca.aggregators.krum import krum, medoid, multi_krum
 from lca.aggregators.lasa import lasa
+from lca.aggregators.layers import Scope, layer_names
 from lca.aggregators.legato import LegatoState, legato, normalized_norms
 from lca.aggregators.make import AGGREGATORS, PRE_AGGREGATORS, RULES, make
 from lca.aggregators.mean import mean

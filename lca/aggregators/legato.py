@@ -10,7 +10,7 @@ from jax import lax
 
 from lca import geometry
 from lca.aggregators.base import Aggregator, ExplainedUpdate
-from lca.aggregators.combinators import Layers, Scope, grouping
+from lca.aggregators.layers import Layers, Scope, grouping
 from lca.typing import Gram, PyTree, Updates
 
 Norm = Literal['frobenius', 'spectral']
@@ -197,7 +197,7 @@ def _grams(parts: list[Updates], norm: Norm) -> Gram:
 
 def _normalized(grams: Gram, bad: jax.Array, norm: Norm) -> jax.Array:
   """Lines 8 to 13: `[layers]`, of the rows that are not rejected."""
-  grams = jnp.where(bad[:, None] | bad, 0, grams)
+  grams = geometry.without_rejected(grams, bad)
   squares = jnp.diagonal(jnp.sum(grams, axis=0))
   longest = jnp.sqrt(jnp.max(squares))  # in its unit nothing overflows
   unit = jnp.where(longest > 0, longest, 1)

@@ -82,12 +82,12 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   Args:
     config: `name`, one of `RULES` or `AGGREGATORS`; `pre`, names of
       `PRE_AGGREGATORS`, applied before in their order; `scope`, as `by` of
-      `lca.layerwise` (`'model'` is the rule itself, and the default; what
-      takes `by` is given it); for
-      rules with a distance `distance`, and with `'cosine'` the keys of
-      `lca.cosine` (`clip`, `clip_by`, `median`), for pre-aggregators with a
-      distance as well; for `mean` `weights`, `'uniform'` or `'examples'`; and
-      the hyper-parameters of all of them, where a name has one value.
+      `lca.layerwise` (`'model'` is the rule itself, and the default; what takes
+      `by` is given it); for rules with a distance `distance`, and with
+      `'cosine'` the keys of `lca.cosine` (`clip`, `clip_by`, `median`), for
+      pre-aggregators with a distance as well; for `mean` `weights`, `'uniform'`
+      or `'examples'`; and the hyper-parameters of all of them, where a name has
+      one value.
 
   Returns:
     The aggregator.

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lca.aggregators import layer_names
 from lca.attacks import options
 from lca.attacks.base import draw_rows, replace, update_attack
 from lca.typing import Updates
@@ -75,10 +76,7 @@ def gaussian(
 
 def _matching(tree, layers):
   """Positions of the leaves in whose paths the expression is found."""
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator='/')
-    for path, _ in jax.tree.leaves_with_path(tree)
-  ]
+  paths = layer_names(tree)
   if layers is None:
     return list(range(len(paths)))
   chosen = [i for i, path in enumerate(paths) if re.search(layers, path)]

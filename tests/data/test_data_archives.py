@@ -8,9 +8,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import http.server
 import struct
-import threading
 import time
 
 import numpy as np
@@ -170,21 +168,6 @@ def test_no_internet_is_said_at_once(data_dir, monkeypatch):
     ConnectionError, f'cannot download {CLOSED_PORT}', data_dir, None
   )
   assert time.monotonic() - start < 10
-
-
-@pytest.fixture
-def server(archive_dir, monkeypatch):
-  """Serves the archives over HTTP; yields the address."""
-  monkeypatch.setenv('no_proxy', '127.0.0.1')
-  handler = functools.partial(
-    http.server.SimpleHTTPRequestHandler, directory=archive_dir
-  )
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f'http://127.0.0.1:{server.server_port}/'
-    server.shutdown()
-    thread.join()
 
 
 def test_downloads(server, data_dir):

@@ -1,13 +1,10 @@
 """`load` on small archives in each published format: whole and damaged."""
 
-import functools
 import gzip
-import http.server
 import importlib.util
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -351,21 +348,6 @@ def test_no_internet_is_said_at_once(name, archive_dir, data_dir, monkeypatch):
   with pytest.raises(ConnectionError, match='cannot download') as info:
     load(name, data_dir=data_dir)
   check_refused(info, data_dir)
-
-
-@pytest.fixture
-def server(archive_dir, monkeypatch):
-  """Serves the archives over HTTP; yields the address."""
-  monkeypatch.setenv('no_proxy', '127.0.0.1')
-  handler = functools.partial(
-    http.server.SimpleHTTPRequestHandler, directory=archive_dir
-  )
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f'http://127.0.0.1:{server.server_port}/'
-    server.shutdown()
-    thread.join()
 
 
 def serve(monkeypatch, name, archive_dir, address):
