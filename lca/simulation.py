@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
@@ -29,9 +30,12 @@ from lca.clients import (
   with_momentum,
 )
 from lca.data import FederatedDataset
+from lca.geometry import gram, mix, rejected_rows
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
 from lca.typing import PyTree
+
+BATCH_STATS = ('rule', 'mean', 'server')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +113,12 @@ class ServerState(NamedTuple):
   """What the server carries from round to round.
 
   Attributes:
-    variables: of the model, a Flax dict with `'params'`.
+    variables: of the model, a Flax dict with `'params'` and maybe
+      `'batch_stats'`.
     opt_state: of the server's optimiser, over `'params'`.
     aggregator: the aggregator's state.
-    momenta: of the clients, `[num_clients, ...]`; `()` without momentum.
+    momenta: of the clients' `'params'`, `[num_clients, ...]`; `()` without
+      momentum.
   """
 
   variables: PyTree
@@ -140,6 +146,11 @@ class Simulation:
     aggregator: of the updates.
     optimizer: the server's; SGD with learning rate 1 adds the aggregate to the
       model.
+    batch_stats: who aggregates a model's batch statistics: the `'rule'`, along
+      with the parameters; a plain `'mean'` over the clients whose statistics
+      are finite; or nobody, if the `'server'` takes its own, from its own
+      examples. In all cases they are added to the model's, and running
+      variances floored at 0.
     momentum: of the clients (see `clients.with_momentum`); 0 keeps none.
     layers: the scope of the layers (see `lca.layerwise`) whose normalised
       norms and, under LEGATO, robustness factors are among a round's metrics;
@@ -148,6 +159,10 @@ class Simulation:
     mesh: with an axis `'clients'`.
     chunk_size: how many clients one vmap holds.
     eval_batch_size: test images a batch.
+
+  Raises:
+    ValueError: an unknown `batch_stats`, or the server's without examples of
+      its own.
   """
 
   def __init__(
@@ -160,6 +175,7 @@ class Simulation:
     attack: Attack,
     aggregator: Aggregator,
     optimizer: optax.GradientTransformation,
+    batch_stats: str = 'rule',
     momentum: float = 0.0,
     layers: Scope | None = None,
     seed: int,
@@ -170,6 +186,15 @@ class Simulation:
     self.data, self._population, self._seed = data, population, seed
     self._classifier, self._optimizer = classifier, optimizer
     self._attack, self._aggregator = attack, aggregator
+    if batch_stats not in BATCH_STATS:
+      raise ValueError(
+        f'model.batch_stats must be one of {BATCH_STATS}, got {batch_stats!r}'
+      )
+    if batch_stats == 'server' and data.server_id is None:
+      raise ValueError(
+        "model.batch_stats='server' needs data.root_examples of the server"
+      )
+    self._batch_stats = batch_stats
     self._momentum, self._layers = momentum, layers
     self._mesh = mesh
     self._server = SingleDeviceSharding(mesh.devices.flat[0])
@@ -185,37 +210,37 @@ class Simulation:
     """The state before the first round."""
     image_shape = self.data.dataset.train.images.shape[1:]
     key = key_for(self._seed, Purpose.INIT)
-    variables = jax.jit(self._classifier.init, static_argnums=1)(
-      key, image_shape
-    )
-    if list(variables) != ['params']:
+    variables = self._classifier.init(key, image_shape)
+    if other := variables.keys() - {'params', 'batch_stats'}:
       raise ValueError(
-        f'the model has {sorted(variables)}, but only params can be trained'
+        f'the model has {sorted(other)} beside params and batch_stats'
       )
     momenta = ()
     if self._momentum:
       num_clients = self._population.num_clients
       momenta = jax.tree.map(
-        lambda x: jnp.zeros((num_clients, *x.shape), x.dtype), variables
+        lambda x: jnp.zeros((num_clients, *x.shape), x.dtype),
+        variables['params'],
       )
     state = ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
-      aggregator=self._aggregator.init(variables),
+      aggregator=self._aggregator.init(self._for_rule(variables)),
       momenta=momenta,
     )
     return jax.device_put(state, self._server)
 
   @functools.cached_property
-  def layer_metrics(self) -> list[str]:
-    """The names of the layers' metrics, in their order."""
-    if self._layers is None:
-      return []
+  def more_metrics(self) -> list[str]:
+    """The names of the metrics that not every run has, in their order."""
     state = jax.eval_shape(self.init)
-    names = layer_names(state.variables, self._layers)
+    metrics = ['floored'] if 'batch_stats' in state.variables else []
+    if self._layers is None:
+      return metrics
+    names = layer_names(self._for_rule(state.variables), self._layers)
     legato = isinstance(state.aggregator, LegatoState)
     tables = ('norm', 'factor') if legato else ('norm',)
-    return [f'{table}/{name}' for table in tables for name in names]
+    return metrics + [f'{table}/{name}' for table in tables for name in names]
 
   def run_round(
     self, state: ServerState, round_idx: int
@@ -228,8 +253,9 @@ class Simulation:
 
     Returns:
       The new state, and `train_loss`, the mean local training loss of the
-      honest clients in nats, `byzantine`, how many attacked, and those of the
-      layers where they were asked for.
+      honest clients in nats, `byzantine`, how many attacked, and
+      `more_metrics`: `floored`, how many running variances would have become
+      negative, and those of the layers where they were asked for.
     """
     ids, byzantine = self._population.sample(self._seed, round_idx)
     n, server = len(ids), self.data.server_id
@@ -246,7 +272,7 @@ class Simulation:
     key = key_for(self._seed, Purpose.TRAIN, round_idx)
     updates, losses = self._train(variables, *clients, key)
     updates = jax.device_put(updates, self._server)
-    state, layers = self._apply(
+    state, more = self._apply(
       state,
       updates,
       ids,
@@ -260,7 +286,7 @@ class Simulation:
       'train_loss': float(honest.mean()) if honest.size else float('nan'),
       'byzantine': int(byzantine.sum()),
     }
-    names, values = self.layer_metrics, np.asarray(layers).tolist()
+    names, values = self.more_metrics, np.asarray(more).tolist()
     return state, metrics | dict(zip(names, values, strict=True))
 
   def _apply_updates(
@@ -271,16 +297,21 @@ class Simulation:
       server_update = jax.tree.map(lambda u: u[n], updates)
     updates = jax.tree.map(lambda u: u[:n], updates)
     if self._momentum:
-      momenta, updates = with_momentum(momenta, updates, ids, self._momentum)
+      momenta, params = with_momentum(
+        momenta, updates['params'], ids, self._momentum
+      )
+      updates = updates | {'params': params}
+    for_rule = None if server_update is None else self._for_rule(server_update)
 
     def aggregate(updates):
-      return self._aggregator.update(
-        updates,
+      update, aggregator = self._aggregator.update(
+        self._for_rule(updates),
         state.aggregator,
         key=key,
         weights=num_examples.astype(jnp.float32),
-        server_update=server_update,
+        server_update=for_rule,
       )
+      return update | self._statistics(updates, server_update), aggregator
 
     updates = self._attack.on_updates(
       updates,
@@ -293,18 +324,36 @@ class Simulation:
     gradient = jax.tree.map(jnp.negative, update['params'])
     params = state.variables['params']
     step, opt_state = self._optimizer.update(gradient, state.opt_state, params)
-    params = optax.apply_updates(params, step)
-    state = ServerState({'params': params}, opt_state, aggregator, momenta)
-    return state, self._of_layers(updates, aggregator)
+    variables = state.variables | {'params': optax.apply_updates(params, step)}
+    more = []
+    if 'batch_stats' in variables:
+      moved = jax.tree.map(
+        jnp.add, variables['batch_stats'], update['batch_stats']
+      )
+      variables['batch_stats'], floored = _with_floor(moved)
+      more.append(floored[None])
+    if self._layers is not None:
+      more.append(normalized_norms(self._for_rule(updates), self._layers))
+      if isinstance(aggregator, LegatoState):
+        more.append(aggregator.factors)
+    state = ServerState(variables, opt_state, aggregator, momenta)
+    return state, jnp.concatenate(more) if more else jnp.zeros(0)
 
-  def _of_layers(self, updates, aggregator):
-    """The values of `layer_metrics`."""
-    if self._layers is None:
-      return jnp.zeros(0)
-    norms = normalized_norms(updates, self._layers)
-    if not isinstance(aggregator, LegatoState):
-      return norms
-    return jnp.concatenate([norms, aggregator.factors])
+  def _for_rule(self, tree):
+    """What the rule aggregates of the model's variables, or of updates."""
+    if self._batch_stats == 'rule':
+      return tree
+    return {'params': tree['params']}
+
+  def _statistics(self, updates, server_update):
+    """The batch statistics' update where that is not the rule's."""
+    if self._batch_stats == 'rule' or 'batch_stats' not in updates:
+      return {}
+    if self._batch_stats == 'server':
+      return {'batch_stats': server_update['batch_stats']}
+    stats = updates['batch_stats']
+    finite = ~rejected_rows(gram(stats))
+    return {'batch_stats': mix(stats, finite / jnp.sum(finite))}
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""
@@ -315,6 +364,15 @@ class Simulation:
       'test_loss': float(loss) / size,
       'test_accuracy': float(correct) / size,
     }
+
+
+def _with_floor(batch_stats):
+  """Variances made 0 where they are negative, and how many those were."""
+  flat = traverse_util.flatten_dict(batch_stats)
+  variances = {path: x for path, x in flat.items() if path[-1] == 'var'}
+  floored = {path: jnp.maximum(x, 0) for path, x in variances.items()}
+  count = sum(jnp.sum(x < 0) for x in variances.values())
+  return traverse_util.unflatten_dict(flat | floored), count.astype(jnp.float32)
 
 
 def _test_batches(data, mesh, batch_size):

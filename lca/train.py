@@ -96,6 +96,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     attack=attack,
     aggregator=aggregator,
     optimizer=optimizer,
+    **{k: config.model[k] for k in ('batch_stats',) if k in config.model},
     momentum=_momentum(config),
     layers=config.eval.layers,
     seed=config.seed,
@@ -122,7 +123,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
   options = ocp.CheckpointManagerOptions(max_to_keep=config.checkpoint.keep)
   with ocp.CheckpointManager(directory.checkpoints, options=options) as saved:
     state, rows = _restore(saved, simulation.init())
-    directory.start(rows, simulation.layer_metrics)
+    directory.start(rows, simulation.more_metrics)
     clock = [time.monotonic()]
     for round_idx in range(len(rows), config.num_rounds):
       state, row = _round(simulation, state, round_idx, config)
@@ -248,12 +249,17 @@ def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
   return datasets.federate(dataset, seed=config.seed, **keys)
 
 
+_CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained')
+
+
 def _classifier(
   config: ConfigDict, data: datasets.FederatedDataset
 ) -> models.Classifier:
-  dataset = data.dataset
-  module = models.make(config.model, dataset.num_classes)
-  return models.Classifier(module, dataset.mean, dataset.std)
+  keys, dataset = config.model.to_dict(), data.dataset
+  options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
+  keys.pop('batch_stats', None)  # the simulation's
+  module = models.make(keys, dataset.num_classes)
+  return models.Classifier(module, dataset.mean, dataset.std, **options)
 
 
 def _clients_part(
@@ -262,7 +268,9 @@ def _clients_part(
   keys = config.client.to_dict()
   microbatch_size = config.parallel.microbatch_size
   if microbatch_size is None:
-    microbatch_size = clients.default_microbatch_size(jax.default_backend())
+    microbatch_size = clients.default_microbatch_size(
+      jax.default_backend(), batch_stats='batch_stats' in config.model
+    )
   shared = {
     'losses': classifier.losses,
     'batch_size': keys['batch_size'],

@@ -26,7 +26,7 @@ from lca.models import (
   EfficientNetLite0,
   load_pretrained,
 )
-from lca.models.efficientnet import Stage
+from lca.models.efficientnet import B0, Stage
 
 TINY = EfficientNet(3, stages=(Stage(1, 3, 1, 32, 1), Stage(2, 5, 2, 8, 2)))
 KEYS = jax.random.split(jax.random.key(3), 4)
@@ -519,6 +519,27 @@ def test_another_number_of_classes_keeps_the_new_head(lite, tmp_path):
   np.testing.assert_array_equal(
     loaded['params']['block1_0']['depthwise']['conv']['kernel'][:, :, 0, 5],
     lite_tensors()['blocks.0.0.conv_dw.weight'][5, 0],
+  )
+
+
+def test_a_classifier_starts_from_them(tmp_path):
+  # The first of B0's stages alone, and a head to go with it.
+  parts = ('features.0.', 'features.1.', 'features.8.', 'classifier.')
+  tensors = {
+    name: tensor
+    for name, tensor in golden_weights('torchvision_b0').items()
+    if name.startswith(parts)
+  }
+  tensors['features.8.0.weight'] = tensors['features.8.0.weight'][:, :16]
+  path = write_safetensors(tmp_path / 'w.safetensors', tensors)
+  module = EfficientNet(7, stages=B0[:1])
+  classifier = Classifier(module, (127.0,), (128.0,), pretrained=path)
+  drawn = Classifier(module, (127.0,), (128.0,)).init(KEYS[0], (32, 32, 3))
+  got = classifier.init(KEYS[0], (32, 32, 3))
+  jax.tree.map(np.testing.assert_array_equal, got, load_pretrained(drawn, path))
+  np.testing.assert_array_equal(
+    got['batch_stats']['stem']['norm']['mean'],
+    tensors['features.0.1.running_mean'],
   )
 
 

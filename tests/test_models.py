@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from PIL import Image
 
 from configs import digits, legato_cifar10, legato_mnist
 from lca import models
@@ -132,6 +134,64 @@ def test_classifier_normalises_and_scores():
   np.testing.assert_allclose(loss, np.sum(weights * losses), rtol=1e-5)
   hits = np.asarray(logits).argmax(-1) == labels
   assert correct == np.sum(weights * hits)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'resize', 'crop'),
+  [
+    # CelebA's, and CIFAR-10's, under torchvision's transforms for B0; by hand:
+    # 256 * 218 / 178 = 313.5 rows, of which 44 to 268 are kept.
+    ((218, 178), 256, 224),
+    ((32, 32), 256, 224),
+    # Made smaller, with what falls between its pixels averaged.
+    ((90, 120), 40, 33),
+    ((50, 40), 20, None),
+    ((30, 41), None, 24),
+  ],
+)
+def test_images_are_resized_and_cropped_as_by_pillow(shape, resize, crop):
+  rng = np.random.default_rng(0)
+  smooth = rng.integers(0, 256, (6, 5, 3)).astype(np.uint8)
+  bicubic = Image.Resampling.BICUBIC
+  image = Image.fromarray(smooth).resize(shape[::-1], bicubic)
+  want = image
+  if resize:
+    short = min(shape)
+    size = [int(resize * side / short) for side in shape]
+    want = image.resize(size[::-1], bicubic)
+  if crop:
+    top, left = (round((side - crop) / 2) for side in want.size[::-1])
+    want = want.crop((left, top, left + crop, top + crop))
+
+  class Seen(nn.Module):
+    @nn.compact
+    def __call__(self, x, keys=None, mask=None):
+      return x
+
+  classifier = Classifier(Seen(), (0.0,), (1.0,), resize, crop)
+  got = classifier.logits({}, np.asarray(image)[None])[0]
+  # Pillow rounds to whole levels after each direction.
+  np.testing.assert_allclose(got, np.asarray(want), atol=1.6)
+  assert np.abs(got - np.asarray(want)).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+  ('resize', 'crop', 'message'),
+  [
+    (0, None, r'model\.resize must be at least 1'),
+    (None, -1, r'model\.crop must be at least 1'),
+    (20, 24, r'model\.crop=24 is larger than model\.resize=20'),
+  ],
+)
+def test_impossible_transforms(resize, crop, message):
+  with pytest.raises(ValueError, match=message):
+    Classifier(CNN(10), (0.0,), (1.0,), resize, crop)
+
+
+def test_images_smaller_than_the_crop():
+  classifier = Classifier(CNN(10), (0.0,), (1.0,), crop=24)
+  with pytest.raises(ValueError, match=r'\(28, 20\) have no middle .*crop=24'):
+    classifier.init(jax.random.key(0), (28, 20, 1))
 
 
 def test_the_gradient_exports_for_gpu_and_tpu():

@@ -258,7 +258,7 @@ def test_workers_momentum_is_part_of_the_state(data):
   mean = jax.tree.map(lambda m: jnp.mean(m[ids], 0), state.momenta)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7),
-    step(state, start),
+    step(state, start)['params'],
     mean,
   )
 
@@ -272,14 +272,14 @@ def test_the_layers_metrics(data):
     for module in ('Conv_0', 'Conv_1', 'Dense_0', 'Dense_1')
     for leaf in ('bias', 'kernel')
   ]
-  assert sim.layer_metrics == [
+  assert sim.more_metrics == [
     f'{table}/{leaf}' for table in ('norm', 'factor') for leaf in leaves
   ]
   factors = [metrics[f'factor/{leaf}'] for leaf in leaves]
   np.testing.assert_allclose(np.sum(factors), 1, rtol=1e-5)
   norms = [metrics[f'norm/{leaf}'] for leaf in leaves]
   np.testing.assert_allclose(norms, state.aggregator.norms[1], rtol=1e-6)
-  assert simulation(data).layer_metrics == []
+  assert simulation(data).more_metrics == []
 
 
 def test_an_attack_is_given_what_the_server_will_make_of_updates(data):

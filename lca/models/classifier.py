@@ -1,12 +1,14 @@
 """A module with its inputs and its loss: what is trained and what is tested."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from lca.models.pretrained import load_pretrained
 from lca.typing import PyTree
 
 
@@ -21,15 +23,55 @@ class Classifier:
       them.
     mean: per channel, in pixel units.
     std: per channel; the module sees `(pixel - mean) / std`.
+    resize: images are scaled, bicubically, until their shorter side is that
+      long; None leaves them as they are.
+    crop: the side of the square that is then cut out of the middle; None keeps
+      all.
+    pretrained: weights to start from (see `load_pretrained`); None draws them.
+
+  Raises:
+    ValueError: a size below 1, or a crop larger than what it is cut out of.
   """
 
   module: nn.Module
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  resize: int | None = None
+  crop: int | None = None
+  pretrained: str | os.PathLike | None = None
+
+  def __post_init__(self):
+    for field in ('resize', 'crop'):
+      value = getattr(self, field)
+      if value is not None and value < 1:
+        raise ValueError(f'model.{field} must be at least 1, got {value}')
+    if self.resize and self.crop and self.crop > self.resize:
+      raise ValueError(
+        f'model.crop={self.crop} is larger than model.resize={self.resize}'
+      )
 
   def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> PyTree:
-    """Random variables for images of `image_shape`, without a batch."""
-    return self.module.init(key, jnp.zeros((1, *image_shape)))
+    """The variables to start from.
+
+    Args:
+      key: of what is drawn: all, or the output layer of pretrained weights of
+        other classes.
+      image_shape: of the images, without a batch.
+
+    Raises:
+      ValueError, ImportError, OSError: see `load_pretrained`; images too small
+        for the crop.
+    """
+
+    @jax.jit
+    def draw(key):
+      images = jnp.zeros((1, *image_shape), jnp.uint8)
+      return self.module.init(key, self._inputs(images))
+
+    variables = draw(key)
+    if self.pretrained is None:
+      return variables
+    return load_pretrained(variables, self.pretrained)
 
   def logits(self, variables: PyTree, images: jax.Array) -> jax.Array:
     """Maps images `[batch, ...]`, uint8, to logits `[batch, classes]`."""
@@ -81,8 +123,31 @@ class Classifier:
     return jnp.sum(weights * losses), jnp.sum(weights * correct)
 
   def _inputs(self, images):
-    pixels = images.astype(jnp.float32)
+    pixels = _resized(images.astype(jnp.float32), self.resize, self.crop)
     return (pixels - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+def _resized(images, resize, crop):
+  """The middle of the resized images, as torchvision's transforms cut it."""
+  sides = images.shape[1:3]
+  scaled = tuple(int(resize * s / min(sides)) if resize else s for s in sides)
+  shape = (crop or scaled[0], crop or scaled[1])
+  if min(scaled) < max(shape) and crop:
+    raise ValueError(f'images of {scaled} have no middle of model.crop={crop}')
+  offsets = [round((s - c) / 2) for s, c in zip(scaled, shape, strict=True)]
+  if scaled == sides:
+    top, left = offsets
+    return images[:, top : top + shape[0], left : left + shape[1]]
+  # What is not kept is not computed.
+  images = jax.image.scale_and_translate(
+    images,
+    (len(images), *shape, images.shape[-1]),
+    (1, 2),
+    jnp.array([new / old for new, old in zip(scaled, sides, strict=True)]),
+    -jnp.array(offsets, jnp.float32),
+    'cubic',
+  )
+  return jnp.clip(images, 0, 255)  # which a cubic overshoots
 
 
 _cross_entropies = optax.softmax_cross_entropy_with_integer_labels
