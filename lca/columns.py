@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca.geometry import scale, wide
+from lca import sharding
+from lca.geometry import flat, scale, wide
 
 _CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
 _PACKED = 2**18  # columns that are sorted at once elsewhere
@@ -173,13 +174,13 @@ def take(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)
 def _take(statistic, leaves, weights):
-  return _by_columns(statistic.value, leaves, weights)
+  return _by_columns(statistic.value, leaves, weights, lead=0)
 
 
 @_take.defjvp
 def _take_jvp(statistic, primals, tangents):
   leaves, weights = primals
-  shares = _by_columns(statistic.shares, leaves, weights)
+  shares = _by_columns(statistic.shares, leaves, weights, lead=1)
   if weights is not None:
     factors = [jnp.where(jnp.isnan(w), 0, w) for w in weights]
     shares = [scale(x, w) for x, w in zip(shares, factors, strict=True)]
@@ -206,11 +207,16 @@ class _Columns(NamedTuple):
     return jnp.where(jnp.isnan(rows), jnp.inf, rows)
 
 
-def _by_columns(function, leaves, weights):
-  """Applies `function(rows, select) -> [..., c]` to all columns."""
+def _by_columns(function, leaves, weights, lead):
+  """Applies `function(rows, select) -> [*lead, c]` to all columns."""
+  on_device = functools.partial(_on_device, function)
+  return sharding.on_each_device(on_device, leaves, weights, lead)
+
+
+def _on_device(function, leaves, weights):
   columns = [
     _Columns(
-      jnp.reshape(leaf, (len(leaf), -1)),
+      flat(leaf),
       None if weights is None else weights[k],
     )
     for k, leaf in enumerate(leaves)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from lca import sharding
 from lca.typing import Gram, Update, Updates
 
 Distance = Literal['euclidean', 'cosine']
@@ -71,7 +72,7 @@ def gram(updates: Updates) -> Gram:
            [ 0.,  4.]], dtype=float32)
   """
   num_clients(updates)
-  grams = [_products(_flat(leaf)) for leaf in jax.tree.leaves(updates)]
+  grams = [_products(leaf) for leaf in jax.tree.leaves(updates)]
   return functools.reduce(jnp.add, grams)
 
 
@@ -90,7 +91,7 @@ def norms_gram(updates: Updates) -> Gram:
     `[n, n]`; it costs one reading of the updates.
   """
   num_clients(updates)
-  squares = [_squares(_flat(leaf)) for leaf in jax.tree.leaves(updates)]
+  squares = [_squares(leaf) for leaf in jax.tree.leaves(updates)]
   return jnp.diag(functools.reduce(jnp.add, squares))
 
 
@@ -100,9 +101,9 @@ def one_client(update: Update) -> Updates:
 
 
 @jax.jit
-def _squares(rows: jax.Array) -> jax.Array:
-  x = rows.astype(wide(rows.dtype))
-  return jnp.sum(x * x, axis=1)
+def _squares(leaf: jax.Array) -> jax.Array:
+  x = leaf.astype(wide(leaf.dtype))
+  return jnp.sum(x * x, axis=range(1, x.ndim))
 
 
 def inner(updates: Updates, update: Update) -> jax.Array:
@@ -126,34 +127,47 @@ def inner(updates: Updates, update: Update) -> jax.Array:
 
 @jax.jit
 def _leaf_inner(leaf: jax.Array, other: jax.Array) -> jax.Array:
-  rows, row = _flat(leaf), _flat(other[None])
-  return sum_over_columns(lambda x, y: dot(x, y.T)[:, 0], rows, row)
+  return sum_over_columns(lambda x, y: dot(x, y.T)[:, 0], leaf, other[None])
 
 
-def _flat(leaf: jax.Array) -> jax.Array:
+def flat(leaf: jax.Array) -> jax.Array:
+  """The columns of a stacked leaf, `[n, columns]`."""
   return jnp.reshape(leaf, (len(leaf), -1))
 
 
 @jax.custom_jvp
 @jax.jit
-def _products(rows: jax.Array) -> Gram:
-  """The Gram matrix of `[n, columns]` rows."""
-  return sum_over_columns(lambda x: dot(x, x.T), rows)
+def _products(leaf: jax.Array) -> Gram:
+  """The Gram matrix of a leaf's rows."""
+  return sum_over_columns(lambda x: dot(x, x.T), leaf)
 
 
 def sum_over_columns(
-  function: Callable[..., jax.Array], *rows: jax.Array
+  function: Callable[..., jax.Array],
+  *leaves: jax.Array,
+  whole: tuple[jax.Array, ...] = (),
 ) -> jax.Array:
   """Sums what a function makes of blocks of columns that stay in cache.
 
   Args:
-    function: of `[..., c]` blocks, one of each of the rows; what it returns is
-      shaped alike for every c.
-    *rows: `[..., columns]`.
+    function: of `[n, c]` blocks, one of each leaf, and of `whole`; what it
+      returns is shaped alike for every c.
+    *leaves: `[n, ...]`, alike but for n.
+    whole: what it needs beside the blocks.
 
   Returns:
-    The sum; where there is no cache to mind, of a single block.
+    The sum; where there is no cache to mind, of a single block a device.
   """
+
+  def on_device(leaves, whole):
+    return _sum_over_blocks(
+      lambda *blocks: function(*blocks, *whole), *map(flat, leaves)
+    )
+
+  return sharding.sum_over_devices(on_device, leaves, whole)
+
+
+def _sum_over_blocks(function, *rows):
   columns = rows[0].shape[1]
 
   def whole():
@@ -182,8 +196,8 @@ def sum_over_columns(
 @_products.defjvp
 def _products_jvp(primals, tangents):
   """Rows that are not finite are nobody's neighbours."""
-  (rows,), (rows_dot,) = primals, tangents
-  products, half = _products(rows), dot(rows_dot, _finite(rows).T)
+  (leaf,), (leaf_dot,) = primals, tangents
+  products, half = _products(leaf), dot(flat(leaf_dot), _finite(flat(leaf)).T)
   return products, (half + half.T).astype(products.dtype)
 
 
@@ -402,22 +416,29 @@ def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
     raise ValueError(
       f'weights must be one a client, ({n},) or (k, {n}), got {shape}'
     )
-  return jax.tree.map(functools.partial(_leaf_mix, weights), updates)
-
-
-def _leaf_mix(weights: jax.Array, leaf: jax.Array) -> jax.Array:
-  return _mixed(weights, _flat(leaf)).reshape(
-    *weights.shape[:-1], *leaf.shape[1:]
-  )
+  return jax.tree.map(functools.partial(_mixed, weights), updates)
 
 
 @jax.custom_jvp
 @jax.jit
-def _mixed(weights: jax.Array, rows: jax.Array) -> jax.Array:
-  """`[..., n]` weights times `[n, columns]` rows, in the rows' dtype."""
-  dtype = wide(jnp.promote_types(rows.dtype, weights.dtype))
-  sums = _one_sum if weights.ndim == 1 else _many_sums
-  return sums(weights.astype(dtype), rows).astype(rows.dtype)
+def _mixed(weights: jax.Array, leaf: jax.Array) -> jax.Array:
+  """`[..., n]` weights times the rows `[n, ...]`, in their dtype."""
+  lead, dtype = weights.shape[:-1], _mixed_dtype(weights, leaf)
+  sums = _many_sums if lead else _one_sum
+
+  def on_device(leaves, weights):
+    (leaf,) = leaves
+    mixed = sums(weights, flat(leaf))
+    return [mixed.reshape(*lead, *leaf.shape[1:]).astype(leaf.dtype)]
+
+  (mixed,) = sharding.on_each_device(
+    on_device, [leaf], weights.astype(dtype), len(lead)
+  )
+  return mixed
+
+
+def _mixed_dtype(weights, leaf):
+  return wide(jnp.promote_types(leaf.dtype, weights.dtype))
 
 
 def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
@@ -485,12 +506,14 @@ def _many_sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
 @functools.partial(_mixed.defjvp, symbolic_zeros=True)
 def _mixed_jvp(primals, tangents):
   """Linear in both; what has no tangent is left out, not multiplied by 0."""
-  (weights, rows), (weights_dot, rows_dot) = primals, tangents
-  dtype = wide(jnp.promote_types(rows.dtype, weights.dtype))
+  (weights, leaf), (weights_dot, leaf_dot) = primals, tangents
+  rows = flat(leaf)
+  dtype = _mixed_dtype(weights, leaf)
   tangent = jnp.zeros((*weights.shape[:-1], rows.shape[1]), dtype)
   if not isinstance(weights_dot, SymbolicZero):
     # A row left out may hold anything, and has a weight that does not change.
     tangent += dot(weights_dot, _finite(rows))
-  if not isinstance(rows_dot, SymbolicZero):
-    tangent += dot(weights, rows_dot)
-  return _mixed(weights, rows), tangent.astype(rows.dtype)
+  if not isinstance(leaf_dot, SymbolicZero):
+    tangent += dot(weights, flat(leaf_dot))
+  mixed = _mixed(weights, leaf)
+  return mixed, tangent.reshape(mixed.shape).astype(leaf.dtype)

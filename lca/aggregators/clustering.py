@@ -136,12 +136,11 @@ def _sign_shares(
     return jnp.stack([jnp.sum(s & seen, axis=1) for s in signs], axis=1)
 
   def count_leaf(i, leaf):
-    rows = leaf.reshape(len(leaf), -1)
-    seen = jnp.ones((1, rows.shape[1]), bool)
+    seen = jnp.ones((1, *leaf.shape[1:]), bool)
     if fraction < 1:
       drawn = jax.random.fold_in(key, i)
       seen = jax.random.bernoulli(drawn, fraction, seen.shape)
-    return geometry.sum_over_columns(count, rows, seen)
+    return geometry.sum_over_columns(count, leaf, seen)
 
   leaves = jax.tree.leaves(updates)
   counts = sum(count_leaf(i, leaf) for i, leaf in enumerate(leaves))

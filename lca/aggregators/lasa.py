@@ -71,14 +71,12 @@ def lasa(
   floor = _floor(lax.stop_gradient(leaves), sparsity)
   outs, verdicts = [], []
   for leaf in leaves:
-    rows = leaf.reshape(len(leaf), -1)
     least = floor if leaf.ndim > 2 else jnp.full_like(floor, -1)
-    lengths, purity = _features(lax.stop_gradient(rows), least, factors)
+    lengths, purity = _features(lax.stop_gradient(leaf), least, factors)
     usual = _usual(lengths, bad, norm_bound) & _usual(purity, bad, sign_bound)
     verdict = average(gram, jnp.where(jnp.any(usual), usual, ~bad))
     verdict = verdict._replace(factors=factors)
-    out = _sparse_mix(verdict.scaled_weights, rows, least)
-    outs.append(out.reshape(leaf.shape[1:]))
+    outs.append(_sparse_mix(verdict.scaled_weights, leaf, least))
     verdicts.append(verdict.info(gram))
   info = jax.tree.map(lambda *x: jnp.stack(x), *verdicts)
   return jax.tree.unflatten(treedef, outs), info
@@ -92,8 +90,8 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   magnitude that k entries reach is found bit by bit, without sorting.
   """
   n = len(leaves[0])
-  kernels = [leaf.reshape(n, -1) for leaf in leaves if leaf.ndim > 2]
-  size = sum(kernel.shape[1] for kernel in kernels)
+  kernels = [leaf for leaf in leaves if leaf.ndim > 2]
+  size = sum(kernel.size for kernel in kernels) // n
   kept = int(size * (1 - sparsity))
   if not sparsity or not kept:
     return jnp.full(n, -1.0 if not sparsity else jnp.inf)
@@ -101,12 +99,14 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   def refine(i, floor):
     higher = floor | (1 << (30 - i))
 
-    def reach(x):
+    def reach(x, higher):
       magnitude = jnp.abs(x).astype(jnp.float32)
       bits = lax.bitcast_convert_type(magnitude, jnp.int32)
       return jnp.sum(bits >= higher[:, None], axis=1)
 
-    reached = sum(geometry.sum_over_columns(reach, x) for x in kernels)
+    reached = sum(
+      geometry.sum_over_columns(reach, x, whole=(higher,)) for x in kernels
+    )
     return jnp.where(reached >= kept, higher, floor)
 
   floor = lax.fori_loop(0, 31, refine, jnp.zeros(n, jnp.int32))
@@ -114,16 +114,16 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
 
 
 @jax.jit
-def _features(rows, least, factors):
+def _features(leaf, least, factors):
   """`[n]` norms of the clipped sparse rows, and the purity of their signs."""
 
-  def sums(x):
+  def sums(x, least):
     kept = jnp.where(jnp.abs(x) > least[:, None], x, 0)
     wide = kept.astype(geometry.wide(x.dtype))
     sign = jnp.sign(wide)
     return jnp.stack([jnp.sum(y, axis=1) for y in (wide**2, sign, sign**2)])
 
-  squares, signs, count = geometry.sum_over_columns(sums, rows)
+  squares, signs, count = geometry.sum_over_columns(sums, leaf, whole=(least,))
   return jnp.sqrt(squares) * factors, signs / jnp.maximum(count, 1)
 
 
@@ -144,5 +144,5 @@ def _sparse_mix(weights, rows, least):
     return total + jnp.where(kept, weights[i] * rows[i].astype(dtype), 0)
 
   nobody = jnp.where(jnp.any(jnp.isnan(weights)), jnp.nan, 0)
-  start = jnp.full(rows.shape[1], nobody, dtype)
+  start = jnp.full(rows.shape[1:], nobody, dtype)
   return lax.fori_loop(0, len(rows), add, start).astype(rows.dtype)

@@ -126,15 +126,13 @@ def _over_centred(function, updates, honest, mean, *others):
   """The sum over blocks of columns of a function of the centred rows."""
 
   def block(x, mean, *others):
+    *others, honest = others
     centred = jnp.where(honest[:, None], x.astype(mean.dtype) - mean, 0)
     return function(centred, *others)
 
   def one(leaf, *rows):
-    return geometry.sum_over_columns(
-      block,
-      jnp.reshape(leaf, (len(leaf), -1)),
-      *(jnp.reshape(row, (1, -1)) for row in rows),
-    )
+    rows = [jnp.asarray(row)[None] for row in rows]
+    return geometry.sum_over_columns(block, leaf, *rows, whole=(honest,))
 
   sums = jax.tree.map(one, updates, mean, *others)
   return functools.reduce(jnp.add, jax.tree.leaves(sums))
