@@ -1,8 +1,9 @@
 """Every key that settings share, its default and what it means; the presets.
 
 A config is a setting and presets, `configs/SETTING.py:PRESET,PRESET`: one of
-`aggregators()`, one of `attacks()`, one of `partitions()`, one of `servers()`,
-any of `pre_aggregators()`, and a setting's own shorthands for several of them.
+`aggregators()`, one of `attacks()`, one of `partitions()`, one of `models()`,
+one of `servers()`, any of `pre_aggregators()`, and a setting's own shorthands
+for several of them.
 The result is locked and holds exactly the keys that what was chosen knows.
 Where there is a choice, None leaves it to the code, which says there what it
 takes.
@@ -24,18 +25,13 @@ def base() -> ConfigDict:
 
   config.data = ConfigDict()
   config.data.name = placeholder(str)  # see lca.data.load
-  config.data.num_clients = 200  # the population
+  # The population; None where the partition finds it in the data.
+  config.data.num_clients = 200
   config.data.min_examples = 30  # clients with fewer are dropped
   # Training examples that no client but the server itself holds and trains on.
   config.data.root_examples = 0
 
-  config.model = ConfigDict()
-  config.model.name = 'cnn'
-  config.model.features = (32, 64)  # of the convolutions
-  config.model.pool = 'last'  # 2 x 2, after the last convolution or 'each'
-  config.model.hidden = (128,)  # widths of the dense layers between
-  config.model.padding = 'SAME'  # or 'VALID'
-  config.model.dropout = (0.0, 0.0)  # rates before and after the hidden layers
+  config.model = ConfigDict(models()['cnn'])
 
   config.client = ConfigDict()
   config.client.mode = 'training'  # or 'gradient', see `federated_sgd`
@@ -186,8 +182,37 @@ def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
     'labels_per_client': {'labels_per_client': 2} | each,
     'dirichlet': {'alpha': 0.5},  # the smaller, the more skewed
     'shards': {'shards_per_client': 2},
+    'natural': {'num_clients': None},  # one of each writer, or person
   }
   return {name: {'partition': name} | keys for name, keys in forms.items()}
+
+
+def models() -> dict[str, dict]:
+  """Presets of `config.model`: those of the layerwise cosine paper."""
+  return {
+    'cnn': {
+      'name': 'cnn',
+      'features': (32, 64),  # of the convolutions
+      'pool': 'last',  # 2 x 2, after the last convolution or 'each'
+      'hidden': (128,),  # widths of the dense layers between
+      'padding': 'SAME',  # or 'VALID'
+      'dropout': (0.0, 0.0),  # rates before and after the hidden layers
+    },
+    'efficientnet_b0': {
+      'name': 'efficientnet_b0',
+      'dropout': 0.2,  # rate before the output layer
+      'stochastic_depth': 0.2,  # rate of skipping a block, were it the last
+      # A name of lca.models.pretrained.HUB or a file; None is random weights.
+      'pretrained': 'efficientnet_b0',
+      # How the clients' batch statistics are aggregated: by the 'rule' like
+      # the parameters, or by their 'mean'; with 'server' it keeps its own.
+      'batch_stats': 'rule',
+      # Pixels. The shorter side is resized, and the middle square kept; None
+      # leaves the images as they are.
+      'resize': 256,
+      'crop': 224,
+    },
+  }
 
 
 def servers() -> dict[str, dict]:
@@ -219,7 +244,7 @@ def servers() -> dict[str, dict]:
 
 def attacks(config: ConfigDict) -> dict[str, dict]:
   """Presets of `config.attack`; without one, nobody attacks."""
-  # In the population; by default 20 % of it.
+  # In the population; by default 20 % of it, of those found if it is None.
   attackers = {'num_attackers': config.data.get_oneway_ref('num_clients') // 5}
   # In every round; or `sampled`, as many as the draw gives.
   fixed = attackers | {'num_byzantine': 1, 'sampled': False}
@@ -297,6 +322,7 @@ def compose(
     'aggregator': aggregators(),
     'attack': attacks(config),
     'partition': partitions(examples_per_client),
+    'model': models(),
     'server': servers(),
     'pre-aggregator': pre_aggregators(),
   }
@@ -310,6 +336,8 @@ def compose(
   chosen = _by_kind(presets, names, known, shorthands)
   partition = (chosen['partition'] or ['iid'])[0]
   config.data.update(known['partition'][partition])
+  for name in chosen['model']:
+    config.model = ConfigDict(known['model'][name])
   for name in chosen['server']:
     clients_per_round = config.server.clients_per_round
     config.server = ConfigDict(known['server'][name])

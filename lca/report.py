@@ -1,65 +1,34 @@
-"""The papers' figures, and the numbers behind them, from finished runs.
+"""The papers' figures and tables, from finished runs.
 
     python -m lca.report --figure=legato_5 --workdir=runs/legato
+    python -m lca.report --tables --figure=lca_3 --workdir=runs/tables
 
-draws the figure as PNG and SVG into WORKDIR/figures, beside a table of its
-numbers. The runs are those of a sweep (see `lca.sweep`), by their names there:
-`GROUP/LINE/SEED`.
+draws the figures as PNG and SVG into WORKDIR/figures, beside a table of their
+numbers, and writes the tables (see `lca.tables`) as Markdown, CSV and LaTeX
+into WORKDIR/tables. The runs are those of a sweep (see `lca.sweep`), by their
+names there: `GROUP/LINE/SEED`. Those of a sweep with --scale=SCALE are read
+with the same flag.
 """
 
-import csv
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lca import sweep
-
-Metrics = Mapping[str, np.ndarray]
-"""The columns of a metrics.csv; NaN where a round has no entry."""
-
-Lines = Mapping[str, Sequence[Metrics]]
-"""By the line's name, the runs of its seeds."""
+from lca import formats, models, tables
+from lca.aggregators import layer_names
+from lca.runs import Lines, evaluated, read_lines
 
 Table = list[Sequence[str]]
 """A header and rows."""
-
-
-def read_metrics(run: pathlib.Path) -> Metrics:
-  """Reads `metrics.csv`.
-
-  Raises:
-    ValueError: the run is not finished.
-  """
-  if not (run / 'summary.json').exists():
-    raise ValueError(f'{run} is not finished')
-  with open(run / 'metrics.csv', newline='') as file:
-    rows = list(csv.DictReader(file))
-  return {
-    name: np.array([float(row[name] or 'nan') for row in rows])
-    for name in rows[0]
-  }
-
-
-def read_lines(workdir: pathlib.Path, group: str) -> Lines:
-  """Reads a group's runs, lines in the order of the sweep's names.
-
-  Raises:
-    ValueError: there are none, or one is not finished.
-  """
-  lines: dict[str, list[Metrics]] = {}
-  for name, place in sweep.names(workdir).items():
-    found, line, _ = name.rsplit('/', 2)
-    if found == group:
-      lines.setdefault(line, []).append(read_metrics(workdir / place))
-  if not lines:
-    raise ValueError(f'{workdir} holds no runs {group}/...')
-  return lines
 
 
 # What is drawn.
@@ -75,29 +44,45 @@ def accuracy(axes: Axes, lines: Lines) -> Table:
   """Test accuracy by round: the seeds' mean, and their range shaded."""
   table = [('', 'final', 'last 10', 'best')]
   for name in sorted(lines, key=_natural):
-    runs = [_tested(run) for run in lines[name]]
-    rounds = runs[0]['round']
-    curves = np.stack([run['test_accuracy'] for run in runs])
-    (line,) = axes.plot(rounds, curves.mean(0), label=name, linewidth=1.2)
-    axes.fill_between(
-      rounds,
-      curves.min(0),
-      curves.max(0),
-      color=line.get_color(),
-      alpha=0.2,
-      linewidth=0,
-    )
+    curves = _curves(axes, name, lines[name], 'test_accuracy')
     numbers = curves[:, -1], curves[:, -10:].mean(1), curves.max(1)
     table.append((name, *map(_with_range, numbers)))
-  axes.set(xlabel='round', ylabel='test accuracy', ylim=(0, 1))
-  axes.legend(frameon=False, fontsize='small')
+  axes.set(ylim=(0, 1))
   return table
 
 
-def _tested(run: Metrics) -> Metrics:
-  """The rounds that were evaluated."""
-  tested = np.isfinite(run['test_accuracy'])
-  return {name: column[tested] for name, column in run.items()}
+def losses(axes: Axes, lines: Lines) -> Table:
+  """Test loss by round of an operator's variants, as `accuracy` draws it."""
+  table = [('', 'final', 'last 10', 'lowest', 'slope of the last 10')]
+  for place, variant in enumerate(tables.VARIANTS):
+    if variant in lines:
+      name, runs = variant.replace('_', ' '), lines[variant]
+      curves = _curves(axes, name, runs, 'test_loss', color=f'C{place}')
+      numbers = curves[:, -1], curves[:, -10:].mean(1), curves.min(1)
+      slope = f'{np.mean([tables.slope(run) for run in runs]):.4f}'
+      table.append((name, *map(_with_range, numbers), slope))
+  return table
+
+
+def _curves(axes, name, runs, column, color=None):
+  """Draws a line; returns its values `[seeds, evaluations]`."""
+  runs = [evaluated(run) for run in runs]
+  rounds = runs[0]['round']
+  curves = np.stack([run[column] for run in runs])
+  (line,) = axes.plot(
+    rounds, curves.mean(0), label=name, linewidth=1.2, color=color
+  )
+  axes.fill_between(
+    rounds,
+    curves.min(0),
+    curves.max(0),
+    color=line.get_color(),
+    alpha=0.2,
+    linewidth=0,
+  )
+  axes.set(xlabel='round', ylabel=column.replace('_', ' '))
+  axes.legend(frameon=False, fontsize='small')
+  return curves
 
 
 def _with_range(values: np.ndarray) -> str:
@@ -158,7 +143,7 @@ def heat_map(axes: Axes, lines: Lines) -> Table:
   rules = list(dict.fromkeys(rule for _, rule in pairs))
   scores = np.full((len(attacks), len(rules)), np.nan)
   for (attack, rule), runs in zip(pairs, lines.values(), strict=True):
-    last = [_tested(run)['test_accuracy'][-10:].mean() for run in runs]
+    last = [evaluated(run)['test_accuracy'][-10:].mean() for run in runs]
     scores[attacks.index(attack), rules.index(rule)] = np.mean(last)
   axes.imshow(scores, vmin=0, vmax=1, cmap='RdYlGn', aspect='auto')
   axes.set_xticks(range(len(rules)), rules, rotation=45, ha='right')
@@ -174,18 +159,59 @@ def heat_map(axes: Axes, lines: Lines) -> Table:
   ]
 
 
+IMAGES = {'cnn': (28, 28, 1), 'efficientnet_b0': (224, 224, 3)}
+"""What the layerwise cosine paper's two networks see."""
+
+
+def layer_sizes(_: pathlib.Path, model: str) -> dict[str, int]:
+  """Parameters of every layer, the paper's: of each weight, bias, statistic."""
+  if model not in IMAGES:
+    raise ValueError(f'unknown model {model!r}; there are {sorted(IMAGES)}')
+  module = models.MODELS[model](num_classes=10)
+  images = jnp.zeros((1, *IMAGES[model]))
+  variables = jax.eval_shape(module.init, jax.random.key(0), images)
+  sizes = [leaf.size for leaf in jax.tree.leaves(variables)]
+  return dict(zip(layer_names(variables), sizes, strict=True))
+
+
+LARGEST = 10  # layers that are named
+
+
+def sizes(axes: Axes, layers: Mapping[str, int]) -> Table:
+  """Parameters by layer, the largest first."""
+  names = sorted(layers, key=lambda name: -layers[name])
+  total = sum(layers.values())
+  axes.bar(range(len(names)), [layers[n] for n in names], color='tab:blue')
+  axes.set(yscale='log', ylabel='parameters')
+  if len(names) <= LARGEST:
+    labels = [name.removeprefix('params/') for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=60, ha='right')
+  else:
+    axes.set(xlabel='layers, the largest first')
+  rest = names[LARGEST:]
+  rows = {name: layers[name] for name in names[:LARGEST]}
+  if rest:
+    rows[f'{len(rest)} others'] = sum(layers[name] for name in rest)
+  table = [('', 'parameters', 'share')]
+  for name, size in (rows | {'all': total}).items():
+    table.append((name, f'{size:,}', f'{size / total:.1%}'))
+  return table
+
+
 class Spec(NamedTuple):
   """A figure.
 
   Attributes:
     panels: a group of runs for each title.
-    draw: of one panel; returns its numbers.
+    draw: of one panel, from what was read; returns its numbers.
     size: of one panel, in inches.
+    read: of a workdir and a group; a panel without contents is left out.
   """
 
   panels: Mapping[str, str]
-  draw: Callable[[Axes, Lines], Table]
+  draw: Callable[[Axes, Any], Table]
   size: tuple[float, float] = (4.5, 3.4)
+  read: Callable[[pathlib.Path, str], Any] = read_lines
 
 
 _FIG6 = {
@@ -212,11 +238,28 @@ FIGURES = {
     {'no attack': 'fig8_none', 'Gaussian, sigma = 20': 'fig8_sigma20'}, factors
   ),
   'legato_9': Spec({k: f'fig9_{v}' for k, v in _FIG6.items()}, accuracy),
+  'lca_1': Spec(
+    {'CNN': 'cnn', 'EfficientNet-B0': 'efficientnet_b0'},
+    sizes,
+    read=layer_sizes,
+  ),
+}
+# Figures 3 to 8 are the curves behind Tables 1 to 6.
+FIGURES |= {
+  f'lca_{table + 2}': Spec(
+    {f'{title}, {v}': f'table{table}/{k}' for k, v in tables.DATASETS.items()},
+    losses,
+    read=functools.partial(read_lines, partial=True),
+  )
+  for table, title in tables.TITLES.items()
 }
 
 
+COLUMNS = 3  # of panels
+
+
 def draw(
-  name: str, workdir: pathlib.Path, output: pathlib.Path
+  name: str, workdir: pathlib.Path, output: pathlib.Path, prefix: str = ''
 ) -> dict[str, Table]:
   """Draws a figure, and writes its table.
 
@@ -224,60 +267,76 @@ def draw(
     name: a key of `FIGURES`.
     workdir: of a sweep with its runs.
     output: where `NAME.png`, `NAME.svg` and `NAME.md` go.
+    prefix: what stands before the groups in the runs' names.
 
   Returns:
     The numbers of each panel.
 
   Raises:
     ValueError: an unknown figure, or runs that are missing or not finished.
+      Of Figures 3 to 8 of the layerwise cosine paper, one is enough.
   """
   if name not in FIGURES:
     raise ValueError(f'unknown figure {name!r}; there are {sorted(FIGURES)}')
-  panels, draw_panel, (width, height) = FIGURES[name]
-  lines = {t: read_lines(workdir, group) for t, group in panels.items()}
-  figure = Figure(figsize=(width * len(panels), height), layout='constrained')
-  tables = {}
-  for axes, title in zip(
-    figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-  ):
-    tables[title] = draw_panel(axes, lines[title])
+  panels, draw_panel, (width, height), read = FIGURES[name]
+  contents = {t: read(workdir, prefix + group) for t, group in panels.items()}
+  contents = {title: content for title, content in contents.items() if content}
+  if not contents:
+    raise ValueError(f'{workdir} holds no finished run of {name}')
+  columns = min(len(contents), COLUMNS)
+  rows = -(-len(contents) // columns)
+  figure = Figure(
+    figsize=(width * columns, height * rows), layout='constrained'
+  )
+  numbers = {}
+  for place, (title, content) in enumerate(contents.items(), start=1):
+    axes = figure.add_subplot(rows, columns, place)
+    numbers[title] = draw_panel(axes, content)
     axes.set_title(title, fontsize='medium')
   output.mkdir(parents=True, exist_ok=True)
   figure.savefig(output / f'{name}.png', dpi=150)
   figure.savefig(output / f'{name}.svg')
-  parts = [f'### {title}\n\n{markdown(t)}' for title, t in tables.items()]
+  parts = [
+    f'### {title}\n\n{formats.markdown(t)}' for title, t in numbers.items()
+  ]
   (output / f'{name}.md').write_text('\n\n'.join(parts) + '\n')
-  return tables
-
-
-def markdown(table: Table) -> str:
-  """A table as Markdown."""
-  header, *rows = table
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  return numbers
 
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
+  if not (args.figure or args.tables):
+    raise app.UsageError('nothing to report: give --figure or --tables')
   workdir = pathlib.Path(args.workdir)
-  output = pathlib.Path(args.output or workdir / 'figures')
+  prefix = f'{args.scale}/' if args.scale else ''
   try:
+    if args.tables:
+      for table in tables.make(workdir, prefix):
+        formats.write(table, pathlib.Path(args.output or workdir / 'tables'))
+        print(formats.to_markdown(table))
     for name in args.figure:
-      tables = draw(name, workdir, output)
+      output = pathlib.Path(args.output or workdir / 'figures')
+      numbers = draw(name, workdir, output, prefix)
       print(f'## {name}\n')
-      for title, table in tables.items():
-        print(f'{title}\n\n{markdown(table)}\n')
+      for title, table in numbers.items():
+        print(f'{title}\n\n{formats.markdown(table)}\n')
   except ValueError as error:
     sys.exit(f'lca.report: error: {error}')
 
 
 def _define_flags() -> None:
-  flags.DEFINE_list('figure', None, f'Of {", ".join(FIGURES)}.')
+  flags.DEFINE_list('figure', [], f'Of {", ".join(FIGURES)}.')
+  flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
   flags.DEFINE_string('workdir', None, 'Of a sweep.')
-  flags.DEFINE_string('output', None, 'Folder; WORKDIR/figures by default.')
-  flags.mark_flags_as_required(['figure', 'workdir'])
+  flags.DEFINE_string(
+    'scale', None, "Of the sweep's runs, if not the full one."
+  )
+  flags.DEFINE_string(
+    'output', None, 'Folder; WORKDIR/figures and WORKDIR/tables by default.'
+  )
+  flags.mark_flags_as_required(['workdir'])
 
 
 if __name__ == '__main__':

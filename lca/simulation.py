@@ -417,6 +417,8 @@ def population_from(
 ) -> Population:
   """Reads a Population from `config.server` and `config.attack`.
 
+  Where `attack['num_attackers']` is None, a fifth of the clients attack.
+
   Raises:
     ValueError: numbers that do not fit together, each named.
   """
@@ -429,4 +431,7 @@ def population_from(
       'attack.num_byzantine: compose the preset with or without _sampled'
     )
   num_byzantine = None if attack['sampled'] else attack['num_byzantine']
-  return Population(num_clients, n, attack['num_attackers'], num_byzantine)
+  attackers = attack['num_attackers']
+  if attackers is None:
+    attackers = num_clients // 5
+  return Population(num_clients, n, attackers, num_byzantine)

@@ -4,7 +4,8 @@
     python -m lca.sweep ... --only='fig5,krum|legato' --seeds=0,1 --jobs=2
 
 A sweep is a Python file whose `get_runs()` returns configs by name, such as
-`'fig5/krum'`. A run's directory is named by what its config computes (see
+`'fig5/krum'`; with --scale=SCALE it is `get_runs(SCALE)`, of a file that has
+several. A run's directory is named by what its config computes (see
 `rundir.run_id`), so that two names of the same run share it, and
 `WORKDIR/sweep.json` says which name is where. What is finished is skipped, what
 was stopped goes on, and what failed is tried once more at the end.
@@ -14,6 +15,7 @@ import ast
 import concurrent.futures
 import copy
 import importlib.util
+import inspect
 import json
 import multiprocessing
 import os
@@ -30,11 +32,17 @@ from ml_collections import ConfigDict
 from lca import host, rundir, train
 
 
-def load(path: str | os.PathLike) -> dict[str, ConfigDict]:
+def load(
+  path: str | os.PathLike, scale: str | None = None
+) -> dict[str, ConfigDict]:
   """Returns the configs of a sweep's file by name.
 
+  Args:
+    path: of the file.
+    scale: which of its sizes; None is the file's default.
+
   Raises:
-    ValueError: there is no such file, or no `get_runs` in it.
+    ValueError: there is no such file, no `get_runs` in it, or no such scale.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -44,7 +52,11 @@ def load(path: str | os.PathLike) -> dict[str, ConfigDict]:
   spec.loader.exec_module(module)
   if not hasattr(module, 'get_runs'):
     raise ValueError(f'{path} is no sweep: it has no get_runs()')
-  return module.get_runs()
+  if scale is None:
+    return module.get_runs()
+  if not inspect.signature(module.get_runs).parameters:
+    raise ValueError(f'{path} has one scale only, got {scale!r}')
+  return module.get_runs(scale)
 
 
 def choose(
@@ -109,19 +121,14 @@ def run_all(
   Returns:
     The names of those that failed twice.
   """
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  places = {k: rundir.run_id(config.to_dict()) for k, config in runs.items()}
-  _record(workdir, places)
+  places = record(runs, workdir)
   todo = {place: name for name, place in places.items()}  # each place once
 
   def run(name):
-    config, path = runs[name], workdir / places[name]
+    config, path = runs[name], places[name]
     before = rundir.RunDirectory(path, config.to_dict())
     done = before.finished(config.num_rounds) or _in_a_process(config, path)
-    print(
-      f'{places[name]} {"finished" if done else "FAILED"}: {name}', flush=True
-    )
+    print(f'{path.name} {"finished" if done else "FAILED"}: {name}', flush=True)
     return done
 
   failed = list(todo.values())
@@ -132,12 +139,27 @@ def run_all(
   return failed
 
 
-def _record(workdir: pathlib.Path, places: Mapping[str, str]) -> None:
-  """Adds the names to those of earlier sweeps in this directory."""
-  places = names(workdir) | dict(places)
+def record(
+  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
+) -> dict[str, pathlib.Path]:
+  """Adds runs to those of earlier sweeps in a directory.
+
+  Args:
+    runs: configs by name.
+    workdir: of the sweep.
+
+  Returns:
+    Each run's own directory by name.
+  """
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  places = {k: rundir.run_id(config.to_dict()) for k, config in runs.items()}
+  all_places = names(workdir) | places
   rundir.write(
-    workdir / 'sweep.json', json.dumps(places, indent=1, sort_keys=True) + '\n'
+    workdir / 'sweep.json',
+    json.dumps(all_places, indent=1, sort_keys=True) + '\n',
   )
+  return {name: workdir / place for name, place in places.items()}
 
 
 def names(workdir: str | os.PathLike) -> dict[str, str]:
@@ -177,7 +199,7 @@ def main(argv: list[str]) -> None:
   try:
     values = dict(item.split('=', 1) for item in args.set)
     seeds = [int(seed) for seed in args.seeds]
-    runs = choose(load(args.config), args.only, seeds, values)
+    runs = choose(load(args.config, args.scale), args.only, seeds, values)
   except (ValueError, KeyError, AttributeError) as error:
     sys.exit(f'lca.sweep: error: {error}')
   if failed := run_all(runs, args.workdir, args.jobs):
@@ -186,6 +208,7 @@ def main(argv: list[str]) -> None:
 
 def _define_flags() -> None:
   flags.DEFINE_string('config', None, 'The sweep, a Python file.')
+  flags.DEFINE_string('scale', None, 'Of the sweep, if it has several.')
   flags.DEFINE_string('workdir', None, 'Where the runs go.')
   flags.DEFINE_list(
     'only', [], 'Regular expressions; each is the whole of a part of the name.'

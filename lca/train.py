@@ -3,6 +3,7 @@
 import datetime
 import functools
 import os
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -75,7 +76,10 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   attack = attacks.make(config.attack)
   optimizer = _server_optimizer(config)
   _check_client(config)
-  population_from(config.server, config.attack, config.data.num_clients)
+  num_clients = config.data.num_clients
+  if num_clients is None:  # to be found in the data, of any size as yet
+    num_clients = sys.maxsize
+  population_from(config.server, config.attack, num_clients)
   _check_layers(config)
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0

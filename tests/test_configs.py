@@ -1,21 +1,28 @@
 """The settings' figures and the presets' names, from the paper."""
 
+import csv
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import (
+  celeba,
+  cifar10,
   common,
   digits,
+  emnist,
   fashion_mnist,
   legato_cifar10,
   legato_figures,
   legato_mnist,
+  tables,
 )
 from lca import aggregators, attacks, optimizers
 from lca.data import partitions
+from lca.simulation import population_from
 
 FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
 OPERATORS = ['krum', 'geomed', 'bulyan']
@@ -202,8 +209,123 @@ def test_a_partition_brings_its_keys():
 
 def test_every_partition_has_a_preset():
   named = {keys['partition'] for keys in common.partitions().values()}
-  # No data set names the owners of its examples yet.
-  assert named | {'natural'} == set(partitions.PARTITIONS)
+  assert named == set(partitions.PARTITIONS)
+
+
+@pytest.mark.parametrize('setting', [celeba, cifar10, emnist, fashion_mnist])
+def test_every_preset_goes_with_every_setting_of_the_tables(setting):
+  kinds = (
+    common.aggregators(),
+    common.attacks(common.base()),
+    common.partitions(),
+    common.models(),
+    common.servers(),
+    common.pre_aggregators(),
+  )
+  for preset in itertools.chain(*kinds):
+    assert setting.get_config(preset).is_locked
+
+
+def test_a_model_brings_its_keys():
+  assert cifar10.get_config().model.to_dict() == {
+    'name': 'efficientnet_b0',
+    'dropout': 0.2,
+    'stochastic_depth': 0.2,
+    'pretrained': 'efficientnet_b0',
+    'batch_stats': 'rule',
+    'resize': 256,
+    'crop': 224,
+  }
+  cnn = cifar10.get_config('krum,cnn').model
+  assert cnn.to_dict() == emnist.get_config().model.to_dict()
+  assert (cnn.features, cnn.hidden) == ((32, 64), (128,))
+
+
+def test_natural_clients_are_found_in_the_data():
+  config = celeba.get_config('krum,non_iid,model_replacement')
+  assert config.data.partition == 'natural'
+  assert (config.data.num_clients, config.data.min_examples) == (None, 31)
+  assert config.attack.num_attackers is None
+  found = population_from(config.server, config.attack, 1807)
+  assert found.num_attackers == 361  # a fifth
+  config.attack.num_attackers = 3
+  found = population_from(config.server, config.attack, 1807)
+  assert found.num_attackers == 3
+  config = emnist.get_config('krum,non_iid')
+  assert config.data.partition == 'natural'
+  assert (config.data.num_clients, config.data.min_examples) == (None, 30)
+
+
+def test_iid_is_over_200_clients():
+  for setting in (celeba, emnist):
+    for presets in ('krum', 'krum,iid'):
+      data = setting.get_config(presets).data
+      assert (data.partition, data.num_clients) == ('iid', 200)
+
+
+# The paper's words for a row, and what its run must be.
+ROW_DATA = {
+  'cifar10': ('cifar10', 'iid', 'efficientnet_b0'),
+  'celeba_s': ('celeba', 'iid', 'efficientnet_b0'),
+  'celeba_s_non_iid': ('celeba', 'natural', 'efficientnet_b0'),
+  'emnist': ('emnist', 'iid', 'cnn'),
+  'emnist_non_iid': ('emnist', 'natural', 'cnn'),
+  'fashion_mnist': ('fashion_mnist', 'iid', 'cnn'),
+}
+ROW_RULE = {'krum': 'krum', 'geomed': 'medoid', 'bulyan': 'multi_krum'}
+PRINTED = (
+  pathlib.Path(__file__).parent.parent / 'lca' / 'layerwise_cosine_tables.csv'
+)
+
+
+def test_the_tables_rows_are_the_sweeps_runs_one_to_one():
+  left = tables.get_runs()
+  with open(PRINTED) as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == len(left) == 144
+  for row in rows:
+    config = left.pop(f'table{row["table"]}/{row["dataset"]}/{row["variant"]}')
+    data, rule = config.data, config.aggregator
+    found = (data.name, data.partition, config.model.name)
+    assert found == ROW_DATA[row['dataset']]
+    assert data.num_clients == (None if data.partition == 'natural' else 200)
+    assert rule.name == ROW_RULE[row['operator']]
+    assert rule.scope == ('leaf' if 'layerwise' in row['variant'] else 'model')
+    assert rule.distance == (
+      'cosine' if 'cosine' in row['variant'] else 'euclidean'
+    )
+    if rule.distance == 'cosine':
+      assert rule.clip == 'median'
+    assert config.attack.name == row['attack']
+    if row['attack'] == 'label_flipping':
+      assert config.attack.boost == 'replace'
+      assert config.attack.num_byzantine == 1
+    assert config.num_rounds == 100
+    assert config.server.clients_per_round == 100
+    assert (config.client.batch_size, config.client.local_epochs) == (256, 10)
+
+
+def test_the_reduced_runs():
+  runs_of = tables.get_runs('reduced')
+  full = {
+    f'reduced/{name}' for name in tables.get_runs() if '/fashion_mnist/' in name
+  }
+  assert len(full) == 24 and len(runs_of) == 40 and full < set(runs_of)
+  for name, config in runs_of.items():
+    assert (config.num_rounds, config.client.local_epochs) == (30, 1)
+    assert config.server.clients_per_round == 20
+    assert config.data.num_clients == 200
+    aggregators.make(config.aggregator)
+    attacks.make(config.attack)
+    rule = name.split('/')[-1]
+    if name not in full:
+      expected = fashion_mnist.get_config(rule).aggregator.to_dict()
+      assert config.aggregator.to_dict() == expected
+      assert name.split('/')[1] == 'beyond_' + (
+        'model_replacement' if 'boost' in config.attack else 'none'
+      )
+  with pytest.raises(ValueError, match="unknown scale 'half'"):
+    tables.get_runs('half')
 
 
 @pytest.mark.parametrize('preset', common.servers())

@@ -107,3 +107,73 @@ def test_what_is_missing_is_named(tmp_path):
   (tmp_path / f'{0:016x}' / 'summary.json').unlink()
   with pytest.raises(ValueError, match='not finished'):
     report.draw('legato_5', tmp_path, tmp_path)
+
+
+def test_test_losses_of_the_variants(tmp_path):
+  group = 'table2/emnist'
+  for variant, rise in (('plain', 0.1), ('layerwise_cosine', -0.1)):
+    for seed, shift in enumerate((-0.5, 0.5)):
+      losses = [3 + shift + rise * r for r in range(1, 13)]
+      columns = {'round': range(1, 13), 'test_loss': losses}
+      columns |= {'test_accuracy': [0.5] * 12}
+      write_run(tmp_path, f'{group}/{variant}/{seed}', columns)
+  write_run(tmp_path, f'{group}/cosine/0', columns)
+  (tmp_path / f'{4:016x}' / 'summary.json').unlink()  # not finished
+  write_run(tmp_path, 'table2/cifar10/plain/0', columns)
+  tables = report.draw('lca_4', tmp_path, tmp_path / 'figures')
+  # Of six data sets those that have a finished run.
+  cifar10, emnist = tables.values()
+  assert list(tables) == [
+    'GeoMed, no attack, CIFAR-10',
+    'GeoMed, no attack, EMNIST',
+  ]
+  assert len(cifar10) == 2
+  # Plain: the last is 3 + 1.2, the last ten average 3 + 0.75.
+  assert emnist[1:] == [
+    (
+      'plain',
+      '4.200 (3.700 to 4.700)',
+      '3.750 (3.250 to 4.250)',
+      '3.100 (2.600 to 3.600)',
+      '0.1000',
+    ),
+    (
+      'layerwise cosine',
+      '1.800 (1.300 to 2.300)',
+      '2.250 (1.750 to 2.750)',
+      '1.800 (1.300 to 2.300)',
+      '-0.1000',
+    ),
+  ]
+  for suffix in ('png', 'svg', 'md'):
+    assert (tmp_path / 'figures' / f'lca_4.{suffix}').stat().st_size > 100
+  with pytest.raises(ValueError, match='no finished run of lca_3'):
+    report.draw('lca_3', tmp_path, tmp_path)
+  with pytest.raises(ValueError, match='no finished run of lca_4'):
+    report.draw('lca_4', tmp_path, tmp_path, prefix='reduced/')
+
+
+def test_parameters_of_the_papers_networks(tmp_path):
+  cnn, efficientnet = report.draw('lca_1', tmp_path, tmp_path).values()
+  # 3 x 3 convolutions of 1 -> 32 -> 64, dense layers of 12,544 -> 128 -> 10.
+  sizes = {row[0]: row[1] for row in cnn[1:]}
+  assert sizes == {
+    'params/Dense_0/kernel': '1,605,632',
+    'params/Conv_1/kernel': '18,432',
+    'params/Dense_1/kernel': '1,280',
+    'params/Conv_0/kernel': '288',
+    'params/Dense_0/bias': '128',
+    'params/Conv_1/bias': '64',
+    'params/Conv_0/bias': '32',
+    'params/Dense_1/bias': '10',
+    'all': '1,625,866',
+  }
+  assert cnn[1][2] == '98.8%'
+  # The head: 320 -> 1,280. In all torchvision's 5,288,548 parameters, less
+  # the output layer of 1,000 classes, plus one of 10, and the 42,016 means and
+  # variances of its batch normalisations.
+  assert efficientnet[1][:2] == ('params/head/conv/kernel', '409,600')
+  total = 5_288_548 - 1281 * 1000 + 1281 * 10 + 42_016
+  assert efficientnet[-1][:2] == ('all', f'{total:,}')
+  with pytest.raises(ValueError, match='unknown model'):
+    report.draw('lca_1', tmp_path, tmp_path, prefix='reduced/')

@@ -1,0 +1,91 @@
+"""The runs behind the layerwise cosine paper's Tables 1 to 6.
+
+    python -m lca.sweep --config=configs/tables.py --workdir=runs/tables \
+--only=table1,fashion_mnist
+    python -m lca.report --tables --workdir=runs/tables
+
+A run is named by its table, data set and variant, such as
+`table4/emnist_non_iid/layerwise_cosine`; there are 144, one for each row. Each
+is a command of its own, too, such as main.py
+--config=configs/emnist.py:layerwise_cosine_krum,non_iid,model_replacement.
+They are runs for a GPU or TPU: 100 rounds of 100 clients, 10 local epochs.
+
+With --scale=reduced, of both commands, come runs for a CPU: Fashion-MNIST, 30
+rounds of 20 clients, one local epoch in batches of 64. A round trains on 6,000
+images, a 50th of the full scale's. Their names start with `reduced/`. To the
+tables' 24 rows they add `beyond_none` and `beyond_model_replacement`, what the
+paper says or compares without a row of a table: the cosine variants without
+their clip (section 5.2), the mean, and Bulyan as El Mhamdi et al. define it.
+At full scale these are not among the runs, which are the printed rows alone.
+"""
+
+import itertools
+
+from configs import celeba, cifar10, emnist, fashion_mnist
+
+SETTINGS = {
+  'cifar10': (cifar10, 'iid'),
+  'celeba_s': (celeba, 'iid'),
+  'celeba_s_non_iid': (celeba, 'non_iid'),
+  'emnist': (emnist, 'iid'),
+  'emnist_non_iid': (emnist, 'non_iid'),
+  'fashion_mnist': (fashion_mnist, 'iid'),
+}
+ATTACKS = ('none', 'model_replacement')
+OPERATORS = ('krum', 'geomed', 'bulyan')
+VARIANTS = {
+  'plain': '',
+  'layerwise': 'layerwise_',
+  'cosine': 'cosine_',
+  'layerwise_cosine': 'layerwise_cosine_',
+}
+BEYOND = (
+  'fedavg',
+  'bulyan2018',
+  *(f'cosine_{operator}_noclip' for operator in OPERATORS),
+  *(f'layerwise_cosine_{operator}_noclip' for operator in OPERATORS),
+)
+
+REDUCED = {
+  'num_rounds': 30,
+  'client.batch_size': 64,
+  'client.local_epochs': 1,
+  'server.clients_per_round': 20,
+}
+
+
+def get_runs(scale: str = 'full'):
+  if scale == 'full':
+    return _tables(SETTINGS)
+  if scale == 'reduced':
+    runs = _tables(['fashion_mnist']) | _beyond('fashion_mnist')
+    for config in runs.values():
+      config.update_from_flattened_dict(REDUCED)
+    return {f'reduced/{name}': config for name, config in runs.items()}
+  raise ValueError(f'unknown scale {scale!r}; there are full and reduced')
+
+
+def _tables(datasets):
+  runs = {}
+  tables = itertools.product(ATTACKS, OPERATORS)
+  for number, (attack, operator) in enumerate(tables, start=1):
+    for dataset in datasets:
+      for variant, prefix in VARIANTS.items():
+        runs[f'table{number}/{dataset}/{variant}'] = _config(
+          dataset, prefix + operator, attack
+        )
+  return runs
+
+
+def _beyond(dataset):
+  return {
+    f'beyond_{attack}/{dataset}/{rule}': _config(dataset, rule, attack)
+    for attack in ATTACKS
+    for rule in BEYOND
+  }
+
+
+def _config(dataset, rule, attack):
+  setting, clients = SETTINGS[dataset]
+  presets = [rule, clients, *([] if attack == 'none' else [attack])]
+  return setting.get_config(','.join(presets))

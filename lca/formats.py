@@ -1,0 +1,163 @@
+"""Tables as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Number(NamedTuple):
+  """A cell: what we measured, and what a paper prints.
+
+  Attributes:
+    values: of the seeds; none where no run is finished.
+    paper: None where it prints nothing.
+    best: whether ours is the best.
+    paper_best: whether the paper's is.
+    digits: after the point.
+  """
+
+  values: Sequence[float]
+  paper: float | None = None
+  best: bool = False
+  paper_best: bool = False
+  digits: int = 3
+
+  @property
+  def mean(self) -> float | None:
+    return float(np.mean(self.values)) if len(self.values) else None
+
+  @property
+  def deviation(self) -> float | None:
+    """Of the sample, with one degree of freedom less than seeds."""
+    several = len(self.values) > 1
+    return float(np.std(self.values, ddof=1)) if several else None
+
+  def text(self, plus_minus: str, bold: Callable[[str], str]) -> str:
+    """The mean, the deviation, and in brackets the paper's."""
+    parts = []
+    if self.mean is not None:
+      ours = f'{self.mean:.{self.digits}f}'
+      if self.deviation is not None:
+        ours += f' {plus_minus} {self.deviation:.{self.digits}f}'
+      parts.append(bold(ours) if self.best else ours)
+    if self.paper is not None:
+      printed = f'{self.paper:.{self.digits}f}'
+      parts.append(f'({bold(printed) if self.paper_best else printed})')
+    return ' '.join(parts)
+
+
+class Table(NamedTuple):
+  """What all formats hold.
+
+  Attributes:
+    name: of the files.
+    title: what it shows.
+    header: of the columns.
+    rows: at least one. A column holds texts, or Numbers.
+    notes: paragraphs below it; not in CSV.
+  """
+
+  name: str
+  title: str
+  header: Sequence[str]
+  rows: Sequence[Sequence[str | Number]]
+  notes: Sequence[str] = ()
+
+
+def write(table: Table, folder: pathlib.Path) -> None:
+  """Writes `NAME.md`, `NAME.csv` and `NAME.tex`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  formats = {'md': to_markdown, 'csv': to_csv, 'tex': to_latex}
+  for suffix, convert in formats.items():
+    (folder / f'{table.name}.{suffix}').write_text(convert(table))
+
+
+def to_markdown(table: Table) -> str:
+  """Bold is `**bold**`."""
+  rows = [
+    [_text(cell, '±', '**{}**'.format) for cell in row] for row in table.rows
+  ]
+  parts = [f'## {table.title}', markdown([table.header, *rows]), *table.notes]
+  return '\n\n'.join(parts) + '\n'
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """A header and rows."""
+  header, *rows = rows
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def to_csv(table: Table) -> str:
+  """A Number is three columns: the mean, the deviation and the paper's.
+
+  They are named `NAME`, `NAME_deviation` and `NAME_paper`, and are empty where
+  there is nothing.
+  """
+  names = []
+  for title, cell in zip(table.header, table.rows[0], strict=True):
+    name = title.replace(' ', '_')
+    names.append(name)
+    if isinstance(cell, Number):
+      names += [f'{name}_deviation', f'{name}_paper']
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(names)
+  for row in table.rows:
+    values = []
+    for cell in row:
+      number = isinstance(cell, Number)
+      values += [cell.mean, cell.deviation, cell.paper] if number else [cell]
+    writer.writerow(values)
+  return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+  """A floating table, as wide as the text; it needs the package graphicx."""
+  kinds = (isinstance(cell, Number) for cell in table.rows[0])
+  columns = ''.join('r' if number else 'l' for number in kinds)
+  rows = [
+    [_latex_text(cell) for cell in row] for row in (table.header, *table.rows)
+  ]
+  header, *body = [' & '.join(row) + r' \\' for row in rows]
+  lines = [
+    r'\begin{table}',
+    r'\centering\footnotesize',
+    rf'\caption{{{_escaped(table.title)}}}',
+    r'\resizebox{\textwidth}{!}{',
+    rf'\begin{{tabular}}{{{columns}}}',
+    r'\hline',
+    header,
+    r'\hline',
+    *body,
+    r'\hline',
+    r'\end{tabular}}',
+    *(rf'\par {_escaped(note)}' for note in table.notes),
+    r'\end{table}',
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def _text(cell, plus_minus, bold):
+  return cell.text(plus_minus, bold) if isinstance(cell, Number) else cell
+
+
+def _latex_text(cell):
+  if isinstance(cell, Number):
+    return cell.text(r'$\pm$', r'\textbf{{{}}}'.format)
+  return _escaped(cell)
+
+
+_LATEX = {c: rf'\{c}' for c in '&%$#_{}'} | {
+  '\\': r'\textbackslash{}',
+  '~': r'\textasciitilde{}',
+  '^': r'\textasciicircum{}',
+}
+
+
+def _escaped(text: str) -> str:
+  return text.translate(str.maketrans(_LATEX))

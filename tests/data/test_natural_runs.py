@@ -1,0 +1,55 @@
+"""Runs whose clients are the writers that the data name."""
+
+import csv
+
+import numpy as np
+import published
+import pytest
+
+from configs import emnist
+from lca import train
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+  """EMNIST of 6 writers with 2 images each."""
+  fields, _ = published.emnist_splits()
+  fields['train']['writers'] = np.arange(12.0)[:, None] % 6
+  published.write_emnist(tmp_path, dataset=fields)
+  published.publish(monkeypatch, 'emnist', tmp_path)
+  config = emnist.get_config('krum,non_iid,model_replacement')
+  small = {
+    'num_rounds': 1,
+    'data.archive_dir': str(tmp_path),
+    'data.data_dir': str(tmp_path / 'data'),
+    'data.min_examples': 2,
+    'model.features': (2,),
+    'model.hidden': (4,),
+    'client.batch_size': 2,
+    'client.local_epochs': 1,
+    'server.clients_per_round': 5,
+  }
+  config.update_from_flattened_dict(small)
+  return config
+
+
+def test_a_fifth_of_the_writers_found_attack(config, tmp_path):
+  # One of the 6 attacks, and the other 4 of a round are among the honest 5.
+  train.train_and_evaluate(config, tmp_path / 'run')
+  with open(tmp_path / 'run' / 'metrics.csv') as file:
+    (row,) = csv.DictReader(file)
+  assert row['byzantine'] == '1'
+  config.attack.num_attackers = 3
+  with pytest.raises(ValueError, match='4 honest clients, but there are 3: 6'):
+    train.set_up(config, tmp_path / 'another run')
+
+
+def test_what_needs_no_data_is_checked_before_they_are_prepared(
+  config, tmp_path
+):
+  config.data.archive_dir = str(tmp_path / 'none')
+  with pytest.raises(FileNotFoundError):
+    train.set_up(config, tmp_path / 'run')
+  config.attack.num_byzantine = 6
+  with pytest.raises(ValueError, match='clients_per_round=5'):
+    train.set_up(config, tmp_path / 'run')
