@@ -202,12 +202,13 @@ def models() -> dict[str, dict]:
       'name': 'efficientnet_b0',
       'dropout': 0.2,  # rate before the output layer
       'stochastic_depth': 0.2,  # rate of skipping a block, were it the last
-      # A name of lca.models.pretrained.HUB or a file; None is random weights.
+      # A name of lca.models.pretrained.HUB or a file; '' is random weights.
       'pretrained': 'efficientnet_b0',
       # How the clients' batch statistics are aggregated: by the 'rule' like
-      # the parameters, or by their 'mean'; with 'server' it keeps its own.
+      # the parameters, or by their 'mean'; with 'server' those of the server's
+      # own training on data.root_examples take their place.
       'batch_stats': 'rule',
-      # Pixels. The shorter side is resized, and the middle square kept; None
+      # Pixels. The shorter side is resized, and the middle square kept; 0
       # leaves the images as they are.
       'resize': 256,
       'crop': 224,

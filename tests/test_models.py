@@ -145,8 +145,8 @@ def test_classifier_normalises_and_scores():
     ((32, 32), 256, 224),
     # Made smaller, with what falls between its pixels averaged.
     ((90, 120), 40, 33),
-    ((50, 40), 20, None),
-    ((30, 41), None, 24),
+    ((50, 40), 20, 0),
+    ((30, 41), 0, 24),
   ],
 )
 def test_images_are_resized_and_cropped_as_by_pillow(shape, resize, crop):
@@ -178,8 +178,8 @@ def test_images_are_resized_and_cropped_as_by_pillow(shape, resize, crop):
 @pytest.mark.parametrize(
   ('resize', 'crop', 'message'),
   [
-    (0, None, r'model\.resize must be at least 1'),
-    (None, -1, r'model\.crop must be at least 1'),
+    (-1, 0, r'model\.resize must be at least 0'),
+    (0, -1, r'model\.crop must be at least 0'),
     (20, 24, r'model\.crop=24 is larger than model\.resize=20'),
   ],
 )

@@ -24,27 +24,27 @@ class Classifier:
     mean: per channel, in pixel units.
     std: per channel; the module sees `(pixel - mean) / std`.
     resize: images are scaled, bicubically, until their shorter side is that
-      long; None leaves them as they are.
-    crop: the side of the square that is then cut out of the middle; None keeps
+      long; 0 leaves them as they are.
+    crop: the side of the square that is then cut out of the middle; 0 keeps
       all.
-    pretrained: weights to start from (see `load_pretrained`); None draws them.
+    pretrained: weights to start from (see `load_pretrained`); '' draws them.
 
   Raises:
-    ValueError: a size below 1, or a crop larger than what it is cut out of.
+    ValueError: a negative size, or a crop larger than what it is cut out of.
   """
 
   module: nn.Module
   mean: tuple[float, ...]
   std: tuple[float, ...]
-  resize: int | None = None
-  crop: int | None = None
-  pretrained: str | os.PathLike | None = None
+  resize: int = 0
+  crop: int = 0
+  pretrained: str | os.PathLike = ''
 
   def __post_init__(self):
     for field in ('resize', 'crop'):
       value = getattr(self, field)
-      if value is not None and value < 1:
-        raise ValueError(f'model.{field} must be at least 1, got {value}')
+      if value < 0:
+        raise ValueError(f'model.{field} must be at least 0, got {value}')
     if self.resize and self.crop and self.crop > self.resize:
       raise ValueError(
         f'model.crop={self.crop} is larger than model.resize={self.resize}'
@@ -69,7 +69,7 @@ class Classifier:
       return self.module.init(key, self._inputs(images))
 
     variables = draw(key)
-    if self.pretrained is None:
+    if not self.pretrained:
       return variables
     return load_pretrained(variables, self.pretrained)
 
