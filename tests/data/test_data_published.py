@@ -236,6 +236,33 @@ def test_owners_are_clients_of_the_natural_partition(name, loads):
   assert list(kept.num_examples) == {'emnist': [3] * 4, 'celeba': [3]}[name]
 
 
+def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
+  sizes = [30, 31, 29, 35, 31, 33] + [1, 2] * 147
+  examples = published.celeba_identities(sizes)
+  data = loads('celeba', examples=examples)
+  clients = federate(
+    data, partition='natural', num_clients=None, min_examples=31, seed=0
+  )
+  held = {}
+  for name, (split, _, identity) in examples.items():
+    if split == 0:
+      held.setdefault(identity, []).append(name)
+  assert len(held) == 300
+  expected = [held[i] for i in sorted(held) if len(held[i]) >= 31]
+  assert sorted(map(len, expected)) == [31, 31, 33, 35]
+  got = clients.gather(range(clients.num_clients))
+  assert list(got.num_examples) == [len(names) for names in expected]
+  for images, labels, names in zip(
+    got.images, got.labels, expected, strict=True
+  ):
+    smiling = [examples[name][1] == 1 for name in names]
+    assert len(set(smiling)) == 2
+    np.testing.assert_array_equal(labels[: len(names)], smiling)
+    middles = np.median(images[: len(names), 85:133, 65:113], axis=(1, 2))
+    colors = [published.celeba_color(name) for name in names]
+    np.testing.assert_allclose(middles, colors, atol=3)
+
+
 def test_prepared_data_need_neither_archives_nor_tfds(loads, data_dir):
   whole = {name: loads(name) for name in NAMES}
   program = f"""
