@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -29,13 +31,17 @@ from lca.clients import (
   train_clients,
   with_momentum,
 )
-from lca.data import FederatedDataset
+from lca.data import ClientData, FederatedDataset
 from lca.geometry import gram, mix, rejected_rows
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
 from lca.typing import PyTree
 
 BATCH_STATS = ('rule', 'mean', 'server')
+
+# A block of test images: one that holds the whole test set stays on the
+# devices, of several each is read when its turn comes.
+_BLOCK_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +133,26 @@ class ServerState(NamedTuple):
   momenta: PyTree
 
 
+class _Draw(NamedTuple):
+  """Who trains in a round, and their examples, which a thread reads."""
+
+  round_idx: int
+  ids: np.ndarray
+  byzantine: np.ndarray
+  trainers: np.ndarray
+  data: Future[ClientData]
+
+
 class Simulation:
   """Federated training of a classifier, one round at a time.
 
   Clients train on all devices of the mesh; the server's work runs on the first
   one. All randomness is folded from the seed (see `lca.randomness`), so a
   round's result does not depend on the rounds that this process has seen.
+
+  While a round trains, a thread reads the examples of the next one's clients
+  and puts them on the devices, which so hold two rounds' examples and a block
+  of test images. No more of the data set is in memory if it is memory-mapped.
 
   Attributes:
     data: what every client holds, and the test set.
@@ -204,7 +224,9 @@ class Simulation:
     )
     self._apply = jax.jit(self._apply_updates)
     self._test = _tester(classifier, mesh)
-    self._test_set = _test_batches(data, mesh, eval_batch_size)
+    self._test_blocks = _test_blocks(data, mesh, eval_batch_size)
+    self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
+    self._next: _Draw | None = None
 
   def init(self) -> ServerState:
     """The state before the first round."""
@@ -257,10 +279,12 @@ class Simulation:
       `more_metrics`: `floored`, how many running variances would have become
       negative, and those of the layers where they were asked for.
     """
-    ids, byzantine = self._population.sample(self._seed, round_idx)
-    n, server = len(ids), self.data.server_id
-    trainers = ids if server is None else np.append(ids, server)
-    data = self.data.gather(trainers)
+    draw, self._next = self._next, None
+    if draw is None or draw.round_idx != round_idx:
+      draw = self._draw(round_idx)
+    _, ids, byzantine, trainers, reading = draw
+    n, data = len(ids), reading.result()
+    self._next = self._draw(round_idx + 1)
     data.labels[:n] = self._poison(
       data.labels[:n],
       byzantine=byzantine,
@@ -288,6 +312,34 @@ class Simulation:
     }
     names, values = self.more_metrics, np.asarray(more).tolist()
     return state, metrics | dict(zip(names, values, strict=True))
+
+  def _draw(self, round_idx: int) -> _Draw:
+    ids, byzantine = self._population.sample(self._seed, round_idx)
+    server = self.data.server_id
+    trainers = ids if server is None else np.append(ids, server)
+    reading = self._reader.submit(self._read, trainers)
+    return _Draw(round_idx, ids, byzantine, trainers, reading)
+
+  def _read(self, trainers: np.ndarray) -> ClientData:
+    """Their examples, the images on the mesh already.
+
+    One device's at a time, so that the host has no second copy of them all.
+    """
+    sharding = NamedSharding(self._mesh, P('clients'))
+    width = -(-len(trainers) // self._mesh.size)
+    images, labels, counts = [], [], []
+    for i, device in enumerate(self._mesh.devices.flat):
+      ids = trainers[i * width : (i + 1) * width]
+      part = self.data.gather(ids, rows=width)
+      images.append(jax.device_put(part.images, device))
+      labels.append(part.labels)
+      counts.append(part.num_examples)
+    shape = (width * self._mesh.size, *images[0].shape[1:])
+    return ClientData(
+      jax.make_array_from_single_device_arrays(shape, sharding, images),
+      np.concatenate(labels),
+      np.concatenate(counts),
+    )
 
   def _apply_updates(
     self, state, updates, ids, byzantine, num_examples, attack_key, key
@@ -358,7 +410,11 @@ class Simulation:
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""
     variables = jax.device_put(state.variables, NamedSharding(self._mesh, P()))
-    loss, correct = self._test(variables, *self._test_set)
+    sums = [
+      jax.device_get(self._test(variables, *block()))
+      for block in self._test_blocks
+    ]
+    loss, correct = np.sum(sums, axis=0, dtype=float)
     size = len(self.data.dataset.test)
     return {
       'test_loss': float(loss) / size,
@@ -375,20 +431,36 @@ def _with_floor(batch_stats):
   return traverse_util.unflatten_dict(flat | floored), count.astype(jnp.float32)
 
 
-def _test_batches(data, mesh, batch_size):
-  """The test set on the mesh, `[batches, batch, ...]`, and weights 0 or 1."""
+def _test_blocks(
+  data: FederatedDataset, mesh: Mesh, batch_size: int
+) -> list[Callable[[], tuple[jax.Array, ...]]]:
+  """Functions that put the test set on the mesh, block by block.
+
+  A block is images and labels `[batches, batch, ...]` and weights 0 or 1.
+  """
   test = data.dataset.test
   devices = mesh.shape['clients']
   batch_size = min(batch_size, -(-len(test) // devices))
+  at_once = batch_size * devices
+  batches = -(-len(test) // at_once)
+  batch_bytes = at_once * math.prod(test.images.shape[1:])
+  num_blocks = -(-batches // max(1, _BLOCK_BYTES // batch_bytes))
+  size = at_once * -(-batches // num_blocks)  # as even as the blocks can be
   sharding = NamedSharding(mesh, P('clients'))
 
-  def place(x):
-    padded = pad_rows(x, batch_size * devices)
-    batches = padded.reshape(-1, batch_size, *x.shape[1:])
-    return jax.device_put(batches, sharding)
+  def place(start):
+    rows = np.arange(start, min(start + size, len(test)))
+    weights = np.ones(len(rows), np.float32)
+    return tuple(
+      jax.device_put(
+        pad_rows(x, size).reshape(-1, batch_size, *x.shape[1:]), sharding
+      )
+      for x in (test.read(rows), test.labels[rows], weights)
+    )
 
-  weights = np.ones(len(test), np.float32)
-  return place(test.images), place(test.labels), place(weights)
+  starts = range(0, len(test), size)
+  blocks = [functools.partial(place, start) for start in starts]
+  return blocks if len(blocks) > 1 else [functools.cache(blocks[0])]
 
 
 def _tester(classifier, mesh):

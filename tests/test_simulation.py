@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import queue
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +183,82 @@ def test_evaluation_is_exact_over_the_test_set(data, devices, batch_size):
   metrics = sim.evaluate(state)
   np.testing.assert_allclose(metrics['test_loss'], losses.mean(), rtol=1e-5)
   assert metrics['test_accuracy'] == np.mean(logits.argmax(1) == test.labels)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_a_large_test_set_is_evaluated_block_by_block(
+  data, devices, monkeypatch
+):
+  whole = simulation(data, devices=devices, eval_batch_size=7)
+  state = whole.init()
+  # Batches of 7 images of 64 bytes: at most three of them on a device.
+  monkeypatch.setattr(lca.simulation, '_BLOCK_BYTES', 3 * 7 * 64 * devices + 1)
+  read, sizes = datasets.Split.read, []
+
+  def counted(split, rows):
+    sizes.append(len(rows))
+    return read(split, rows)
+
+  monkeypatch.setattr(datasets.Split, 'read', counted)
+  blocks = simulation(data, devices=devices, eval_batch_size=7)
+  expected, got = whole.evaluate(state), blocks.evaluate(state)
+  assert got['test_accuracy'] == expected['test_accuracy']
+  np.testing.assert_allclose(got['test_loss'], expected['test_loss'], rtol=1e-6)
+  # At once, and then in 18 or 5 blocks of three batches a device.
+  assert sizes[0] == 360
+  assert sizes[1:] == {1: [21] * 17 + [3], 4: [84] * 4 + [24]}[devices]
+  # A small test set stays on the devices, a large one does not.
+  whole.evaluate(state)
+  assert len(sizes) == 1 + len(range(0, 360, sizes[1]))
+  blocks.evaluate(state)
+  assert len(sizes) == 1 + 2 * len(range(0, 360, sizes[1]))
+
+
+def test_the_next_rounds_clients_are_read_ahead(data, monkeypatch):
+  gather, gathered = datasets.FederatedDataset.gather, queue.Queue()
+
+  def recorded(self, ids, rows):
+    assert threading.current_thread() is not threading.main_thread()
+    gathered.put(ids.tolist())
+    return gather(self, ids, rows)
+
+  monkeypatch.setattr(datasets.FederatedDataset, 'gather', recorded)
+  sim = simulation(data)
+  state, _ = sim.run_round(sim.init(), 0)
+  state, _ = sim.run_round(state, 1)
+  sim.run_round(state, 5)
+  for round_idx in (0, 1, 2, 5, 6):
+    ids, _ = POPULATION.sample(3, round_idx)
+    assert gathered.get(timeout=60) == ids.tolist()
+  assert gathered.empty()
+
+
+def test_a_round_depends_on_its_number_alone(data):
+  sim, other = simulation(data), simulation(data)
+  state = sim.init()
+  sim.run_round(state, 0)
+  after, metrics = sim.run_round(state, 1)
+  for round_idx in (7, 1, 1):
+    again, same = other.run_round(state, round_idx)
+  assert same == metrics
+  jax.tree.map(np.testing.assert_array_equal, again, after)
+
+
+def test_an_error_in_reading_is_raised_in_its_own_round(data, monkeypatch):
+  gather, broken = datasets.FederatedDataset.gather, {1}
+
+  def failing(self, ids, rows):
+    if any(np.array_equal(ids, POPULATION.sample(3, i)[0]) for i in broken):
+      raise OSError('the disk is gone')
+    return gather(self, ids, rows)
+
+  monkeypatch.setattr(datasets.FederatedDataset, 'gather', failing)
+  sim = simulation(data)
+  state, _ = sim.run_round(sim.init(), 0)
+  with pytest.raises(OSError, match='the disk is gone'):
+    sim.run_round(state, 1)
+  broken.clear()
+  sim.run_round(state, 1)
 
 
 def test_a_nan_client_does_not_reach_the_model(data):

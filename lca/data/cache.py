@@ -111,7 +111,7 @@ def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
   """Makes a cache, array by array and row by row.
 
   It appears when the context ends without an error. If another process was
-  faster, its cache stays.
+  faster, its cache stays. What killed processes left beside it is deleted.
 
   Args:
     directory: Where the cache is to appear; its parent exists.
@@ -124,14 +124,42 @@ def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
     ValueError: An array has fewer or more rows than it must.
   """
   path = directory.with_name(f'{directory.name}.incomplete.{uuid.uuid4().hex}')
-  path.mkdir()
+  with clearing(directory.parent, '*.incomplete.*'):
+    path.mkdir()
+    try:
+      with contextlib.closing(Draft(path)) as draft:
+        yield draft
+        draft.finish(metadata)
+      _publish(path, directory)
+    finally:
+      shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def clearing(directory: Path, drafts: str) -> Iterator[None]:
+  """Deletes the unfinished folders of killed processes, and no one else's.
+
+  Who writes in a folder shares a lock on it, which ends with the process. Who
+  gets it alone is the only one there, and every draft is a killed process's.
+  Otherwise, and where the file system has no locks, nothing is deleted.
+
+  Args:
+    directory: Where drafts are written, inside this context alone; it exists.
+    drafts: Pattern of their names.
+  """
+  import fcntl  # here, for Windows has none and reads data sets as well
+
+  lock = os.open(directory, os.O_RDONLY)
   try:
-    with contextlib.closing(Draft(path)) as draft:
-      yield draft
-      draft.finish(metadata)
-    _publish(path, directory)
+    with contextlib.suppress(OSError):
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      for draft in directory.glob(drafts):
+        shutil.rmtree(draft, ignore_errors=True)
+    with contextlib.suppress(OSError):
+      fcntl.flock(lock, fcntl.LOCK_SH)
+    yield
   finally:
-    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
 
 
 def _sync(file) -> None:

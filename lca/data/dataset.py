@@ -1,8 +1,11 @@
 """An image classification data set, checked when it is built."""
 
 import dataclasses
+import mmap
 
 import numpy as np
+
+_RESIDENT_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +55,30 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  def read(self, rows: np.ndarray) -> np.ndarray:
+    """Copies images.
+
+    A memory map's pages count as memory of the process once they are read;
+    those of a map above 256 MiB are let go of.
+
+    Args:
+      rows: [k] integers in [0, N); in ascending order a map is read forwards.
+
+    Returns:
+      [k, H, W, C] uint8.
+    """
+    images = self.images[rows]
+    source = self.images.base
+    if (
+      isinstance(source, mmap.mmap)
+      and self.images.nbytes > _RESIDENT_BYTES
+      # Of a writable private map it would undo what was written.
+      and not self.images.flags.writeable
+      and hasattr(mmap, 'MADV_DONTNEED')
+    ):
+      source.madvise(mmap.MADV_DONTNEED)
+    return images
 
   def __repr__(self) -> str:
     shape = 'x'.join(map(str, self.images.shape[1:]))

@@ -123,7 +123,9 @@ class FederatedDataset:
       f'of {_spread(classes, "classes")}'
     )
 
-  def gather(self, client_ids: Sequence[int] | np.ndarray) -> ClientData:
+  def gather(
+    self, client_ids: Sequence[int] | np.ndarray, rows: int | None = None
+  ) -> ClientData:
     """Copies the examples of some clients into stacked arrays.
 
     Every call pads to the largest client of the whole population, so the
@@ -132,6 +134,8 @@ class FederatedDataset:
     Args:
       client_ids: [n] numbers in [0, num_clients), or `server_id`; repeats
         allowed.
+      rows: Of the arrays, at least n, or None for n. Those that are no client's
+        are zeros: clients without examples.
 
     Returns:
       Row i holds the examples of `client_ids[i]`, in that client's own order.
@@ -141,16 +145,16 @@ class FederatedDataset:
     """
     ids = self._checked(client_ids)
     train = self.dataset.train
-    shape = (len(ids), self.max_examples)
+    shape = (len(ids) if rows is None else rows, self.max_examples)
     images = np.zeros(shape + train.images.shape[1:], np.uint8)
     labels = np.zeros(shape, np.int32)
-    counts = np.array([len(self._holdings[i]) for i in ids], np.int32)
+    counts = np.zeros(shape[0], np.int32)
     for row, client in enumerate(ids):
       indices = self._holdings[client]
-      # In file order a memory map is read forwards.
       order = np.argsort(indices)
-      images[row, order] = train.images[indices[order]]
+      images[row, order] = train.read(indices[order])
       labels[row, : len(indices)] = train.labels[indices]
+      counts[row] = len(indices)
     return ClientData(images, labels, counts)
 
   def _checked(self, client_ids: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -163,27 +163,46 @@ def encode_jpeg(image):
   return file.getvalue()
 
 
-def celeba_texts():
-  """The text files' lines, by name."""
-  attributes = [
-    f'{name} -1  1 {smiling:2d}' for name, (_, smiling, _) in CELEBA.items()
+def celeba_identities(sizes):
+  """Examples as those of CELEBA, so many in training of each identity.
+
+  Every third identity is on photographs of validation and test as well. The
+  files are in random order, and the identities' numbers in another.
+  """
+  rng = np.random.default_rng(0)
+  identities = rng.permutation(10_000)[: len(sizes)].tolist()
+  split_of = [
+    (split, identity)
+    for identity, size in zip(identities, sizes, strict=True)
+    for split in [0] * size + [1, 2] * (identity % 3 == 0)
   ]
-  header = [str(len(CELEBA)), 'Male Young Smiling ']
   return {
-    'list_attr_celeba.txt': header + attributes,
-    'identity_CelebA.txt': [f'{k} {v[2]}' for k, v in CELEBA.items()],
-    'list_eval_partition.txt': [f'{k} {v[0]}' for k, v in CELEBA.items()],
+    f'{number:06d}.jpg': (split, rng.choice([-1, 1]), identity)
+    for number, (split, identity) in enumerate(rng.permutation(split_of), 1)
   }
 
 
-def celeba_images():
-  return {name: encode_jpeg(photograph(name)) for name in CELEBA}
+def celeba_texts(examples=CELEBA):
+  """The text files' lines, by name."""
+  attributes = [
+    f'{name} -1  1 {smiling:2d}' for name, (_, smiling, _) in examples.items()
+  ]
+  header = [str(len(examples)), 'Male Young Smiling ']
+  return {
+    'list_attr_celeba.txt': header + attributes,
+    'identity_CelebA.txt': [f'{k} {v[2]}' for k, v in examples.items()],
+    'list_eval_partition.txt': [f'{k} {v[0]}' for k, v in examples.items()],
+  }
 
 
-def write_celeba(directory, images=None, **texts):
-  for name, lines in (celeba_texts() | texts).items():
+def celeba_images(examples=CELEBA):
+  return {name: encode_jpeg(photograph(name)) for name in examples}
+
+
+def write_celeba(directory, images=None, examples=CELEBA, **texts):
+  for name, lines in (celeba_texts(examples) | texts).items():
     (directory / name).write_text(''.join(f'{line}\n' for line in lines))
-  images = celeba_images() if images is None else images
+  images = celeba_images(examples) if images is None else images
   with zipfile.ZipFile(directory / 'img_align_celeba.zip', 'w') as archive:
     archive.writestr('img_align_celeba/', b'')
     for name, content in images.items():

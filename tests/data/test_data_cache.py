@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,3 +138,68 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
       draft.array('x', [1], np.uint8).append(np.zeros(1, np.uint8))
       raise KeyboardInterrupt
   assert list(tmp_path.iterdir()) == []
+
+
+# What killed processes leave behind.
+
+
+@pytest.fixture
+def writer(tmp_path):
+  """A process that is at writing `tmp_path / 'other'`."""
+  program = f"""
+import pathlib
+import sys
+import numpy as np
+from lca.data import cache
+with cache.writing(pathlib.Path({str(tmp_path)!r}, 'other')) as draft:
+  rows = draft.array('x', [1], np.uint8)
+  print('writing', flush=True)
+  sys.stdin.readline()
+  rows.append(np.ones(1, np.uint8))
+"""
+  with subprocess.Popen(
+    [sys.executable, '-c', program],
+    cwd=Path(__file__).parents[2],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    assert process.stdout.readline() == 'writing\n'
+    yield process
+    process.kill()
+
+
+def test_a_killed_processs_draft_is_deleted_by_the_next(writer, tmp_path):
+  writer.send_signal(signal.SIGKILL)
+  writer.wait()
+  (left,) = tmp_path.iterdir()
+  assert left.name.startswith('other.incomplete.')
+  write(tmp_path / 'arrays', ARRAYS)
+  assert list(tmp_path.iterdir()) == [tmp_path / 'arrays']
+
+
+def test_the_draft_of_a_process_at_work_stays(writer, tmp_path):
+  (draft,) = tmp_path.iterdir()
+  for name in ('arrays', 'again'):
+    write(tmp_path / name, ARRAYS)
+  assert draft.is_dir()
+  writer.communicate('\n')
+  assert writer.returncode == 0
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    'again',
+    'arrays',
+    'other',
+  ]
+  assert cache.read(tmp_path / 'other')[0]['x'] == [1]
+
+
+def test_without_locks_nothing_is_deleted(tmp_path, monkeypatch):
+  def refuse(*args):
+    raise OSError('no locks here')
+
+  monkeypatch.setattr('fcntl.flock', refuse)
+  draft = tmp_path / 'arrays.incomplete.0123'
+  draft.mkdir()
+  write(tmp_path / 'arrays', ARRAYS)
+  assert draft.is_dir()
+  assert cache.read(tmp_path / 'arrays')[0].keys() == ARRAYS.keys()

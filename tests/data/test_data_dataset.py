@@ -52,6 +52,26 @@ def test_a_split_may_have_owners():
   assert split([0, 1], owners=owners).owners is owners
 
 
+@pytest.mark.parametrize('mode', ['r', 'r+', 'c'])
+@pytest.mark.parametrize('resident', [0, 10**9])
+def test_read_copies_rows(mode, resident, tmp_path, monkeypatch):
+  monkeypatch.setattr('lca.data.dataset._RESIDENT_BYTES', resident)
+  whole = np.random.default_rng(0).integers(0, 256, [50, 40, 40, 3], np.uint8)
+  np.save(tmp_path / 'images.npy', whole)
+  images = np.load(tmp_path / 'images.npy', mmap_mode=mode)
+  if mode != 'r':
+    images[7] = whole[7] = 1
+  for mapped, start in ((images, 0), (images[5:], 5)):
+    labels = np.zeros(50 - start, int)
+    on_disk = Split(mapped, labels)
+    for rows in (np.array([2, 7, 7, 44]), np.array([1])):
+      copy = on_disk.read(rows)
+      assert type(copy) is np.ndarray
+      assert not np.shares_memory(copy, images)
+      np.testing.assert_array_equal(copy, whole[start:][rows])
+  np.testing.assert_array_equal(images, whole)
+
+
 def test_a_dataset_keeps_what_it_was_given():
   toy = dataset()
   assert (len(toy.train), len(toy.test), toy.num_classes) == (3, 2, 3)

@@ -74,6 +74,15 @@ def test_gather_does_not_depend_on_the_order_or_the_company(federated):
     np.testing.assert_array_equal(b[0], b[2])
 
 
+def test_gather_adds_clients_without_examples(federated):
+  for ids in ([3, 0], [1], []):
+    few = federated.gather(np.array(ids, int))
+    more = federated.gather(np.array(ids, int), rows=2)
+    for a, b in zip(few, more, strict=True):
+      np.testing.assert_array_equal(b[: len(ids)], a)
+      assert len(b) == 2 and not b[len(ids) :].any()
+
+
 def test_gather_reads_a_memory_map(federated, dataset, tmp_path):
   np.save(tmp_path / 'images.npy', dataset.train.images)
   mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -233,6 +234,33 @@ def test_owners_are_clients_of_the_natural_partition(name, loads):
     data, partition='natural', num_clients=None, min_examples=3, seed=0
   )
   assert list(kept.num_examples) == {'emnist': [3] * 4, 'celeba': [3]}[name]
+
+
+def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
+  sizes = [30, 31, 29, 35, 31, 33] + [1, 2] * 147
+  examples = published.celeba_identities(sizes)
+  data = loads('celeba', examples=examples)
+  clients = federate(
+    data, partition='natural', num_clients=None, min_examples=31, seed=0
+  )
+  held = {}
+  for name, (split, _, identity) in examples.items():
+    if split == 0:
+      held.setdefault(identity, []).append(name)
+  assert len(held) == 300
+  expected = [held[i] for i in sorted(held) if len(held[i]) >= 31]
+  assert sorted(map(len, expected)) == [31, 31, 33, 35]
+  got = clients.gather(range(clients.num_clients))
+  assert list(got.num_examples) == [len(names) for names in expected]
+  for images, labels, names in zip(
+    got.images, got.labels, expected, strict=True
+  ):
+    smiling = [examples[name][1] == 1 for name in names]
+    assert len(set(smiling)) == 2
+    np.testing.assert_array_equal(labels[: len(names)], smiling)
+    middles = np.median(images[: len(names), 85:133, 65:113], axis=(1, 2))
+    colors = [published.celeba_color(name) for name in names]
+    np.testing.assert_allclose(middles, colors, atol=3)
 
 
 def test_prepared_data_need_neither_archives_nor_tfds(loads, data_dir):
@@ -750,17 +778,71 @@ def test_interrupted_arrays(calls, loads, data_dir, monkeypatch):
   np.testing.assert_array_equal(data.test.owners, [9152, 6369])
 
 
-def test_what_a_killed_process_left_behind(loads, data_dir):
-  version = data_dir / 'lca_celeba' / '1.0.0'
-  for left in (f'{version}.incompleteABCDEF', version / 'x'):
-    Path(left).mkdir(parents=True)
-  (version / 'x').rmdir()
-  version.rmdir()
-  (version.parent / '1.0.0.incompleteABCDEF' / 'arrays').mkdir()
+@pytest.fixture
+def preparation(archive_dir, data_dir):
+  """A process that has prepared one of MNIST's two splits."""
+  published.write_mnist(archive_dir)
+  program = f"""
+import pathlib
+import sys
+import published
+import pytest
+from lca.data import load
+from lca.data.builders.base import ArchiveBuilder
+generate = ArchiveBuilder._generate_examples
+def slowly(self, split):
+  if len(split) == 7:
+    print('test', flush=True)
+    sys.stdin.readline()
+  yield from generate(self, split)
+ArchiveBuilder._generate_examples = slowly
+folder = pathlib.Path({str(archive_dir)!r})
+published.publish(pytest.MonkeyPatch(), 'mnist', folder)
+load('mnist', data_dir={str(data_dir)!r}, archive_dir=folder)
+"""
+  tests = Path(__file__).parent
+  paths = os.pathsep.join([str(tests), str(tests.parents[1])])
+  with subprocess.Popen(
+    [sys.executable, '-c', program],
+    env=os.environ | {'PYTHONPATH': paths},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  ) as process:
+    assert 'test\n' in process.stdout  # beside what TFDS prints
+    yield process
+    process.kill()
+
+
+def test_a_killed_preparation_is_no_whole_one_and_is_deleted(
+  preparation, loads, data_dir
+):
+  preparation.kill()
+  preparation.wait()
+  (left,) = (data_dir / 'lca_mnist').iterdir()
+  assert any(left.iterdir())
+  assert len(loads('mnist').train) == 23
+  assert [path.name for path in (data_dir / 'lca_mnist').iterdir()] == ['1.0.0']
+
+
+def test_a_preparation_at_work_is_left_alone(preparation, loads, data_dir):
+  (draft,) = (data_dir / 'lca_mnist').iterdir()
+  assert len(loads('mnist').train) == 23
+  assert draft.is_dir()
+  preparation.communicate('\n')
+  assert preparation.returncode == 0
+  assert [path.name for path in (data_dir / 'lca_mnist').iterdir()] == ['1.0.0']
+  assert len(load('mnist', data_dir=data_dir).train) == 23
+
+
+def test_arrays_that_a_killed_process_left_behind(loads, data_dir):
   data = loads('celeba', image_size=8)
+  version = data_dir / 'lca_celeba' / '1.0.0'
   draft = version / 'arrays_9.incomplete.0123'
   draft.mkdir()
   np.save(draft / 'train_images.npy', np.zeros((5, 9, 9, 3), np.uint8))
   again = load('celeba', data_dir=data_dir, image_size=9)
   assert len(again.train) == len(data.train) == 5
   assert again.train.images.any()
+  assert not draft.exists()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from lca.data import cache
 from lca.data.archives import Archives
 from lca.data.dataset import Split
 
@@ -60,7 +61,11 @@ class FromArchives(abc.ABC):
         self.ARCHIVES.probe()
       else:
         self._manual_paths = self.ARCHIVES.find(config.manual_dir)
-    super().download_and_prepare(download_config=config, **kwargs)
+    path = Path(self.data_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # As TFDS names the folder that it writes to.
+    with cache.clearing(path.parent, f'incomplete.*_{path.name}'):
+      super().download_and_prepare(download_config=config, **kwargs)
 
   def _paths(self, dl_manager) -> Mapping[str, Path]:
     """Returns the verified archives' paths, by name."""
