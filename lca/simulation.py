@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import traverse_util
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lca.aggregators import (
@@ -27,7 +27,6 @@ from lca.attacks import Attack
 from lca.clients import (
   LocalGradient,
   pad_rows,
-  place_clients,
   train_clients,
   with_momentum,
 )
@@ -35,6 +34,7 @@ from lca.data import ClientData, FederatedDataset
 from lca.geometry import gram, mix, rejected_rows
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
+from lca.sharding import by_coordinate
 from lca.typing import PyTree
 
 BATCH_STATS = ('rule', 'mean', 'server')
@@ -139,16 +139,17 @@ class _Draw(NamedTuple):
   round_idx: int
   ids: np.ndarray
   byzantine: np.ndarray
-  trainers: np.ndarray
-  data: Future[ClientData]
+  clients: Future[tuple[ClientData, jax.Array]]
 
 
 class Simulation:
   """Federated training of a classifier, one round at a time.
 
-  Clients train on all devices of the mesh; the server's work runs on the first
-  one. All randomness is folded from the seed (see `lca.randomness`), so a
-  round's result does not depend on the rounds that this process has seen.
+  Each device of the mesh trains its share of the clients, and then has its
+  share of the coordinates of what the server does with all of them (see
+  `lca.sharding`). All randomness is folded from the seed (see
+  `lca.randomness`), so a round's result does not depend on the rounds that
+  this process has seen.
 
   While a round trains, a thread reads the examples of the next one's clients
   and puts them on the devices, which so hold two rounds' examples and a block
@@ -217,12 +218,16 @@ class Simulation:
     self._batch_stats = batch_stats
     self._momentum, self._layers = momentum, layers
     self._mesh = mesh
-    self._server = SingleDeviceSharding(mesh.devices.flat[0])
+    self._shapes = jax.eval_shape(self._start)
+    self._places = self._placed(self._shapes)
+    self._everywhere = NamedSharding(mesh, P())
     self._train = train_clients(train, mesh, chunk_size)
     self._poison = jax.jit(
       functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
     )
-    self._apply = jax.jit(self._apply_updates)
+    self._apply = jax.jit(
+      self._apply_updates, out_shardings=(self._places, self._everywhere)
+    )
     self._test = _tester(classifier, mesh)
     self._test_blocks = _test_blocks(data, mesh, eval_batch_size)
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
@@ -230,6 +235,9 @@ class Simulation:
 
   def init(self) -> ServerState:
     """The state before the first round."""
+    return jax.device_put(self._start(), self._places)
+
+  def _start(self):
     image_shape = self.data.dataset.train.images.shape[1:]
     key = key_for(self._seed, Purpose.INIT)
     variables = self._classifier.init(key, image_shape)
@@ -244,18 +252,28 @@ class Simulation:
         lambda x: jnp.zeros((num_clients, *x.shape), x.dtype),
         variables['params'],
       )
-    state = ServerState(
+    return ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
       aggregator=self._aggregator.init(self._for_rule(variables)),
       momenta=momenta,
     )
-    return jax.device_put(state, self._server)
+
+  def _placed(self, state):
+    """Where the arrays of a state lie: spread over the devices."""
+
+    def place(lead, x):
+      spec = by_coordinate(x.shape, self._mesh.size, lead)
+      return NamedSharding(self._mesh, spec)
+
+    places = jax.tree.map(functools.partial(place, 0), state)
+    momenta = jax.tree.map(functools.partial(place, 1), state.momenta)
+    return places._replace(momenta=momenta)
 
   @functools.cached_property
   def more_metrics(self) -> list[str]:
     """The names of the metrics that not every run has, in their order."""
-    state = jax.eval_shape(self.init)
+    state = self._shapes
     metrics = ['floored'] if 'batch_stats' in state.variables else []
     if self._layers is None:
       return metrics
@@ -282,68 +300,82 @@ class Simulation:
     draw, self._next = self._next, None
     if draw is None or draw.round_idx != round_idx:
       draw = self._draw(round_idx)
-    _, ids, byzantine, trainers, reading = draw
-    n, data = len(ids), reading.result()
     self._next = self._draw(round_idx + 1)
-    data.labels[:n] = self._poison(
-      data.labels[:n],
-      byzantine=byzantine,
-      client_ids=ids,
-      key=key_for(self._seed, Purpose.LABELS),
+    variables = jax.device_put(state.variables, self._everywhere)
+    updates, losses = self._train(
+      variables,
+      *draw.clients.result(),
+      key_for(self._seed, Purpose.TRAIN, round_idx),
     )
-    clients = place_clients((data, trainers.astype(np.int32)), self._mesh)
-    variables = jax.device_put(state.variables, NamedSharding(self._mesh, P()))
-    key = key_for(self._seed, Purpose.TRAIN, round_idx)
-    updates, losses = self._train(variables, *clients, key)
-    updates = jax.device_put(updates, self._server)
-    state, more = self._apply(
-      state,
-      updates,
-      ids,
-      byzantine,
-      data.num_examples[:n],
-      key_for(self._seed, Purpose.ATTACK, round_idx),
-      key_for(self._seed, Purpose.AGGREGATE, round_idx),
-    )
-    honest = np.asarray(losses)[:n][~byzantine]
-    metrics = {
-      'train_loss': float(honest.mean()) if honest.size else float('nan'),
-      'byzantine': int(byzantine.sum()),
-    }
-    names, values = self.more_metrics, np.asarray(more).tolist()
-    return state, metrics | dict(zip(names, values, strict=True))
+    with jax.set_mesh(self._mesh):
+      state, more = self._apply(
+        state,
+        updates,
+        losses,
+        draw.ids,
+        draw.byzantine,
+        self.data.num_examples[draw.ids],
+        key_for(self._seed, Purpose.ATTACK, round_idx),
+        key_for(self._seed, Purpose.AGGREGATE, round_idx),
+      )
+    names = ('train_loss', *self.more_metrics)
+    metrics = dict(zip(names, np.asarray(more).tolist(), strict=True))
+    return state, metrics | {'byzantine': int(draw.byzantine.sum())}
 
   def _draw(self, round_idx: int) -> _Draw:
     ids, byzantine = self._population.sample(self._seed, round_idx)
-    server = self.data.server_id
-    trainers = ids if server is None else np.append(ids, server)
-    reading = self._reader.submit(self._read, trainers)
-    return _Draw(round_idx, ids, byzantine, trainers, reading)
+    clients = self._reader.submit(self._read, ids, byzantine)
+    return _Draw(round_idx, ids, byzantine, clients)
 
-  def _read(self, trainers: np.ndarray) -> ClientData:
-    """Their examples, the images on the mesh already.
+  def _read(self, ids: np.ndarray, byzantine: np.ndarray):
+    """The clients' examples, and after them the server's, on the mesh.
 
-    One device's at a time, so that the host has no second copy of them all.
+    A device's at a time, so that the host has no second copy of them all, and
+    only those of this process's devices.
     """
+    if self.data.server_id is not None:
+      ids, byzantine = np.append(ids, self.data.server_id), [*byzantine, False]
+    width = -(-len(ids) // self._mesh.size)
+
+    def part(i, device):
+      own = slice(i * width, (i + 1) * width)
+      data = self.data.gather(ids[own], rows=width)
+      client_ids = np.resize(ids[own], width).astype(np.int32)
+      attack = np.zeros(width, bool)
+      attack[: len(ids[own])] = byzantine[own]
+      labels = self._poison(
+        data.labels,
+        byzantine=attack,
+        client_ids=client_ids,
+        key=key_for(self._seed, Purpose.LABELS),
+      )
+      return jax.device_put((data._replace(labels=labels), client_ids), device)
+
+    parts = [
+      part(i, device)
+      for i, device in enumerate(self._mesh.devices.flat)
+      if device.process_index == jax.process_index()
+    ]
     sharding = NamedSharding(self._mesh, P('clients'))
-    width = -(-len(trainers) // self._mesh.size)
-    images, labels, counts = [], [], []
-    for i, device in enumerate(self._mesh.devices.flat):
-      ids = trainers[i * width : (i + 1) * width]
-      part = self.data.gather(ids, rows=width)
-      images.append(jax.device_put(part.images, device))
-      labels.append(part.labels)
-      counts.append(part.num_examples)
-    shape = (width * self._mesh.size, *images[0].shape[1:])
-    return ClientData(
-      jax.make_array_from_single_device_arrays(shape, sharding, images),
-      np.concatenate(labels),
-      np.concatenate(counts),
-    )
+
+    def join(*parts):
+      shape = (width * self._mesh.size, *parts[0].shape[1:])
+      return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return jax.tree.map(join, *parts)
 
   def _apply_updates(
-    self, state, updates, ids, byzantine, num_examples, attack_key, key
+    self,
+    state,
+    updates,
+    losses,
+    ids,
+    byzantine,
+    num_examples,
+    attack_key,
+    key,
   ):
+    updates = jax.tree.map(self._by_coordinate, updates)
     n, server_update, momenta = len(byzantine), None, state.momenta
     if self.data.server_id is not None:
       server_update = jax.tree.map(lambda u: u[n], updates)
@@ -377,19 +409,25 @@ class Simulation:
     params = state.variables['params']
     step, opt_state = self._optimizer.update(gradient, state.opt_state, params)
     variables = state.variables | {'params': optax.apply_updates(params, step)}
-    more = []
+    honest = ~byzantine
+    more = [jnp.sum(jnp.where(honest, losses[:n], 0)) / jnp.sum(honest)]
     if 'batch_stats' in variables:
       moved = jax.tree.map(
         jnp.add, variables['batch_stats'], update['batch_stats']
       )
       variables['batch_stats'], floored = _with_floor(moved)
-      more.append(floored[None])
+      more.append(floored)
     if self._layers is not None:
       more.append(normalized_norms(self._for_rule(updates), self._layers))
       if isinstance(aggregator, LegatoState):
         more.append(aggregator.factors)
     state = ServerState(variables, opt_state, aggregator, momenta)
-    return state, jnp.concatenate(more) if more else jnp.zeros(0)
+    return state, jnp.concatenate(list(map(jnp.atleast_1d, more)))
+
+  def _by_coordinate(self, leaf):
+    """Moves a leaf: from each device its clients, to each its columns."""
+    spec = by_coordinate(leaf.shape, self._mesh.size)
+    return lax.with_sharding_constraint(leaf, NamedSharding(self._mesh, spec))
 
   def _for_rule(self, tree):
     """What the rule aggregates of the model's variables, or of updates."""
@@ -409,7 +447,7 @@ class Simulation:
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""
-    variables = jax.device_put(state.variables, NamedSharding(self._mesh, P()))
+    variables = jax.device_put(state.variables, self._everywhere)
     sums = [
       jax.device_get(self._test(variables, *block()))
       for block in self._test_blocks
