@@ -6,7 +6,7 @@ import numpy as np
 import published
 import pytest
 
-from configs import emnist
+from configs import celeba, emnist
 from lca import train
 
 
@@ -53,3 +53,35 @@ def test_what_needs_no_data_is_checked_before_they_are_prepared(
   config.attack.num_byzantine = 6
   with pytest.raises(ValueError, match='clients_per_round=5'):
     train.set_up(config, tmp_path / 'run')
+
+
+@pytest.mark.thorough  # its compilations alone take two minutes
+def test_a_round_of_efficientnet_on_celebas_people(monkeypatch, tmp_path):
+  people = published.celeba_identities([3, 4, 2, 3, 4, 2])
+  published.write_celeba(tmp_path, examples=people)
+  published.publish(monkeypatch, 'celeba', tmp_path)
+  config = celeba.get_config(
+    'layerwise_cosine_geomed,non_iid,model_replacement'
+  )
+  small = {
+    'num_rounds': 1,
+    'data.archive_dir': str(tmp_path),
+    'data.data_dir': str(tmp_path / 'data'),
+    'data.image_size': 64,
+    'data.min_examples': 3,
+    'model.pretrained': '',
+    'model.resize': 0,
+    'model.crop': 0,
+    'client.batch_size': 4,
+    'client.local_epochs': 1,
+    'server.clients_per_round': 4,
+    'attack.num_attackers': 1,
+  }
+  config.update_from_flattened_dict(small)
+  train.train_and_evaluate(config, tmp_path / 'run')
+  with open(tmp_path / 'run' / 'metrics.csv') as file:
+    (row,) = csv.DictReader(file)
+  assert row['byzantine'] == '1'
+  assert int(float(row['floored'])) >= 0
+  assert np.isfinite(float(row['train_loss']))
+  assert np.isfinite(float(row['test_loss']))

@@ -1,0 +1,125 @@
+"""Several processes on CPU: one run, as a single process would run it."""
+
+import csv
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lca import host
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(workdir, *flags):
+  return [
+    sys.executable,
+    str(ROOT / 'main.py'),
+    '--config=configs/digits.py:layerwise_cosine_krum,model_replacement',
+    f'--workdir={workdir}',
+    '--config.num_rounds=3',
+    '--config.checkpoint.every=2',
+    '--config.client.local_epochs=1',
+    # 7 clients and the 2 devices of each process: one row is nobody's.
+    '--config.server.clients_per_round=7',
+    *flags,
+  ]
+
+
+def start(arguments, devices):
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return subprocess.Popen(
+    arguments,
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def end(process):
+  out, err = process.communicate(timeout=170)
+  assert process.returncode == 0, out + err
+  return out
+
+
+def run_in_two(workdir, *flags):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  processes = [
+    start(
+      command(
+        workdir,
+        f'--coordinator={address}',
+        '--num_processes=2',
+        f'--process_id={i}',
+        *flags,
+      ),
+      devices=2,
+    )
+    for i in range(2)
+  ]
+  return [end(process) for process in processes]
+
+
+def metrics(workdir):
+  with open(workdir / 'metrics.csv') as file:
+    return list(csv.DictReader(file))
+
+
+def test_two_processes_run_what_one_does(tmp_path):
+  end(start(command(tmp_path / 'one'), devices=4))
+  # Stopped after two rounds, and gone on with.
+  first, second = run_in_two(tmp_path / 'two', '--config.num_rounds=2')
+  assert 'round 2/2' in first and 'test accuracy' in first
+  assert 'round' not in second  # one of them speaks, and writes
+  run_in_two(tmp_path / 'two')
+  one, two = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
+  assert len(one) == len(two) == 3
+  for row, same in zip(one, two, strict=True):
+    assert row.keys() == same.keys()
+    np.testing.assert_allclose(
+      [float(x) for x in row.values()],
+      [float(x) for x in same.values()],
+      rtol=1e-5,
+    )
+  about = json.loads((tmp_path / 'two' / 'config.json').read_text())
+  assert len(about['environments'][-1]['devices']) == 4
+  assert len(list((tmp_path / 'two').glob('events.*'))) == 1
+
+
+@pytest.mark.parametrize(
+  ('environment', 'several'),
+  [
+    ({}, False),
+    ({'SLURM_STEP_NUM_TASKS': '1', 'SLURM_JOB_ID': '7'}, False),
+    ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_JOB_ID': '7'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 'worker-0,worker-1'}, True),
+  ],
+)
+def test_pods_and_slurm_need_no_flags(monkeypatch, environment, several):
+  for name in ('SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  joined = []
+  monkeypatch.setattr(
+    'jax.distributed.initialize', lambda *args: joined.append(args)
+  )
+  host.join_processes()
+  assert joined == ([()] if several else [])
+
+
+def test_incomplete_flags():
+  with pytest.raises(ValueError, match='coordinator, num_processes and proc'):
+    host.join_processes('127.0.0.1:1234', 2)
+  with pytest.raises(ValueError, match=r'process_id=2 .*\[0, 2\)'):
+    host.join_processes('127.0.0.1:1234', 2, 2)
