@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from lca import geometry
 from lca.aggregators import (
   Aggregator,
   LegatoState,
@@ -206,6 +207,11 @@ class Simulation:
     )
     return jax.device_put(state, self._server)
 
+  def attackers(self, round_idx: int) -> list[int]:
+    """The ids of a round's Byzantine clients."""
+    ids, byzantine = self._population.sample(self._seed, round_idx)
+    return sorted(ids[byzantine].tolist())
+
   @functools.cached_property
   def layer_metrics(self) -> list[str]:
     """The names of the layers' metrics, in their order."""
@@ -228,8 +234,10 @@ class Simulation:
 
     Returns:
       The new state, and `train_loss`, the mean local training loss of the
-      honest clients in nats, `byzantine`, how many attacked, and those of the
-      layers where they were asked for.
+      honest clients in nats, `byzantine`, how many attacked, `rejected`, how
+      many updates were not finite or too large to be (see `lca.geometry`),
+      `nonfinite`, how many entries of the aggregate are not finite, and those
+      of the layers where they were asked for.
     """
     ids, byzantine = self._population.sample(self._seed, round_idx)
     n, server = len(ids), self.data.server_id
@@ -246,7 +254,7 @@ class Simulation:
     key = key_for(self._seed, Purpose.TRAIN, round_idx)
     updates, losses = self._train(variables, *clients, key)
     updates = jax.device_put(updates, self._server)
-    state, layers = self._apply(
+    state, layers, counts = self._apply(
       state,
       updates,
       ids,
@@ -259,6 +267,7 @@ class Simulation:
     metrics = {
       'train_loss': float(honest.mean()) if honest.size else float('nan'),
       'byzantine': int(byzantine.sum()),
+      **{name: int(count) for name, count in counts.items()},
     }
     names, values = self.layer_metrics, np.asarray(layers).tolist()
     return state, metrics | dict(zip(names, values, strict=True))
@@ -295,7 +304,14 @@ class Simulation:
     step, opt_state = self._optimizer.update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, step)
     state = ServerState({'params': params}, opt_state, aggregator, momenta)
-    return state, self._of_layers(updates, aggregator)
+    squares = geometry.norms_gram(updates)
+    counts = {
+      'rejected': jnp.sum(geometry.rejected_rows(squares)),
+      'nonfinite': sum(
+        jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(update)
+      ),
+    }
+    return state, self._of_layers(updates, aggregator), counts
 
   def _of_layers(self, updates, aggregator):
     """The values of `layer_metrics`."""
