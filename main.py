@@ -14,14 +14,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lca import host, rundir, train
+from lca import checkpoints, host, rundir, train
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f'unexpected arguments {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
+    logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
   host.use_all_cores()
   try:
     workdir = flags.FLAGS.workdir or _new_workdir()
@@ -31,7 +31,13 @@ def main(argv: list[str]) -> None:
   print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
   if experiment.simulation:
     print(experiment.simulation.data.describe(), flush=True)
-  summary = train.run(experiment)
+  try:
+    summary = train.run(experiment, host.stopped_by_sigterm())
+  except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
+    _fail(error)
+  if summary is None:
+    print('stopped; the same command on this --workdir goes on')
+    sys.exit(host.STOPPED)
   print(rundir.table(summary))
 
 

@@ -43,6 +43,11 @@ def base() -> ConfigDict:
   config.server = ConfigDict(servers()['sgd'])
   config.server.clients_per_round = 100
 
+  config.train = ConfigDict()
+  # 'stop' or 'continue' after a round whose aggregate is not finite; may change
+  # when a run is continued.
+  config.train.on_nonfinite = 'stop'
+
   config.eval = ConfigDict()
   config.eval.every = 1  # rounds; the last one is always evaluated
   config.eval.batch_size = 100

@@ -1,6 +1,9 @@
-"""What a process sets before it uses its devices."""
+"""What a process sets before it uses its devices, and when it is to end."""
 
 import os
+import signal
+import threading
+from collections.abc import Callable
 
 import jax
 
@@ -20,3 +23,23 @@ def _num_cores() -> int:
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+STOPPED = 128 + signal.SIGTERM
+"""The exit code of a process that SIGTERM has stopped.
+
+It is what a shell makes of that end. Schedulers start such a job again, and
+start nothing that waits for its success; 0 would tell them that it is done.
+"""
+
+
+def stopped_by_sigterm() -> Callable[[], bool]:
+  """Takes SIGTERM, which comes before a preemption, for a wish.
+
+  Returns:
+    Says whether it has come. It then is up to the caller to end, with the code
+    `STOPPED`.
+  """
+  came = threading.Event()
+  signal.signal(signal.SIGTERM, lambda *_: came.set())
+  return came.is_set

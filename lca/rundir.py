@@ -6,9 +6,13 @@ metrics.csv    one row a round
 summary.json   the five metrics of the paper's tables, when it is finished
 events.*       the metrics for TensorBoard
 checkpoints/   Orbax's
+lock           of the process that runs it
 """
 
+import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -16,27 +20,52 @@ import os
 import pathlib
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 Row = dict[str, float]
 
-COLUMNS = ('round', 'test_loss', 'test_accuracy', 'train_loss', 'byzantine')
+COLUMNS = (
+  'round',
+  'test_loss',
+  'test_accuracy',
+  'train_loss',
+  'byzantine',
+  'rejected',
+  'nonfinite',
+)
 
-# These may differ when a run is continued: they say where and how it runs, not
-# what it computes (beyond rounding).
+# These may differ when a run is continued: they say where and how it runs, and
+# how it ends, not what it computes (beyond rounding).
 _FREE = ('parallel', 'checkpoint')
-_FREE_KEYS = ('data.archive_dir', 'data.data_dir', 'eval.batch_size')
+_FREE_KEYS = (
+  'data.archive_dir',
+  'data.data_dir',
+  'eval.batch_size',
+  'train.on_nonfinite',
+)
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
-class RunDirectory:
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+class RunDirectory(contextlib.AbstractContextManager):
   """The files of one run. Nothing is written before `claim`.
+
+  When the context ends, the directory is free for another process.
+
+  Attributes:
+    path: of the directory, without links.
+    config: of the run, as `config.json` gives it back.
 
   Args:
     path: of the directory, which need not exist.
@@ -48,16 +77,33 @@ class RunDirectory:
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
     self.path = pathlib.Path(path).resolve()
-    self._config = json.loads(json.dumps(config))  # as it will be read back
+    self.config = json.loads(json.dumps(config))
     self._environments: list[dict[str, Any]] = []
+    self._files = contextlib.ExitStack()
+    self._look()
+
+  def __exit__(self, kind, error, traceback) -> None:
+    if isinstance(error, OSError) and error.filename is None:
+      error.filename = str(self.path)  # a failed write does not tell where
+    try:
+      self._files.close()
+    except OSError:
+      if error is None:  # otherwise it fails once more
+        raise
+
+  def _look(self) -> None:
+    """Checks that what is there, if anything, is this run."""
     file = self.path / 'config.json'
     if file.exists():
       old, self._environments = _read_config(file)
-      _check_same_run(self.path, old, self._config)
-    elif self.path.exists() and any(self.path.iterdir()):
-      raise ValueError(
-        f'{self.path} has files in it but no run: choose another --workdir'
-      )
+      check_same_run(self.path, old, self.config)
+    elif self.path.exists():
+      # What `claim` leaves if it is killed is no stranger's.
+      claimed = {'lock', file.name, _draft(file).name}
+      if {each.name for each in self.path.iterdir()} - claimed:
+        raise ValueError(
+          f'{self.path} has files in it but no run: choose another --workdir'
+        )
 
   @property
   def checkpoints(self) -> pathlib.Path:
@@ -75,17 +121,36 @@ class RunDirectory:
     return summary is not None and summary['num_rounds'] >= num_rounds
 
   def claim(self) -> None:
-    """Makes the directory this run's: `config.json` comes before all else.
+    """Makes the directory this run's, and this process's until it ends.
 
     Raises:
-      OSError: the directory cannot be made or written to.
+      OSError: the directory cannot be made or written to, or is another
+        process's.
+      ValueError: in the meantime it has become another run's.
     """
     self.path.mkdir(parents=True, exist_ok=True)
+    self._lock()
+    self._look()
     here = environment()
     if here not in self._environments[-1:]:
       self._environments.append(here)
-    about = {'config': self._config, 'environments': self._environments}
+    about = {'config': self.config, 'environments': self._environments}
     write(self.path / 'config.json', _json(about))
+
+  def _lock(self) -> None:
+    """The system frees the lock of a process however it ends."""
+    file = self._files.enter_context(open(self.path / 'lock', 'w'))
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise OSError(
+        f'another process is running in {self.path}: wait for it, or choose '
+        'another --workdir'
+      ) from None
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+      print(f'no locks here: run no second process in {self.path}', flush=True)
 
   def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
     """Writes the rounds run so far, and nothing beyond them.
@@ -98,7 +163,8 @@ class RunDirectory:
     for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
       old.unlink(missing_ok=True)
     write(self.path / 'metrics.csv', self._csv(rows, header=True))
-    self._events = SummaryWriter(str(self.path))
+    self._events = EventsWriter(str(self.path / 'events'))
+    self._files.callback(self._events.close)
     for row in rows:
       self._add_events(row)
 
@@ -110,7 +176,6 @@ class RunDirectory:
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes the summary: the run is complete."""
-    self._events.close()
     write(self.path / 'summary.json', _json(summary))
 
   def _csv(self, rows: Sequence[Row], header: bool) -> str:
@@ -122,9 +187,15 @@ class RunDirectory:
     return text.getvalue()
 
   def _add_events(self, row: Row) -> None:
-    for name, value in row.items():
-      if name != 'round':
-        self._events.add_scalar(name, value, row['round'])
+    values = [
+      Summary.Value(tag=name, simple_value=value)
+      for name, value in row.items()
+      if name != 'round'
+    ]
+    event = Event(
+      wall_time=time.time(), step=row['round'], summary=Summary(value=values)
+    )
+    self._events.write_event(event)
     self._events.flush()
 
 
@@ -209,10 +280,19 @@ def _read_config(
     ) from None
 
 
-def _check_same_run(
-  path: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
+def check_same_run(
+  path: str | os.PathLike, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-  """Refuses a config that would compute something else, naming the key."""
+  """Refuses a config that would compute something else.
+
+  Args:
+    path: of what the old config made.
+    old: config, as nested dicts that were read from JSON.
+    new: likewise.
+
+  Raises:
+    ValueError: a key differs that counts; it is named with both values.
+  """
   old, new = _flat(old), _flat(new)
   for key in sorted(old.keys() | new.keys()):
     before, now = old.get(key, '(none)'), new.get(key, '(none)')
@@ -256,6 +336,12 @@ def _json(value: Any) -> str:
 
 def write(file: pathlib.Path, text: str) -> None:
   """Replaces a file at once, so that it is never half-written."""
-  temporary = file.with_name(file.name + '.tmp')
-  temporary.write_text(text)
-  os.replace(temporary, file)
+  with open(_draft(file), 'w') as draft:
+    draft.write(text)
+    draft.flush()
+    os.fsync(draft.fileno())  # before the name is there
+  os.replace(draft.name, file)
+
+
+def _draft(file: pathlib.Path) -> pathlib.Path:
+  return file.with_name(file.name + '.tmp')

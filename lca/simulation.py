@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lca import geometry
 from lca.aggregators import (
   Aggregator,
   LegatoState,
@@ -31,7 +32,6 @@ from lca.clients import (
   with_momentum,
 )
 from lca.data import ClientData, FederatedDataset
-from lca.geometry import gram, mix, rejected_rows
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
 from lca.sharding import by_coordinate
@@ -226,7 +226,8 @@ class Simulation:
       functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
     )
     self._apply = jax.jit(
-      self._apply_updates, out_shardings=(self._places, self._everywhere)
+      self._apply_updates,
+      out_shardings=(self._places, self._everywhere, self._everywhere),
     )
     self._test = _tester(classifier, mesh)
     self._test_blocks = _test_blocks(data, mesh, eval_batch_size)
@@ -270,6 +271,11 @@ class Simulation:
     momenta = jax.tree.map(functools.partial(place, 1), state.momenta)
     return places._replace(momenta=momenta)
 
+  def attackers(self, round_idx: int) -> list[int]:
+    """The ids of a round's Byzantine clients."""
+    ids, byzantine = self._population.sample(self._seed, round_idx)
+    return sorted(ids[byzantine].tolist())
+
   @functools.cached_property
   def more_metrics(self) -> list[str]:
     """The names of the metrics that not every run has, in their order."""
@@ -293,7 +299,9 @@ class Simulation:
 
     Returns:
       The new state, and `train_loss`, the mean local training loss of the
-      honest clients in nats, `byzantine`, how many attacked, and
+      honest clients in nats, `byzantine`, how many attacked, `rejected`, how
+      many updates were not finite or too large to be (see `lca.geometry`),
+      `nonfinite`, how many entries of the aggregate are not finite, and
       `more_metrics`: `floored`, how many running variances would have become
       negative, and those of the layers where they were asked for.
     """
@@ -308,7 +316,7 @@ class Simulation:
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
     with jax.set_mesh(self._mesh):
-      state, more = self._apply(
+      state, counts, values = self._apply(
         state,
         updates,
         losses,
@@ -318,9 +326,10 @@ class Simulation:
         key_for(self._seed, Purpose.ATTACK, round_idx),
         key_for(self._seed, Purpose.AGGREGATE, round_idx),
       )
-    names = ('train_loss', *self.more_metrics)
-    metrics = dict(zip(names, np.asarray(more).tolist(), strict=True))
-    return state, metrics | {'byzantine': int(draw.byzantine.sum())}
+    metrics = {name: int(count) for name, count in counts.items()}
+    names = ['train_loss', *(m for m in self.more_metrics if m not in metrics)]
+    values = np.asarray(values).tolist()
+    return state, metrics | dict(zip(names, values, strict=True))
 
   def _draw(self, round_idx: int) -> _Draw:
     ids, byzantine = self._population.sample(self._seed, round_idx)
@@ -409,20 +418,26 @@ class Simulation:
     params = state.variables['params']
     step, opt_state = self._optimizer.update(gradient, state.opt_state, params)
     variables = state.variables | {'params': optax.apply_updates(params, step)}
-    honest = ~byzantine
-    more = [jnp.sum(jnp.where(honest, losses[:n], 0)) / jnp.sum(honest)]
+    honest, squares = ~byzantine, geometry.norms_gram(updates)
+    counts = {
+      'byzantine': jnp.sum(byzantine),
+      'rejected': jnp.sum(geometry.rejected_rows(squares)),
+      'nonfinite': sum(
+        jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(update)
+      ),
+    }
+    values = [jnp.sum(jnp.where(honest, losses[:n], 0)) / jnp.sum(honest)]
     if 'batch_stats' in variables:
       moved = jax.tree.map(
         jnp.add, variables['batch_stats'], update['batch_stats']
       )
-      variables['batch_stats'], floored = _with_floor(moved)
-      more.append(floored)
+      variables['batch_stats'], counts['floored'] = _with_floor(moved)
     if self._layers is not None:
-      more.append(normalized_norms(self._for_rule(updates), self._layers))
+      values.append(normalized_norms(self._for_rule(updates), self._layers))
       if isinstance(aggregator, LegatoState):
-        more.append(aggregator.factors)
+        values.append(aggregator.factors)
     state = ServerState(variables, opt_state, aggregator, momenta)
-    return state, jnp.concatenate(list(map(jnp.atleast_1d, more)))
+    return state, counts, jnp.concatenate(list(map(jnp.atleast_1d, values)))
 
   def _by_coordinate(self, leaf):
     """Moves a leaf: from each device its clients, to each its columns."""
@@ -442,8 +457,8 @@ class Simulation:
     if self._batch_stats == 'server':
       return {'batch_stats': server_update['batch_stats']}
     stats = updates['batch_stats']
-    finite = ~rejected_rows(gram(stats))
-    return {'batch_stats': mix(stats, finite / jnp.sum(finite))}
+    finite = ~geometry.rejected_rows(geometry.norms_gram(stats))
+    return {'batch_stats': geometry.mix(stats, finite / jnp.sum(finite))}
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""
@@ -466,7 +481,7 @@ def _with_floor(batch_stats):
   variances = {path: x for path, x in flat.items() if path[-1] == 'var'}
   floored = {path: jnp.maximum(x, 0) for path, x in variances.items()}
   count = sum(jnp.sum(x < 0) for x in variances.values())
-  return traverse_util.unflatten_dict(flat | floored), count.astype(jnp.float32)
+  return traverse_util.unflatten_dict(flat | floored), count
 
 
 def _test_blocks(

@@ -22,8 +22,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -108,7 +110,10 @@ def _set(config: ConfigDict, key: str, value: str) -> None:
 
 
 def run_all(
-  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike, jobs: int = 1
+  runs: Mapping[str, ConfigDict],
+  workdir: str | os.PathLike,
+  jobs: int = 1,
+  stopping: Callable[[], bool] = lambda: False,
 ) -> list[str]:
   """Runs what is not finished.
 
@@ -117,9 +122,11 @@ def run_all(
     workdir: where their directories go. What a run says stands in a `.log`
       beside its directory, until it is finished.
     jobs: how many at the same time, each in a process of its own.
+    stopping: asked every second; if it says so, those under way stop after
+      their round, and no other starts.
 
   Returns:
-    The names of those that failed twice.
+    The names of those that failed twice, or were stopped.
   """
   places = record(runs, workdir)
   todo = {place: name for name, place in places.items()}  # each place once
@@ -127,8 +134,11 @@ def run_all(
   def run(name):
     config, path = runs[name], places[name]
     before = rundir.RunDirectory(path, config.to_dict())
-    done = before.finished(config.num_rounds) or _in_a_process(config, path)
-    print(f'{path.name} {"finished" if done else "FAILED"}: {name}', flush=True)
+    done = before.finished(config.num_rounds) or _in_a_process(
+      config, path, stopping
+    )
+    end = 'finished' if done else 'stopped' if stopping() else 'FAILED'
+    print(f'{path.name} {end}: {name}', flush=True)
     return done
 
   failed = list(todo.values())
@@ -168,28 +178,43 @@ def names(workdir: str | os.PathLike) -> dict[str, str]:
   return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _in_a_process(config: ConfigDict, path: pathlib.Path) -> bool:
+def _in_a_process(
+  config: ConfigDict, path: pathlib.Path, stopping: Callable[[], bool]
+) -> bool:
   """Whether it went well; whatever happens, the sweep goes on."""
+  if stopping():
+    return False
   process = multiprocessing.get_context('spawn').Process(
     target=_train, args=(config.to_dict(), path)
   )
   process.start()
-  process.join()
+  while process.is_alive():
+    process.join(1)
+    if stopping():
+      process.terminate()
   return process.exitcode == 0
 
 
 def _train(config: dict[str, Any], path: pathlib.Path) -> None:
-  logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
+  threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+  logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
   host.use_all_cores()
   log = path.with_suffix('.log')
   with open(log, 'a') as file:
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
-  train.train_and_evaluate(ConfigDict(config).lock(), path)
-  shutil.rmtree(
-    path / 'checkpoints'
-  )  # of a finished run, nothing to go on from
+  experiment = train.set_up(ConfigDict(config).lock(), path)
+  if train.run(experiment, host.stopped_by_sigterm()) is None:
+    sys.exit(host.STOPPED)
+  # Nothing will go on from a finished run.
+  shutil.rmtree(path / 'checkpoints')
   log.unlink()
+
+
+def _end_with_the_sweep() -> None:
+  """Whatever has ended the sweep, its runs do not go on without it."""
+  multiprocessing.parent_process().join()
+  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(argv: list[str]) -> None:
@@ -202,7 +227,11 @@ def main(argv: list[str]) -> None:
     runs = choose(load(args.config, args.scale), args.only, seeds, values)
   except (ValueError, KeyError, AttributeError) as error:
     sys.exit(f'lca.sweep: error: {error}')
-  if failed := run_all(runs, args.workdir, args.jobs):
+  stopping = host.stopped_by_sigterm()
+  failed = run_all(runs, args.workdir, args.jobs, stopping)
+  if stopping():
+    sys.exit(host.STOPPED)
+  if failed:
     sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
 
 

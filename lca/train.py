@@ -5,17 +5,18 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from lca import aggregators, attacks, clients, models, optimizers
 from lca import data as datasets
 from lca.aggregators import Aggregator
+from lca.checkpoints import Checkpoints
 from lca.rundir import Row, RunDirectory, summarize
 from lca.simulation import ServerState, Simulation, population_from
 
@@ -48,6 +49,7 @@ def train_and_evaluate(
 
   Raises:
     ValueError, TypeError, OSError, ImportError: see `set_up`.
+    OSError, CheckpointError, FloatingPointError: see `run`.
   """
   return run(set_up(config, workdir))
 
@@ -69,9 +71,10 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     ValueError, TypeError: an option that cannot be, or does not apply; a
       workdir that holds another config's run.
     OSError, ImportError: data that cannot be had, or a directory that cannot
-      be written.
+      be written or is another process's.
   """
   _check_numbers(config)
+  _check_on_nonfinite(config.train.on_nonfinite)
   aggregator = aggregators.make(config.aggregator)
   attack = attacks.make(config.attack)
   optimizer = _server_optimizer(config)
@@ -112,34 +115,65 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   return Experiment(config, directory, simulation)
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(
+  experiment: Experiment, stopping: Callable[[], bool] = lambda: False
+) -> dict[str, Any] | None:
   """Runs the rounds that are missing.
 
   Args:
     experiment: from `set_up`.
+    stopping: asked after every round; if it says so, that round is saved and
+      was the last one for now.
 
   Returns:
-    The summary, which also stands in the run's directory.
+    The summary, which also stands in the run's directory; None of a run that
+    was stopped.
+
+  Raises:
+    OSError, CheckpointError: what must be written cannot be, or the checkpoints
+      are not of this run, or damaged.
+    FloatingPointError: a round's aggregate is not finite, and
+      `config.train.on_nonfinite` is 'stop'.
   """
   config, directory, simulation = experiment
   if simulation is None:
     return directory.summary()
-  options = ocp.CheckpointManagerOptions(max_to_keep=config.checkpoint.keep)
-  with ocp.CheckpointManager(directory.checkpoints, options=options) as saved:
-    state, rows = _restore(saved, simulation.init())
+  with directory:
+    rows = _run_rounds(config, directory, simulation, stopping)
+    if len(rows) < config.num_rounds:
+      return None
+    summary = {'num_rounds': len(rows), **summarize(rows)}
+    directory.finish(summary)
+  return summary
+
+
+def _run_rounds(
+  config: ConfigDict,
+  directory: RunDirectory,
+  simulation: Simulation,
+  stopping: Callable[[], bool],
+) -> list[Row]:
+  """Rounds, until it is told to stop or there are enough; all are saved."""
+  with Checkpoints(
+    directory.checkpoints, directory.config, config.checkpoint.keep
+  ) as checkpoints:
+    state, rows = checkpoints.restore(simulation.init())
     directory.start(rows, simulation.more_metrics)
     clock = [time.monotonic()]
     for round_idx in range(len(rows), config.num_rounds):
       state, row = _round(simulation, state, round_idx, config)
       rows.append(row)
       directory.add(row)
+      if row['nonfinite'] and config.train.on_nonfinite == 'stop':
+        raise FloatingPointError(_not_finite(simulation, row))
       clock.append(time.monotonic())
       print(_line(row, config.num_rounds, clock), flush=True)
-      if _due(row['round'], config.checkpoint.every, config.num_rounds):
-        saved.save(row['round'], args=_checkpoint(state, rows))
-  summary = {'num_rounds': len(rows), **summarize(rows)}
-  directory.finish(summary)
-  return summary
+      stop = stopping()
+      if stop or _due(row['round'], config.checkpoint.every, config.num_rounds):
+        checkpoints.save(state, rows)
+      if stop:
+        break
+  return rows
 
 
 def _round(
@@ -159,25 +193,14 @@ def _due(round_number: int, every: int, last: int) -> bool:
   return round_number % every == 0 or round_number == last
 
 
-def _checkpoint(state: ServerState, rows: list[Row]) -> ocp.args.Composite:
-  return ocp.args.Composite(
-    state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave(rows)
+def _not_finite(simulation: Simulation, row: Row) -> str:
+  ids = simulation.attackers(row['round'] - 1)
+  attackers = f'the attackers were clients {ids}' if ids else 'nobody attacked'
+  return (
+    f'in round {row["round"]} the aggregate has {row["nonfinite"]} entries '
+    f'that are not finite; {row["rejected"]} updates were not, or too large; '
+    f'{attackers}. With train.on_nonfinite=continue the run goes on'
   )
-
-
-def _restore(
-  saved: ocp.CheckpointManager, initial: ServerState
-) -> tuple[ServerState, list[Row]]:
-  """The last checkpoint, or the state before the first round."""
-  if saved.latest_step() is None:
-    return initial, []
-  found = saved.restore(
-    saved.latest_step(),
-    args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(initial), rows=ocp.args.JsonRestore()
-    ),
-  )
-  return found.state, found.rows
 
 
 def _line(row: Row, num_rounds: int, clock: list[float]) -> str:
@@ -214,6 +237,13 @@ def _check_numbers(config: ConfigDict) -> None:
       raise ValueError(f'{key} must be at least 1, got {value}')
   if not 0 <= config.seed < 2**32:  # what a PRNG key tells apart
     raise ValueError(f'seed must lie in [0, 2**32), got {config.seed}')
+
+
+def _check_on_nonfinite(value: str) -> None:
+  if value not in ('stop', 'continue'):
+    raise ValueError(
+      f"train.on_nonfinite must be 'stop' or 'continue', got {value!r}"
+    )
 
 
 def _check_layers(config: ConfigDict) -> None:

@@ -300,8 +300,58 @@ def test_the_server_trains_on_its_own_examples_as_a_client_does():
   assert data.num_examples == 40
   want, _ = jax.jit(TRAIN)(state.variables, data, key)
   got = jax.tree.map(jnp.subtract, after.variables, state.variables)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
   jax.tree.map(close, got, want)
+
+
+def held_by(data, indices):
+  """The digits, held by as many clients as there are lists of indices."""
+  return datasets.FederatedDataset(data.dataset, list(map(np.array, indices)))
+
+
+def everyone(data, rule, **hyper):
+  """A round of all clients, none of whom attacks."""
+  sim = simulation(
+    data,
+    population=Population(data.num_clients, data.num_clients),
+    aggregator=lca.stateless(rule, **hyper),
+  )
+  state = sim.init()
+  return state.variables, sim.run_round(state, 0)[0].variables
+
+
+def one_step(variables, split, indices):
+  """SGD's on these examples."""
+
+  def loss(params):
+    rows = np.array(indices)
+    images, labels = split.images[rows], split.labels[rows]
+    return jnp.mean(CLASSIFIER.losses({'params': params}, images, labels)[0])
+
+  grads = jax.jit(jax.grad(loss))(variables['params'])
+  step = jax.tree.map(lambda p, g: p - 0.05 * g, variables['params'], grads)
+  return {'params': step}
+
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_with_one_example(data):
+  def smallest(updates, *, weights):
+    return jax.tree.map(lambda x: x[jnp.argmin(weights)], updates)
+
+  held = held_by(data, [range(8), [33], range(40, 45)])
+  before, after = everyone(held, smallest)
+  jax.tree.map(close, after, one_step(before, data.dataset.train, [33]))
+
+
+@pytest.mark.parametrize(
+  ('rule', 'hyper'),
+  [(lca.layerwise(lca.cosine(lca.krum)), {'f': 1}), (lca.median, {})],
+)
+def test_all_clients_equal(data, rule, hyper):
+  held = held_by(data, [range(8)] * 5)
+  before, after = everyone(held, rule, **hyper)
+  jax.tree.map(close, after, one_step(before, data.dataset.train, range(8)))
 
 
 def test_a_rule_that_needs_the_server_says_so(data):

@@ -1,16 +1,21 @@
 """Whole runs on the digits: files, metrics, restart."""
 
 import csv
+import errno
+import fcntl
 import json
 import struct
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto import event_pb2
 
 from configs import common, digits
 from lca import train
-from lca.rundir import summarize, table
+from lca.rundir import RunDirectory, run_id, summarize, table
+from lca.simulation import population_from
 
 
 def config(presets='layerwise_cosine_krum,label_flipping', **changes):
@@ -42,6 +47,18 @@ def event_steps(workdir, tag):
       steps += [event.step for v in event.summary.value if v.tag == tag]
       content = content[16 + size :]
   return steps
+
+
+def check_same_end(workdir, reference):
+  """The same metrics and the same state of the server, in every bit."""
+  states = []
+  for path in (workdir, reference):
+    with ocp.StandardCheckpointer() as checkpointer:
+      states.append(checkpointer.restore(path / 'checkpoints/4/state'))
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  written = (reference / 'metrics.csv').read_bytes()
+  assert (workdir / 'metrics.csv').read_bytes() == written
+  assert event_steps(workdir, 'test_loss') == [1, 2, 3, 4]
 
 
 @pytest.fixture(scope='module')
@@ -94,9 +111,16 @@ def test_a_restarted_run_ends_in_the_same_bits(straight, tmp_path, stops):
   for num_rounds in [*stops, 4]:
     again = train.train_and_evaluate(config(num_rounds=num_rounds), tmp_path)
   assert again == summary
-  expected = (reference / 'metrics.csv').read_bytes()
-  assert (tmp_path / 'metrics.csv').read_bytes() == expected
-  assert event_steps(tmp_path, 'test_loss') == [1, 2, 3, 4]
+  check_same_end(tmp_path, reference)
+
+
+def test_a_rule_with_a_memory_restarts_in_the_same_bits(tmp_path):
+  straight, again = tmp_path / 'straight', tmp_path / 'again'
+  presets = 'layerwise_centered_clip,label_flipping'
+  train.train_and_evaluate(config(presets, num_rounds=4), straight)
+  for num_rounds in (2, 4):
+    train.train_and_evaluate(config(presets, num_rounds=num_rounds), again)
+  check_same_end(again, straight)
 
 
 def test_rounds_after_the_last_checkpoint_are_run_again(
@@ -115,11 +139,14 @@ def test_rounds_after_the_last_checkpoint_are_run_again(
   assert len(rows(tmp_path)) == 3  # one more than the checkpoint of round 2
   assert not (tmp_path / 'summary.json').exists()
   monkeypatch.undo()
+  # A kill may come in the middle of a line, or between two files.
+  with open(tmp_path / 'metrics.csv', 'a') as file:
+    file.write('4,2.2')
+  for events in tmp_path.glob('events.*'):
+    events.unlink()
   train.train_and_evaluate(config(num_rounds=4), tmp_path)
   reference, _ = straight
-  expected = (reference / 'metrics.csv').read_bytes()
-  assert (tmp_path / 'metrics.csv').read_bytes() == expected
-  assert event_steps(tmp_path, 'test_loss') == [1, 2, 3, 4]
+  check_same_end(tmp_path, reference)
 
 
 def test_a_finished_run_is_not_run_again(straight):
@@ -145,6 +172,7 @@ def test_how_and_where_it_runs_may_change(straight):
     'parallel.chunk_size': 2,
     'checkpoint.keep': 5,
     'eval.batch_size': 100,
+    'train.on_nonfinite': 'continue',
   }
   train.set_up(config(num_rounds=4, **free), workdir)
 
@@ -153,6 +181,92 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(ValueError, match='no run'):
     train.set_up(config(), tmp_path)
+
+
+def test_what_a_run_computes_names_it_not_how_it_ends():
+  nested = config().to_dict()
+  name = run_id(nested)
+  nested['train']['on_nonfinite'] = 'continue'
+  assert run_id(nested) == name
+  del nested['train']  # a run from before there was the key
+  assert run_id(nested) == name
+  nested['seed'] = 1
+  assert run_id(nested) != name
+
+
+def test_a_directory_is_one_process_s_at_a_time(tmp_path):
+  first, second = (RunDirectory(tmp_path, {'seed': 0}) for _ in range(2))
+  with first:
+    first.claim()
+    with second, pytest.raises(OSError, match=f'running in {tmp_path}'):
+      second.claim()
+  with second:
+    second.claim()
+  with pytest.raises(ValueError, match='seed was 0 there and is 1 now'):
+    RunDirectory(tmp_path, {'seed': 1})
+
+
+def test_a_run_that_came_first_is_not_overwritten(tmp_path):
+  late = RunDirectory(tmp_path, {'seed': 1})
+  with RunDirectory(tmp_path, {'seed': 0}) as first:
+    first.claim()
+  with late, pytest.raises(ValueError, match='seed was 0 there and is 1 now'):
+    late.claim()
+
+
+def test_a_claim_that_was_killed_is_no_strangers(tmp_path):
+  for name in ('lock', 'config.json.tmp'):
+    (tmp_path / name).touch()
+  with RunDirectory(tmp_path, {'seed': 0}) as directory:
+    directory.claim()
+  assert (tmp_path / 'config.json').exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+  def flock(file, operation):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  with RunDirectory(tmp_path, {'seed': 0}) as directory:
+    directory.claim()
+  assert f'run no second process in {tmp_path}' in capsys.readouterr().out
+
+
+def test_a_round_that_is_not_finite_stops_the_run(tmp_path):
+  changes = {'attack.num_byzantine': 2, 'num_rounds': 2}
+  broken = config('fedavg,non_finite', **changes)
+  experiment = train.set_up(broken, tmp_path)
+  size = sum(x.size for x in jax.tree.leaves(experiment.simulation.init()))
+  population = population_from(broken.server, broken.attack, 20)
+  ids, byzantine = population.sample(0, 0)
+  attackers = str(sorted(ids[byzantine].tolist()))
+  assert attackers.count(',') == 1
+  with pytest.raises(FloatingPointError) as info:
+    train.run(experiment)
+  message = f'in round 1 the aggregate has {size} entries that are not finite'
+  assert message in str(info.value) and attackers in str(info.value)
+  (row,) = rows(tmp_path)
+  assert (row['rejected'], row['nonfinite']) == ('2', str(size))
+  assert event_steps(tmp_path, 'nonfinite') == [1]
+  assert not (tmp_path / 'summary.json').exists()
+
+  changes['train.on_nonfinite'] = 'continue'
+  again = config('fedavg,non_finite', **changes)
+  summary = train.train_and_evaluate(again, tmp_path)
+  assert np.isnan(summary['final_test_loss'])
+  # Whoever trains on a model of NaN sends NaN.
+  assert [row['rejected'] for row in rows(tmp_path)] == ['2', '15']
+
+
+def test_a_robust_rule_reports_whom_it_rejected(tmp_path):
+  robust = config('layerwise_cosine_krum,non_finite', num_rounds=1)
+  train.train_and_evaluate(robust, tmp_path)
+  (row,) = rows(tmp_path)
+  assert (row['byzantine'], row['rejected'], row['nonfinite']) == (
+    '1',
+    '1',
+    '0',
+  )
 
 
 def test_a_run_killed_before_its_first_round_can_start_again(
@@ -205,6 +319,7 @@ def test_evaluation_in_some_rounds(tmp_path):
     ({'client.mode': 'gradient'}, r"client\.mode='gradient' does not go"),
     ({'client.mode': 'sgd'}, r'client\.mode must be one of'),
     ({'parallel.chunk_size': 0}, 'chunk_size must be at least 1'),
+    ({'train.on_nonfinite': 'ignore'}, "must be 'stop' or 'continue', got 'ig"),
     ({'checkpoint.every': 0}, r'checkpoint\.every must be at least 1'),
     ({'model.name': 'resnet'}, "unknown model 'resnet'"),
     ({'aggregator.scope': 'layer'}, "scope must be one of .*'layer'"),
@@ -242,8 +357,7 @@ def test_federated_sgd_restarts_in_the_same_bits(tmp_path):
   for num_rounds in (2, 4):
     last = train.train_and_evaluate(gradient(num_rounds=num_rounds), again)
   assert last == summary
-  written = (straight / 'metrics.csv').read_bytes()
-  assert (again / 'metrics.csv').read_bytes() == written
+  check_same_end(again, straight)
   assert float(rows(straight)[3]['factor/params/Conv_0/bias']) > 0
   assert event_steps(straight, 'norm/params/Conv_0/bias') == [1, 2, 3, 4]
 

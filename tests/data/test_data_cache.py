@@ -1,6 +1,7 @@
 """Arrays on disk: whole, or an error that names the file."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -70,6 +71,28 @@ def test_an_array_of_another_size(directory, size):
   assert len(whole) == 152
   path.write_bytes((whole + b'x')[:size])
   check_damaged(directory, 'images.npy')
+
+
+class Calls:
+  def __init__(self, function, *args):
+    self.call = function, args
+
+  def __reduce__(self):
+    return self.call
+
+
+def test_a_pickle_in_place_of_an_array_is_not_read(directory):
+  path, target = directory / 'labels.npy', directory / 'made'
+  evil = np.array([Calls(os.mkdir, str(target))], object)
+  np.save(path, evil, allow_pickle=True)
+  index = json.loads((directory / 'index.json').read_text())
+  index['arrays']['labels'] |= {'bytes': path.stat().st_size, 'shape': [1]}
+  index['arrays']['labels']['dtype'] = 'object'
+  (directory / 'index.json').write_text(json.dumps(index))
+  check_damaged(directory, 'labels.npy')
+  assert not target.exists()
+  np.load(path, allow_pickle=True)  # the same, trusted
+  assert target.exists()
 
 
 def test_a_missing_array(directory):

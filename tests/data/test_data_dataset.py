@@ -20,6 +20,7 @@ def dataset(train=(0, 1, 2), test=(2, 0), channels=1, **changes):
   ('images', 'labels', 'message'),
   [
     (np.zeros([2, 4, 4, 1]), np.zeros(2, int), 'uint8.*float64'),
+    (np.full([2, 4, 4, 1], np.nan, np.float32), np.zeros(2, int), 'float32'),
     (np.zeros([2, 4, 4], np.uint8), np.zeros(2, int), r'\[2, 4, 4\]'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(2), 'integers.*float64'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros([2, 1], int), r'\[2, 1\]'),

@@ -1,0 +1,179 @@
+"""A run's checkpoints: what is saved in the background, and found again.
+
+A checkpoint holds the server's state, the metrics written so far, the config
+and a table of the state's leaves: shape, type and checksum. So it is known
+which checkpoint is damaged, and which is whole but of something else.
+"""
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lca import rundir
+from lca.rundir import Row
+from lca.typing import PyTree
+
+
+class CheckpointError(Exception):
+  """A checkpoint that cannot be written, read or gone on from."""
+
+
+class Checkpoints(contextlib.AbstractContextManager):
+  """A run's checkpoints; none is under way any more when the context ends.
+
+  Args:
+    path: of their directory, which is made if need be. Of this process alone.
+    config: of the run, as nested dicts that JSON reads back as they are.
+    keep: how many; older ones are deleted.
+
+  Raises:
+    OSError: the directory cannot be made.
+  """
+
+  def __init__(
+    self, path: str | os.PathLike, config: Mapping[str, Any], keep: int
+  ):
+    self._path, self._config = path, config
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      # Threads would wait for minutes for one that cannot be made.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    self._manager = ocp.CheckpointManager(path, options=options)
+
+  def __exit__(self, kind, error, traceback) -> None:
+    with self._writing() if error is None else contextlib.suppress(Exception):
+      self._manager.close()
+
+  def save(self, state: PyTree, rows: list[Row]) -> None:
+    """Begins to save what there is after a round.
+
+    Args:
+      state: of the server.
+      rows: the metrics of all rounds so far.
+
+    Raises:
+      CheckpointError: this one, or the one before, cannot be written.
+    """
+    about = {
+      'config': self._config,
+      'leaves': _table(state),
+      'rows': list(rows),  # which grow before they are written
+    }
+    parts = ocp.args.Composite(
+      about=ocp.args.JsonSave(about), state=ocp.args.StandardSave(state)
+    )
+    with self._writing():
+      self._manager.save(rows[-1]['round'], args=parts)
+
+  def restore(self, initial: PyTree) -> tuple[PyTree, list[Row]]:
+    """The newest checkpoint that is whole; damaged ones after it are deleted.
+
+    Args:
+      initial: the state before the first round.
+
+    Returns:
+      The state and the rows that were saved; `initial` and none if nothing
+      was.
+
+    Raises:
+      CheckpointError: a checkpoint is of another config or another tree, or
+        there are some and each is damaged. Then nothing is deleted.
+    """
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        found = self._read(step, initial)
+      except _Damaged as error:
+        damaged[step] = error
+        continue
+      for step, reason in damaged.items():
+        print(f'deleting a damaged checkpoint, {reason}', flush=True)
+        self._manager.delete(step)
+      return found
+    if damaged:
+      raise CheckpointError(
+        f'no checkpoint can be read: {"; ".join(map(str, damaged.values()))}. '
+        f'To start from the beginning, delete {self._path}'
+      )
+    return initial, []
+
+  def _read(self, step: int, initial: PyTree) -> tuple[PyTree, list[Row]]:
+    with self._reading(step):
+      about = self._item(step, 'about', ocp.args.JsonRestore())
+      config, leaves, rows = (about[k] for k in ('config', 'leaves', 'rows'))
+    self._check_same(step, config, leaves, _table(initial))
+    with self._reading(step):
+      state = self._item(step, 'state', ocp.args.StandardRestore(initial))
+      if _table(state) != leaves:
+        raise ValueError('a checksum is wrong')
+    return state, rows
+
+  def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
+    parts = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))
+    return parts[name]
+
+  def _check_same(self, step: int, config, leaves, own_leaves) -> None:
+    path = f'{self._path}/{step}'
+    try:
+      rundir.check_same_run(path, config, self._config)
+    except ValueError as error:
+      raise CheckpointError(error) from None
+    for name in [*own_leaves, *leaves]:
+      then, now = leaves.get(name), own_leaves.get(name)
+      if then is None or now is None or then[:2] != now[:2]:
+        raise CheckpointError(
+          f'{path} holds the state of other code: {name} was '
+          f'{_array(then)} there and is {_array(now)} now'
+        )
+
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # what bytes can do to a parser has no end
+      raise _Damaged(f'{self._path}/{step} ({_first_line(error)})') from error
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # of several libraries below it
+      raise CheckpointError(
+        f'cannot write a checkpoint into {self._path}: {_first_line(error)}'
+      ) from error
+
+
+class _Damaged(Exception):
+  pass
+
+
+Leaf = list[Any]
+"""Shape, type and checksum."""
+
+
+def _table(tree: PyTree) -> dict[str, Leaf]:
+  def leaf(x):
+    content = np.ascontiguousarray(x).view(np.uint8)
+    return [list(x.shape), str(x.dtype), zlib.crc32(content)]
+
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf(x)
+    for path, x in leaves
+  }
+
+
+def _array(leaf: Leaf | None) -> str:
+  return 'absent' if leaf is None else f'{leaf[1]} {leaf[0]}'
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,391 @@
+"""Whole processes that are killed, asked to stop, or have no room to write.
+
+Each process is one of `main.py`, forked from a server that has imported JAX but
+not started it: what a user starts, less the seconds of the imports.
+"""
+
+import fcntl
+import multiprocessing
+import os
+import pathlib
+import random
+import re
+import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from test_train import event_steps
+
+ROOT = pathlib.Path(__file__).parent.parent
+PATIENCE = 120  # seconds, where a second or two would do
+
+# The setting with the most to lose: workers' momentum, Adadelta's averages and
+# LEGATO's window are all carried from round to round.
+SETTING = """
+from configs import common, digits
+
+def get_config():
+  config = digits.get_config('legato,gaussian').unlock()
+  common.federated_sgd(config, batch_size=16)
+  config.server = common.servers()['adadelta']
+  config.update_from_flattened_dict({
+    'num_rounds': 30,
+    'data.num_clients': 6,
+    'server.clients_per_round': 5,
+    'model.features': (2, 3),
+    'model.hidden': (8,),
+    'client.momentum': 0.5,
+    'aggregator.window': 3,
+    'eval.layers': 'leaf',
+    'checkpoint.every': 1,
+  })
+  return config.lock()
+"""
+
+SWEEP = """
+import pathlib, runpy
+setting = pathlib.Path(__file__).with_name('setting.py')
+
+def get_runs():
+  config = runpy.run_path(str(setting))['get_config']().unlock()
+  config.num_rounds = 100_000
+  config.checkpoint.every = 100_000
+  return {'endless': config.lock()}
+"""
+
+
+def _main(args, log, file_size):
+  """What `python main.py ARGS` does once it has imported its modules."""
+  for stream in (1, 2):
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+  if file_size:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+  os.chdir(ROOT)
+  sys.path.insert(0, str(ROOT))
+  sys.argv = ['main.py', *args]
+  runpy.run_path('main.py', run_name='__main__')
+
+
+class Runs:
+  """Starts processes on a setting."""
+
+  def __init__(self, folder):
+    self.setting = folder / 'setting.py'
+    self.setting.write_text(SETTING)
+    self._context = multiprocessing.get_context('forkserver')
+    self._context.set_forkserver_preload(['main', 'sklearn.datasets', 'pytest'])
+
+  def start(self, workdir, *args, setting=None, file_size=None):
+    setting = setting or self.setting
+    args = [f'--config={setting}', f'--workdir={workdir}', *args]
+    log = workdir.with_name(f'{workdir.name}.log')
+    log.unlink(missing_ok=True)
+    process = self._context.Process(target=_main, args=(args, log, file_size))
+    process.log = log
+    process.start()
+    return process
+
+  def finish(self, workdir, *args, **options):
+    """Returns the exit code and what was written."""
+    process = self.start(workdir, *args, **options)
+    process.join(PATIENCE)
+    return process.exitcode, process.log.read_text()
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('PYTHONPATH', str(ROOT))
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+      cache = tmp_path_factory.mktemp('cache')
+      patch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
+    yield Runs(tmp_path_factory.mktemp('settings'))
+
+
+@pytest.fixture(scope='module')
+def straight(runs, tmp_path_factory):
+  """30 rounds in one go."""
+  workdir = tmp_path_factory.mktemp('runs') / 'straight'
+  code, written = runs.finish(workdir)
+  assert code == 0, written
+  return workdir
+
+
+def wait_for(condition, process):
+  """Looks every millisecond; the process must still be there."""
+  deadline = time.monotonic() + PATIENCE
+  while not (found := condition()):
+    assert process.is_alive(), process.log.read_text()
+    assert time.monotonic() < deadline
+    time.sleep(0.001)
+  return found
+
+
+def rounds_of(process):
+  """The rounds that a process has said it ran."""
+  return [
+    int(n) for n in re.findall(r'^round +(\d+)/', read(process.log), re.M)
+  ]
+
+
+def read(file):
+  return file.read_text() if file.exists() else ''
+
+
+def last_row(workdir):
+  """The last round in metrics.csv; 0 if there is none."""
+  *_, last = ['0', *read(workdir / 'metrics.csv').splitlines()[1:]]
+  return int(last.split(',')[0])
+
+
+def checkpoints(workdir):
+  """The rounds whose checkpoints are whole, and what is under way."""
+  folder = workdir / 'checkpoints'
+  names = os.listdir(folder) if folder.exists() else []
+  whole = sorted(int(name) for name in names if name.isdigit())
+  return whole, [name for name in names if not name.isdigit()]
+
+
+def check_same_end(workdir, straight):
+  """The same bits: rows, summary, events, and all that the server carries."""
+  for name in ('metrics.csv', 'summary.json'):
+    assert (workdir / name).read_bytes() == (straight / name).read_bytes()
+  for tag in ('test_loss', 'byzantine', 'factor/params/Conv_0/bias'):
+    assert event_steps(workdir, tag) == list(range(1, 31))
+  states = []
+  for path in (workdir, straight):
+    assert checkpoints(path)[0][-1] == 30
+    with ocp.StandardCheckpointer() as checkpointer:
+      states.append(checkpointer.restore(path / 'checkpoints/30/state'))
+  # The model, its optimiser's averages, everyone's momentum, LEGATO's window.
+  assert len(jax.tree.leaves(states[0])) > 32
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def random_moment(kind, targets, chance, workdir, process):
+  """Waits for it, and says which it was."""
+  if kind == 'start':  # imports, data, compilation, restoring, first files
+    stop = time.monotonic() + chance.uniform(0, 3)
+    wait_for(lambda: time.monotonic() > stop or rounds_of(process), process)
+    return 'before its first round'
+  seconds = chance.uniform(0, 0.03)
+  number = max(targets.pop(0), max(checkpoints(workdir)[0], default=0) + 1)
+  if kind == 'round':
+    wait_for(lambda: number in rounds_of(process), process)
+  else:
+    begun = f'{number}.orbax-checkpoint-tmp'
+    left = begun in checkpoints(workdir)[1]  # by a process killed before
+    wait_for(lambda: not left or rounds_of(process), process)
+    wait_for(lambda: begun in checkpoints(workdir)[1], process)
+  time.sleep(seconds)
+  where = {'round': 'after round', 'checkpoint': 'into checkpoint'}[kind]
+  return f'{1000 * seconds:.0f} ms {where} {number}'
+
+
+def test_killed_at_twenty_random_moments(runs, straight, tmp_path):
+  workdir, chance = tmp_path / 'killed', random.Random(0)
+  kinds = ['start'] * 5 + ['round'] * 7 + ['checkpoint'] * 8
+  chance.shuffle(kinds)
+  targets = sorted(chance.sample(range(1, 29), 15))
+  torn, saved = 0, 0
+  for number, kind in enumerate(kinds, 1):
+    began = time.monotonic()
+    process = runs.start(workdir)
+    moment = random_moment(kind, targets, chance, workdir, process)
+    process.kill()
+    process.join()
+    lived = time.monotonic() - began
+    assert process.exitcode == -signal.SIGKILL, read(process.log)
+    assert 'damaged' not in read(process.log)
+    if ran := rounds_of(process):
+      assert ran == list(range(saved + 1, saved + 1 + len(ran)))
+    whole, under_way = checkpoints(workdir)
+    torn, saved = torn + bool(under_way), max(whole, default=0)
+    print(
+      f'kill {number:2}: after {lived:4.1f} s, {moment}; metrics.csv at round '
+      f'{last_row(workdir)}, the last whole checkpoint {saved}'
+      + ', a torn one beside it'
+      * bool(under_way)
+    )
+  code, written = runs.finish(workdir)
+  assert code == 0, written
+  assert torn >= 3  # of eight attempts
+  assert checkpoints(workdir) == ([29, 30], [])
+  check_same_end(workdir, straight)
+
+
+def test_sigterm_saves_and_stops(runs, straight, tmp_path):
+  workdir = tmp_path / 'preempted'
+  process = runs.start(workdir, '--config.checkpoint.every=1000')
+  wait_for(lambda: len(rounds_of(process)) >= 3, process)
+  os.kill(process.pid, signal.SIGTERM)
+  process.join(PATIENCE)
+  assert process.exitcode == 143
+  assert read(process.log).splitlines()[-1].startswith('stopped; the same ')
+  ran = rounds_of(process)
+  assert 3 <= len(ran) < 30
+  assert checkpoints(workdir) == ([last_row(workdir)], [])
+  assert last_row(workdir) == ran[-1]
+  code, written = runs.finish(workdir)
+  assert code == 0 and f'round {ran[-1] + 1:2}/30' in written, written
+  check_same_end(workdir, straight)
+
+
+def test_two_processes_on_one_workdir(runs, tmp_path):
+  workdir, link = tmp_path / 'shared', tmp_path / 'link'
+  long = '--config.num_rounds=1000'
+  first = runs.start(workdir, long)
+  wait_for(lambda: (workdir / 'config.json').exists(), first)
+  link.symlink_to(workdir)  # a second name changes nothing
+  code, written = runs.finish(link, long)
+  assert first.is_alive()
+  assert code == 1
+  (error,) = written.splitlines()
+  assert error.startswith(
+    f'main.py: error: another process is running in {workdir}'
+  )
+  first.kill()
+  first.join()
+  again = runs.start(workdir, long)
+  wait_for(lambda: rounds_of(again), again)
+  again.kill()
+
+
+def check_one_error(code, written, *parts):
+  """It ends with one line of ours, and no traceback of ours.
+
+  TensorStore's threads may print their own around it, which nobody can catch.
+  """
+  assert code == 1, written
+  assert 'main.py", line' not in written
+  (error,) = (
+    line for line in written.splitlines() if line.startswith('main.py: error: ')
+  )
+  for part in parts:
+    assert part in error
+
+
+def with_a_checkpoint(runs, workdir):
+  """A run that was killed; returns its last good checkpoint's round."""
+  process = runs.start(workdir)
+  wait_for(lambda: checkpoints(workdir)[0], process)
+  process.kill()
+  process.join()
+  return max(checkpoints(workdir)[0])
+
+
+@pytest.mark.parametrize(
+  ('every', 'size', 'part'),
+  [(1, 20_000, 'cannot write a checkpoint'), (1000, 6_000, 'File too large')],
+  ids=['checkpoints', 'metrics'],
+)
+def test_files_that_cannot_grow(runs, straight, tmp_path, every, size, part):
+  """A limit on the size of files needs no disk that is full."""
+  workdir = tmp_path / 'limited'
+  good = with_a_checkpoint(runs, workdir)
+  every = f'--config.checkpoint.every={every}'
+  code, written = runs.finish(workdir, every, file_size=size)
+  check_one_error(code, written, part, str(workdir))
+  last = checkpoints(workdir)[0][-1]
+  assert last >= good
+  code, written = runs.finish(workdir)
+  assert code == 0 and f'round {last + 1:2}/30' in written, written
+  check_same_end(workdir, straight)
+
+
+@pytest.fixture
+def disk(tmp_path):
+  """A disk of 4 MiB."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', str(folder)]
+  try:
+    subprocess.run(mount, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip('may not mount a disk of its own')
+  yield folder
+  subprocess.run(['umount', '--lazy', str(folder)], check=True)
+
+
+def test_a_full_disk(runs, straight, disk):
+  workdir = disk / 'run'
+  good = with_a_checkpoint(runs, workdir)
+  left = shutil.disk_usage(disk).free
+  (disk / 'ballast').write_bytes(bytes(left - 65_536))
+  code, written = runs.finish(workdir)
+  check_one_error(code, written, str(workdir))
+  (disk / 'ballast').unlink()
+  assert checkpoints(workdir)[0][-1] >= good
+  code, written = runs.finish(workdir)
+  assert code == 0, written
+  check_same_end(workdir, straight)
+
+
+@pytest.mark.parametrize('place', ['file/run', 'folder/run'])
+def test_a_workdir_that_cannot_be_made(runs, tmp_path, place):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'folder').mkdir(mode=0o555)
+  if place.startswith('folder') and os.access(tmp_path / 'folder', os.W_OK):
+    place = '/proc/run'  # not even root makes one there
+  process = runs.start(tmp_path / 'x', f'--workdir={tmp_path / place}')
+  process.join(PATIENCE)
+  check_one_error(process.exitcode, read(process.log), place)
+
+
+def test_a_run_that_breaks_says_so(runs, tmp_path):
+  code, written = runs.finish(
+    tmp_path / 'broken',
+    '--config.model.features=(2,)',
+    '--config.client.local_epochs=1',
+    '--config.server.clients_per_round=3',
+    setting='configs/digits.py:fedavg,non_finite',
+  )
+  check_one_error(code, written, 'in round 1 ', 'train.on_nonfinite=continue')
+
+
+def free(workdir):
+  """Whether no process holds the directory."""
+  with open(workdir / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return False
+    return True
+
+
+def test_a_sweep_leaves_no_process_behind(runs, tmp_path):
+  runs.setting.with_name('sweep.py').write_text(SWEEP)
+  command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
+  command.append(f'--config={runs.setting.with_name("sweep.py")}')
+
+  def started():
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+
+  reached = 0
+  for sign, code in [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]:
+    with started() as sweep:
+      deadline = time.monotonic() + PATIENCE
+      while (
+        not (runs_of := list(tmp_path.glob('*/metrics.csv')))
+        or last_row(runs_of[0].parent) < reached + 2
+      ):
+        assert time.monotonic() < deadline and sweep.poll() is None
+        time.sleep(0.01)
+      (workdir,) = (file.parent for file in runs_of)
+      assert not free(workdir)
+      sweep.send_signal(sign)
+      assert sweep.wait(PATIENCE) == code
+      deadline = time.monotonic() + PATIENCE
+      while not free(workdir):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert checkpoints(workdir)[0][-1] == last_row(workdir) > reached
+    reached = last_row(workdir)
