@@ -23,25 +23,34 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
   host.use_all_cores()
+  args = flags.FLAGS
   try:
-    workdir = flags.FLAGS.workdir or _new_workdir()
-    experiment = train.set_up(flags.FLAGS.config, workdir)
+    host.join_processes(args.coordinator, args.num_processes, args.process_id)
+    workdir = args.workdir or _new_workdir()
+    experiment = train.set_up(args.config, workdir)
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
-  print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
+  say = print if jax.process_index() == 0 else _say_nothing
+  say(f'{experiment.directory.path} on {jax.devices()}', flush=True)
   if experiment.simulation:
-    print(experiment.simulation.data.describe(), flush=True)
+    say(experiment.simulation.data.describe(), flush=True)
   try:
     summary = train.run(experiment, host.stopped_by_sigterm())
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
     _fail(error)
   if summary is None:
-    print('stopped; the same command on this --workdir goes on')
+    say('stopped; the same command on this --workdir goes on')
     sys.exit(host.STOPPED)
-  print(rundir.table(summary))
+  say(rundir.table(summary))
+
+
+def _say_nothing(*_, **__):
+  pass
 
 
 def _new_workdir() -> pathlib.Path:
+  if jax.process_count() > 1:
+    raise ValueError('several processes need the same --workdir')
   name = re.sub(r'^.*/|\.py', '', flags.FLAGS['config'].config_filename)
   now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%SZ')
   return pathlib.Path('runs', f'{re.sub(r"[:,]", "-", name)}-{now}')
@@ -60,6 +69,14 @@ def _define_flags() -> None:
     'Directory of the run: a new one under runs/ by default. The same command '
     'on the same directory goes on where it stopped.',
   )
+  flags.DEFINE_string(
+    'coordinator',
+    None,
+    'HOST:PORT of the first of several processes, with --num_processes and '
+    '--process_id; "auto" lets JAX find out. TPU pods and srun need none.',
+  )
+  flags.DEFINE_integer('num_processes', None, 'Of the run.')
+  flags.DEFINE_integer('process_id', None, 'Of this process, from 0.')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

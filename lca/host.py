@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 
 def use_all_cores() -> None:
@@ -23,6 +25,55 @@ def _num_cores() -> int:
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+_SLURM_TASKS, _TPU_WORKERS = 'SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES'
+
+
+def join_processes(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Makes this process one of several; call it before anything runs.
+
+  On TPU pods and under SLURM's srun nothing need be said, and a process on its
+  own stays so.
+
+  Args:
+    coordinator: `HOST:PORT` of the first process, the same in each. None finds
+      out; `'auto'` leaves that to JAX, which knows more kinds of clusters.
+    num_processes: of them all.
+    process_id: in [0, num_processes), of its own in each.
+
+  Raises:
+    ValueError: an incomplete or impossible set of these.
+  """
+  numbers = num_processes, process_id
+  if coordinator not in (None, 'auto'):
+    if None in numbers:
+      raise ValueError(
+        'coordinator, num_processes and process_id go together, got '
+        f'{coordinator!r}, {num_processes} and {process_id}'
+      )
+    if not 0 <= process_id < num_processes:
+      raise ValueError(
+        f'process_id={process_id} must lie in [0, {num_processes})'
+      )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  elif numbers != (None, None):
+    raise ValueError(
+      f'num_processes={num_processes} and process_id={process_id} need the '
+      'coordinator'
+    )
+  elif coordinator == 'auto' or _of_several():
+    jax.distributed.initialize()
+
+
+def _of_several() -> bool:
+  tasks = int(os.getenv(_SLURM_TASKS, '1'))
+  workers = os.getenv(_TPU_WORKERS, '').split(',')
+  return tasks > 1 or len(workers) > 1
 
 
 STOPPED = 128 + signal.SIGTERM
@@ -43,3 +94,10 @@ def stopped_by_sigterm() -> Callable[[], bool]:
   came = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: came.set())
   return came.is_set
+
+
+def any_process(yes: bool) -> bool:
+  """Whether it is so for any process of the run, all of which ask."""
+  if jax.process_count() == 1:
+    return yes
+  return bool(np.any(multihost_utils.process_allgather(np.array(yes))))

@@ -199,6 +199,25 @@ class RunDirectory(contextlib.AbstractContextManager):
     self._events.flush()
 
 
+class Onlooker(RunDirectory):
+  """The same directory for the other processes of a run, which write nothing.
+
+  Args, Raises: as of RunDirectory.
+  """
+
+  def claim(self) -> None:
+    """Leaves that to the first process."""
+
+  def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
+    """Writes nothing."""
+
+  def add(self, row: Row) -> None:
+    """Writes nothing."""
+
+  def finish(self, summary: Mapping[str, Any]) -> None:
+    """Writes nothing."""
+
+
 def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
   """The five metrics of the paper's tables.
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from lca import aggregators, attacks, clients, models, optimizers
+from lca import aggregators, attacks, clients, host, models, optimizers
 from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.checkpoints import Checkpoints
-from lca.rundir import Row, RunDirectory, summarize
+from lca.rundir import Onlooker, Row, RunDirectory, summarize
 from lca.simulation import ServerState, Simulation, population_from
 
 
@@ -87,7 +87,8 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0
   )
-  directory = RunDirectory(workdir, config.to_dict())
+  here = RunDirectory if jax.process_index() == 0 else Onlooker
+  directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
     return Experiment(config, directory, None)
   data = _federated_data(config)
@@ -167,8 +168,9 @@ def _run_rounds(
       if row['nonfinite'] and config.train.on_nonfinite == 'stop':
         raise FloatingPointError(_not_finite(simulation, row))
       clock.append(time.monotonic())
-      print(_line(row, config.num_rounds, clock), flush=True)
-      stop = stopping()
+      if jax.process_index() == 0:
+        print(_line(row, config.num_rounds, clock), flush=True)
+      stop = host.any_process(stopping())
       if stop or _due(row['round'], config.checkpoint.every, config.num_rounds):
         checkpoints.save(state, rows)
       if stop:

@@ -25,6 +25,8 @@ def command(workdir, *flags):
     '--config.num_rounds=3',
     '--config.checkpoint.every=2',
     '--config.client.local_epochs=1',
+    '--config.model.features=(2, 2)',
+    '--config.model.hidden=(4,)',
     # 7 clients and the 2 devices of each process: one row is nobody's.
     '--config.server.clients_per_round=7',
     *flags,
@@ -74,13 +76,16 @@ def metrics(workdir):
     return list(csv.DictReader(file))
 
 
-def test_two_processes_run_what_one_does(tmp_path):
+@pytest.mark.parametrize(
+  'stops', [(), pytest.param((2,), marks=pytest.mark.thorough)], ids=str
+)
+def test_two_processes_run_what_one_does(stops, tmp_path):
   end(start(command(tmp_path / 'one'), devices=4))
-  # Stopped after two rounds, and gone on with.
-  first, second = run_in_two(tmp_path / 'two', '--config.num_rounds=2')
-  assert 'round 2/2' in first and 'test accuracy' in first
+  for stop in stops:  # and the next command goes on
+    run_in_two(tmp_path / 'two', f'--config.num_rounds={stop}')
+  first, second = run_in_two(tmp_path / 'two')
+  assert 'round 3/3' in first and 'test accuracy' in first
   assert 'round' not in second  # one of them speaks, and writes
-  run_in_two(tmp_path / 'two')
   one, two = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
   assert len(one) == len(two) == 3
   for row, same in zip(one, two, strict=True):
