@@ -1,4 +1,4 @@
-"""Four virtual devices; a cache of compilations where one is asked for.
+"""Eight virtual devices; a cache of compilations where one is asked for.
 
 With JAX_COMPILATION_CACHE_DIR set, short compilations stay as well. With
 --thorough, the tests marked so run too: every rule at n = 100, in every scope,
@@ -12,7 +12,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax
 
-jax.config.update('jax_num_cpu_devices', 4)
+jax.config.update('jax_num_cpu_devices', 8)
 
 
 def pytest_addoption(parser):

@@ -156,6 +156,23 @@ def test_devices_and_chunks_do_not_matter(data, devices, chunk_size):
   )
 
 
+@pytest.mark.parametrize(
+  ('dtype', 'tolerance'), [(jnp.float32, 2e-3), (jnp.float64, 1e-8)]
+)
+def test_rounding_alone_grows_over_the_rounds(data, dtype, tolerance):
+  """One device, and eight with a client that is nobody on one of them."""
+  losses = []
+  with jax.enable_x64(dtype == jnp.float64):
+    for devices, chunk_size in ((1, 1), (8, 2)):
+      sim = simulation(data, devices=devices, chunk_size=chunk_size)
+      state = jax.tree.map(lambda x: x.astype(dtype), sim.init())
+      for round_idx in range(5):
+        state, _ = sim.run_round(state, round_idx)
+      assert jax.tree.leaves(state.variables)[0].dtype == dtype
+      losses.append(sim.evaluate(state)['test_loss'])
+  np.testing.assert_allclose(*losses, rtol=tolerance)
+
+
 def test_the_server_optimizer_sees_minus_the_aggregate(data):
   plain, half = simulation(data), simulation(data, optimizer=optax.sgd(0.5))
   start = plain.init().variables
