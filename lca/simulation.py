@@ -217,6 +217,7 @@ class Simulation:
       )
     self._batch_stats = batch_stats
     self._momentum, self._layers = momentum, layers
+    self._as_sent = train.as_sent
     self._mesh = mesh
     self._shapes = jax.eval_shape(self._start)
     self._places = self._placed(self._shapes)
@@ -255,7 +256,9 @@ class Simulation:
     return ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
-      aggregator=self._aggregator.init(self._for_rule(variables)),
+      aggregator=self._aggregator.init(
+        self._as_sent(self._for_rule(variables))
+      ),
       momenta=momenta,
     )
 
@@ -404,6 +407,10 @@ class Simulation:
       aggregate=lambda updates: aggregate(updates)[0],
     )
     update, aggregator = aggregate(updates)
+    # Of rows that are stored in less than the model is.
+    update = jax.tree.map(
+      lambda u, x: u.astype(x.dtype), update, state.variables
+    )
     # optax takes gradients, which point the other way.
     gradient = jax.tree.map(jnp.negative, update['params'])
     params = state.variables['params']

@@ -263,7 +263,9 @@ def _classifier(
   options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
   keys.pop('batch_stats', None)  # the simulation's
   module = models.make(keys, dataset.num_classes)
-  return models.Classifier(module, dataset.mean, dataset.std, **options)
+  return models.Classifier(
+    module, dataset.mean, dataset.std, dtype=config.client.dtype, **options
+  )
 
 
 def _clients_part(
@@ -279,6 +281,7 @@ def _clients_part(
     'losses': classifier.losses,
     'batch_size': keys['batch_size'],
     'microbatch_size': microbatch_size,
+    'update_dtype': keys['update_dtype'],
   }
   if keys['mode'] == 'gradient':
     return clients.LocalGradient(**shared)
@@ -289,6 +292,8 @@ def _clients_part(
   )
 
 
+_DTYPES = ('float32', 'bfloat16')
+_ALL_CLIENTS_KEYS = {'mode', 'batch_size', 'dtype', 'update_dtype'}
 _CLIENT_KEYS = {
   'training': {'optimizer', 'learning_rate', 'local_epochs'},
   'gradient': {'momentum'},
@@ -303,11 +308,16 @@ def _check_client(config: ConfigDict) -> None:
     raise ValueError(
       f'client.mode must be one of {sorted(_CLIENT_KEYS)}, got {mode!r}'
     )
-  if other := set(keys) ^ (_CLIENT_KEYS[mode] | {'mode', 'batch_size'}):
+  if other := set(keys) ^ (_CLIENT_KEYS[mode] | _ALL_CLIENTS_KEYS):
     raise ValueError(
       f'client.mode={mode!r} does not go with these keys, or lack of them: '
       f'{sorted(other)}'
     )
+  for key in ('dtype', 'update_dtype'):
+    if keys[key] not in _DTYPES:
+      raise ValueError(
+        f'client.{key} must be one of {_DTYPES}, got {keys[key]!r}'
+      )
   momentum = _momentum(config)
   if not 0 <= momentum < 1:
     raise ValueError(f'client.momentum must lie in [0, 1), got {momentum}')
