@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lca import host, rundir, train
+from lca import host, plan, rundir, train
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     _fail(error)
   print(f'{experiment.directory.path} on {jax.devices()}', flush=True)
   if experiment.simulation:
-    print(experiment.simulation.data.describe(), flush=True)
+    print(experiment.simulation.data.describe())
+    print(plan.of(experiment.simulation), flush=True)
   summary = train.run(experiment)
   print(rundir.table(summary))
 

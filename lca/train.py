@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from lca import aggregators, attacks, clients, models, optimizers
+from lca import aggregators, attacks, clients, models, optimizers, plan
 from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.rundir import Row, RunDirectory, summarize
@@ -67,7 +67,8 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
 
   Raises:
     ValueError, TypeError: an option that cannot be, or does not apply; a
-      workdir that holds another config's run.
+      workdir that holds another config's run; a round that does not fit into
+      the devices' memory.
     OSError, ImportError: data that cannot be had, or a directory that cannot
       be written.
   """
@@ -108,6 +109,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     chunk_size=chunk_size,
     eval_batch_size=config.eval.batch_size,
   )
+  plan.check(simulation)
   directory.claim()
   return Experiment(config, directory, simulation)
 

@@ -192,7 +192,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   whole = simulation(data, devices=devices, eval_batch_size=7)
   state = whole.init()
   # Batches of 7 images of 64 bytes: at most three of them on a device.
-  monkeypatch.setattr(lca.simulation, '_BLOCK_BYTES', 3 * 7 * 64 * devices + 1)
+  monkeypatch.setattr(lca.simulation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1)
   read, sizes = datasets.Split.read, []
 
   def counted(split, rows):
