@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lca import checkpoints, host, rundir, train
+from lca import checkpoints, host, plan, rundir, train
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +33,8 @@ def main(argv: list[str]) -> None:
   say = print if jax.process_index() == 0 else _say_nothing
   say(f'{experiment.directory.path} on {jax.devices()}', flush=True)
   if experiment.simulation:
-    say(experiment.simulation.data.describe(), flush=True)
+    say(experiment.simulation.data.describe())
+    say(plan.of(experiment.simulation), flush=True)
   try:
     summary = train.run(experiment, host.stopped_by_sigterm())
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:

@@ -39,6 +39,7 @@ def base() -> ConfigDict:
   config.client.learning_rate = 1e-3
   config.client.batch_size = 256
   config.client.local_epochs = 10
+  _dtypes(config.client)
 
   config.server = ConfigDict(servers()['sgd'])
   config.server.clients_per_round = 100
@@ -74,6 +75,17 @@ def federated_sgd(config: ConfigDict, batch_size: int) -> None:
   config.client.mode = 'gradient'
   config.client.batch_size = batch_size
   config.client.momentum = 0.0  # of the workers
+  _dtypes(config.client)
+
+
+def _dtypes(client: ConfigDict) -> None:
+  """Adds 'float32', or 'bfloat16', which is smaller and rounds."""
+  # Of forward and backward passes. Parameters, optimisers and losses, and all
+  # of the testing, are float32.
+  client.dtype = 'float32'
+  # Of the updates that the server stores and aggregates, and of what a rule
+  # remembers of them. Sums, distances and the model are float32.
+  client.update_dtype = 'float32'
 
 
 def archives(data: ConfigDict) -> None:

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from lca.data import ClientData
 from lca.typing import PyTree, Updates
@@ -47,11 +48,14 @@ class LocalGradient:
       more than it must. None takes the batch as a whole, as a model with batch
       statistics must: they are the whole batch's. It changes a result by
       rounding alone.
+    update_dtype: of the update that it sends, such as `'bfloat16'`, which
+      halves what the server stores of all clients; None is the variables'.
   """
 
   losses: LossFn
   batch_size: int
   microbatch_size: int | None = None
+  update_dtype: DTypeLike | None = None
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -86,7 +90,12 @@ class LocalGradient:
       updated,
       {name: variables[name] for name in updated},
     )
-    return {**zeros, **moved, 'params': minus}, loss / seen
+    update = self.as_sent({**zeros, **moved, 'params': minus})
+    return update, loss / seen
+
+  def as_sent(self, tree: PyTree) -> PyTree:
+    """A tree like the variables in the dtype of an update."""
+    return jax.tree.map(lambda x: x.astype(self.update_dtype or x.dtype), tree)
 
   def loss_and_gradient(self, variables, data, key, order, start, stop):
     """Sums over the examples `order[start:stop]`, and what else they change."""
@@ -158,7 +167,8 @@ class LocalTraining(LocalGradient):
     start = (variables, opt_state, jnp.zeros(()))
     trained, _, loss = lax.fori_loop(0, self.local_epochs, epoch, start)
     seen = jnp.maximum(data.num_examples * self.local_epochs, 1)
-    return jax.tree.map(jnp.subtract, trained, variables), loss / seen
+    update = jax.tree.map(jnp.subtract, trained, variables)
+    return self.as_sent(update), loss / seen
 
   def _step(self, data, key, order, i, carry):
     variables, opt_state, total = carry
@@ -190,7 +200,8 @@ def with_momentum(
     momentum: :math:`\beta`.
 
   Returns:
-    The new momenta of all clients, and this round's `[n, ...]`.
+    The new momenta of all clients, and this round's `[n, ...]`, in the updates'
+    dtypes.
 
   References:
     Karimireddy, He and Jaggi, Learning from history for Byzantine robust
@@ -202,7 +213,7 @@ def with_momentum(
     updates,
   )
   momenta = jax.tree.map(lambda m, x: m.at[client_ids].set(x), momenta, sent)
-  return momenta, sent
+  return momenta, jax.tree.map(lambda s, x: s.astype(x.dtype), sent, updates)
 
 
 def shuffled(key: jax.Array, size: int, count: jax.Array) -> jax.Array:

@@ -52,6 +52,11 @@ _FREE_KEYS = (
   'train.on_nonfinite',
 )
 
+# Keys that are younger than runs which others are compared with, and what those
+# did: without the key a config is the same run's as with this value, and has
+# the same id.
+_LATER = {'client.dtype': 'float32', 'client.update_dtype': 'float32'}
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -312,7 +317,7 @@ def check_same_run(
   Raises:
     ValueError: a key differs that counts; it is named with both values.
   """
-  old, new = _flat(old), _flat(new)
+  old, new = _LATER | _flat(old), _LATER | _flat(new)
   for key in sorted(old.keys() | new.keys()):
     before, now = old.get(key, '(none)'), new.get(key, '(none)')
     grows = key == 'num_rounds' and now >= before
@@ -328,9 +333,13 @@ def run_id(config: Mapping[str, Any]) -> str:
 
   Args:
     config: as nested dicts. Keys that only say where and how it runs do not
-      count.
+      count, nor do later ones that say what was done before they came.
   """
-  flat = {k: v for k, v in _flat(config).items() if not _is_free(k)}
+  flat = {
+    key: value
+    for key, value in _flat(config).items()
+    if not _is_free(key) and (key, value) not in _LATER.items()
+  }
   text = json.dumps(flat, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -41,7 +41,7 @@ BATCH_STATS = ('rule', 'mean', 'server')
 
 # A block of test images: one that holds the whole test set stays on the
 # devices, of several each is read when its turn comes.
-_BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,18 @@ class ServerState(NamedTuple):
   momenta: PyTree
 
 
+class Programs(NamedTuple):
+  """What the devices run in a round.
+
+  Attributes:
+    train: the clients' part.
+    apply: the server's.
+  """
+
+  train: jax.stages.Compiled
+  apply: jax.stages.Compiled
+
+
 class _Draw(NamedTuple):
   """Who trains in a round, and their examples, which a thread reads."""
 
@@ -157,6 +169,10 @@ class Simulation:
 
   Attributes:
     data: what every client holds, and the test set.
+    mesh: as below.
+    chunk_size: as below.
+    clients_per_device: that train in a round, the server itself and clients
+      without examples, where the devices do not divide n, among them.
 
   Args:
     data: as the attribute.
@@ -217,11 +233,14 @@ class Simulation:
       )
     self._batch_stats = batch_stats
     self._momentum, self._layers = momentum, layers
-    self._mesh = mesh
+    self._clients_part = train
+    self.mesh, self.chunk_size = mesh, chunk_size
+    trainers = population.clients_per_round + (data.server_id is not None)
+    self.clients_per_device = -(-trainers // mesh.size)
     self._shapes = jax.eval_shape(self._start)
     self._places = self._placed(self._shapes)
     self._everywhere = NamedSharding(mesh, P())
-    self._train = train_clients(train, mesh, chunk_size)
+    self._by_client = NamedSharding(mesh, P('clients'))
     self._poison = jax.jit(
       functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
     )
@@ -256,7 +275,9 @@ class Simulation:
     return ServerState(
       variables=variables,
       opt_state=self._optimizer.init(variables['params']),
-      aggregator=self._aggregator.init(self._for_rule(variables)),
+      aggregator=self._aggregator.init(
+        self._clients_part.as_sent(self._for_rule(variables))
+      ),
       momenta=momenta,
     )
 
@@ -264,8 +285,8 @@ class Simulation:
     """Where the arrays of a state lie: spread over the devices."""
 
     def place(lead, x):
-      spec = by_coordinate(x.shape, self._mesh.size, lead)
-      return NamedSharding(self._mesh, spec)
+      spec = by_coordinate(x.shape, self.mesh.size, lead)
+      return NamedSharding(self.mesh, spec)
 
     places = jax.tree.map(functools.partial(place, 0), state)
     momenta = jax.tree.map(functools.partial(place, 1), state.momenta)
@@ -287,6 +308,60 @@ class Simulation:
     legato = isinstance(state.aggregator, LegatoState)
     tables = ('norm', 'factor') if legato else ('norm',)
     return metrics + [f'{table}/{name}' for table in tables for name in names]
+
+  @functools.cached_property
+  def abstract_state(self) -> ServerState:
+    """Shapes, dtypes and places of the state."""
+    return jax.tree.map(_placed, self._shapes, self._places)
+
+  @property
+  def update_dtype(self) -> jnp.dtype:
+    """Of the numbers in a client's update."""
+    params = self._shapes.variables['params']
+    one = jax.eval_shape(self._clients_part.as_sent, params)
+    return jnp.result_type(*jax.tree.leaves(one))
+
+  @functools.cached_property
+  def programs(self) -> Programs:
+    """A round's, compiled when they are first asked for."""
+    training = self.lower_training(self.chunk_size)
+    updates, losses = jax.tree.map(
+      lambda x: _placed(x, self._by_client), training.out_info
+    )
+    ids, byzantine = self._population.sample(self._seed, 0)
+    key = key_for(self._seed, Purpose.AGGREGATE, 0)
+    with jax.set_mesh(self.mesh):
+      applying = self._apply.lower(
+        self.abstract_state,
+        updates,
+        losses,
+        ids,
+        byzantine,
+        self.data.num_examples[ids],
+        key,
+        key,
+      )
+    return Programs(training.compile(), applying.compile())
+
+  def lower_training(self, chunk_size: int) -> jax.stages.Lowered:
+    """The clients' part of a round, in chunks of any size."""
+    train = train_clients(self._clients_part, self.mesh, chunk_size)
+    rows = self.clients_per_device * self.mesh.size
+    examples = (rows, self.data.max_examples)
+    image_shape = self.data.dataset.train.images.shape[1:]
+    clients = ClientData(
+      jax.ShapeDtypeStruct((*examples, *image_shape), jnp.uint8),
+      jax.ShapeDtypeStruct(examples, jnp.int32),
+      jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    variables = jax.tree.map(
+      lambda x: _placed(x, self._everywhere), self._shapes.variables
+    )
+    clients, client_ids = jax.tree.map(
+      lambda x: _placed(x, self._by_client), (clients, clients.num_examples)
+    )
+    key = key_for(self._seed, Purpose.TRAIN, 0)
+    return train.lower(variables, clients, client_ids, key)
 
   def run_round(
     self, state: ServerState, round_idx: int
@@ -310,22 +385,21 @@ class Simulation:
       draw = self._draw(round_idx)
     self._next = self._draw(round_idx + 1)
     variables = jax.device_put(state.variables, self._everywhere)
-    updates, losses = self._train(
+    updates, losses = self.programs.train(
       variables,
       *draw.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
-    with jax.set_mesh(self._mesh):
-      state, counts, values = self._apply(
-        state,
-        updates,
-        losses,
-        draw.ids,
-        draw.byzantine,
-        self.data.num_examples[draw.ids],
-        key_for(self._seed, Purpose.ATTACK, round_idx),
-        key_for(self._seed, Purpose.AGGREGATE, round_idx),
-      )
+    state, counts, values = self.programs.apply(
+      state,
+      updates,
+      losses,
+      draw.ids,
+      draw.byzantine,
+      self.data.num_examples[draw.ids],
+      key_for(self._seed, Purpose.ATTACK, round_idx),
+      key_for(self._seed, Purpose.AGGREGATE, round_idx),
+    )
     metrics = {name: int(count) for name, count in counts.items()}
     names = ['train_loss', *(m for m in self.more_metrics if m not in metrics)]
     values = np.asarray(values).tolist()
@@ -344,7 +418,7 @@ class Simulation:
     """
     if self.data.server_id is not None:
       ids, byzantine = np.append(ids, self.data.server_id), [*byzantine, False]
-    width = -(-len(ids) // self._mesh.size)
+    width = self.clients_per_device
 
     def part(i, device):
       own = slice(i * width, (i + 1) * width)
@@ -362,14 +436,15 @@ class Simulation:
 
     parts = [
       part(i, device)
-      for i, device in enumerate(self._mesh.devices.flat)
+      for i, device in enumerate(self.mesh.devices.flat)
       if device.process_index == jax.process_index()
     ]
-    sharding = NamedSharding(self._mesh, P('clients'))
 
     def join(*parts):
-      shape = (width * self._mesh.size, *parts[0].shape[1:])
-      return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+      shape = (width * self.mesh.size, *parts[0].shape[1:])
+      return jax.make_array_from_single_device_arrays(
+        shape, self._by_client, parts
+      )
 
     return jax.tree.map(join, *parts)
 
@@ -413,6 +488,10 @@ class Simulation:
       aggregate=lambda updates: aggregate(updates)[0],
     )
     update, aggregator = aggregate(updates)
+    # Of rows that are stored in less than the model is.
+    update = jax.tree.map(
+      lambda u, x: u.astype(x.dtype), update, state.variables
+    )
     # optax takes gradients, which point the other way.
     gradient = jax.tree.map(jnp.negative, update['params'])
     params = state.variables['params']
@@ -441,8 +520,8 @@ class Simulation:
 
   def _by_coordinate(self, leaf):
     """Moves a leaf: from each device its clients, to each its columns."""
-    spec = by_coordinate(leaf.shape, self._mesh.size)
-    return lax.with_sharding_constraint(leaf, NamedSharding(self._mesh, spec))
+    spec = by_coordinate(leaf.shape, self.mesh.size)
+    return lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
 
   def _for_rule(self, tree):
     """What the rule aggregates of the model's variables, or of updates."""
@@ -475,6 +554,10 @@ class Simulation:
     }
 
 
+def _placed(x, sharding):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def _with_floor(batch_stats):
   """Variances made 0 where they are negative, and how many those were."""
   flat = traverse_util.flatten_dict(batch_stats)
@@ -497,7 +580,7 @@ def _test_blocks(
   at_once = batch_size * devices
   batches = -(-len(test) // at_once)
   batch_bytes = at_once * math.prod(test.images.shape[1:])
-  num_blocks = -(-batches // max(1, _BLOCK_BYTES // batch_bytes))
+  num_blocks = -(-batches // max(1, BLOCK_BYTES // batch_bytes))
   size = at_once * -(-batches // num_blocks)  # as even as the blocks can be
   sharding = NamedSharding(mesh, P('clients'))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from lca import aggregators, attacks, clients, host, models, optimizers
+from lca import aggregators, attacks, clients, host, models, optimizers, plan
 from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.checkpoints import Checkpoints
@@ -69,7 +69,8 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
 
   Raises:
     ValueError, TypeError: an option that cannot be, or does not apply; a
-      workdir that holds another config's run.
+      workdir that holds another config's run; a round that does not fit into
+      the devices' memory.
     OSError, ImportError: data that cannot be had, or a directory that cannot
       be written or is another process's.
   """
@@ -112,6 +113,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     chunk_size=chunk_size,
     eval_batch_size=config.eval.batch_size,
   )
+  plan.check(simulation)
   directory.claim()
   return Experiment(config, directory, simulation)
 
@@ -295,7 +297,9 @@ def _classifier(
   options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
   keys.pop('batch_stats', None)  # the simulation's
   module = models.make(keys, dataset.num_classes)
-  return models.Classifier(module, dataset.mean, dataset.std, **options)
+  return models.Classifier(
+    module, dataset.mean, dataset.std, dtype=config.client.dtype, **options
+  )
 
 
 def _clients_part(
@@ -311,6 +315,7 @@ def _clients_part(
     'losses': classifier.losses,
     'batch_size': keys['batch_size'],
     'microbatch_size': microbatch_size,
+    'update_dtype': keys['update_dtype'],
   }
   if keys['mode'] == 'gradient':
     return clients.LocalGradient(**shared)
@@ -321,6 +326,8 @@ def _clients_part(
   )
 
 
+_DTYPES = ('float32', 'bfloat16')
+_ALL_CLIENTS_KEYS = {'mode', 'batch_size', 'dtype', 'update_dtype'}
 _CLIENT_KEYS = {
   'training': {'optimizer', 'learning_rate', 'local_epochs'},
   'gradient': {'momentum'},
@@ -335,11 +342,16 @@ def _check_client(config: ConfigDict) -> None:
     raise ValueError(
       f'client.mode must be one of {sorted(_CLIENT_KEYS)}, got {mode!r}'
     )
-  if other := set(keys) ^ (_CLIENT_KEYS[mode] | {'mode', 'batch_size'}):
+  if other := set(keys) ^ (_CLIENT_KEYS[mode] | _ALL_CLIENTS_KEYS):
     raise ValueError(
       f'client.mode={mode!r} does not go with these keys, or lack of them: '
       f'{sorted(other)}'
     )
+  for key in ('dtype', 'update_dtype'):
+    if keys[key] not in _DTYPES:
+      raise ValueError(
+        f'client.{key} must be one of {_DTYPES}, got {keys[key]!r}'
+      )
   momentum = _momentum(config)
   if not 0 <= momentum < 1:
     raise ValueError(f'client.momentum must lie in [0, 1), got {momentum}')

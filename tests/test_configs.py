@@ -153,6 +153,8 @@ def test_fashion_mnist_is_the_papers():
     'learning_rate': 1e-3,
     'batch_size': 256,
     'local_epochs': 10,
+    'dtype': 'float32',
+    'update_dtype': 'float32',
   }
   assert config.num_rounds == 100
   assert (config.aggregator.name, config.aggregator.m) == ('multi_krum', 5)
@@ -345,6 +347,8 @@ def test_legatos_experiments_are_the_papers():
     'mode': 'gradient',
     'batch_size': 50,
     'momentum': 0.0,
+    'dtype': 'float32',
+    'update_dtype': 'float32',
   }
   assert config.server.to_dict() == {
     'optimizer': 'adadelta',

@@ -161,11 +161,20 @@ def test_devices_and_chunks_do_not_matter(data, devices, chunk_size):
 )
 def test_rounding_alone_grows_over_the_rounds(data, dtype, tolerance):
   """One device, and eight with a client that is nobody on one of them."""
+
+  class OfDtype(Classifier):
+    def init(self, key, image_shape):
+      variables = super().init(key, image_shape)
+      return jax.tree.map(lambda x: x.astype(dtype), variables)
+
+  classifier = OfDtype(CLASSIFIER.module, (8.0,), (8.0,))
   losses = []
   with jax.enable_x64(dtype == jnp.float64):
     for devices, chunk_size in ((1, 1), (8, 2)):
-      sim = simulation(data, devices=devices, chunk_size=chunk_size)
-      state = jax.tree.map(lambda x: x.astype(dtype), sim.init())
+      sim = simulation(
+        data, devices=devices, chunk_size=chunk_size, classifier=classifier
+      )
+      state = sim.init()
       for round_idx in range(5):
         state, _ = sim.run_round(state, round_idx)
       assert jax.tree.leaves(state.variables)[0].dtype == dtype
@@ -209,7 +218,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   whole = simulation(data, devices=devices, eval_batch_size=7)
   state = whole.init()
   # Batches of 7 images of 64 bytes: at most three of them on a device.
-  monkeypatch.setattr(lca.simulation, '_BLOCK_BYTES', 3 * 7 * 64 * devices + 1)
+  monkeypatch.setattr(lca.simulation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1)
   read, sizes = datasets.Split.read, []
 
   def counted(split, rows):

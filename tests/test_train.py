@@ -4,6 +4,7 @@ import csv
 import errno
 import fcntl
 import json
+import shutil
 import struct
 
 import jax
@@ -177,6 +178,23 @@ def test_how_and_where_it_runs_may_change(straight):
   train.set_up(config(num_rounds=4, **free), workdir)
 
 
+def test_a_run_older_than_a_key_goes_on(straight, tmp_path):
+  workdir, summary = straight
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  about = json.loads((workdir / 'config.json').read_text())
+  now = about['config']
+  before = now | {'client': now['client'].copy()}
+  assert before['client'].pop('update_dtype') == 'float32'
+  assert run_id(before) == run_id(now)
+  about['config'] = before
+  (tmp_path / 'config.json').write_text(json.dumps(about))
+  assert train.train_and_evaluate(config(num_rounds=4), tmp_path) == summary
+  changed = config(num_rounds=4, **{'client.update_dtype': 'bfloat16'})
+  assert run_id(changed.to_dict()) != run_id(now)
+  with pytest.raises(ValueError, match=r"update_dtype was 'float32' .* 'bfl"):
+    train.set_up(changed, tmp_path)
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(ValueError, match='no run'):
@@ -318,6 +336,8 @@ def test_evaluation_in_some_rounds(tmp_path):
     ({'client.batch_size': 0}, 'batch_size must be at least 1'),
     ({'client.mode': 'gradient'}, r"client\.mode='gradient' does not go"),
     ({'client.mode': 'sgd'}, r'client\.mode must be one of'),
+    ({'client.dtype': 'float16'}, r"client\.dtype must .* got 'float16'"),
+    ({'client.update_dtype': ''}, r"client\.update_dtype must .* got ''"),
     ({'parallel.chunk_size': 0}, 'chunk_size must be at least 1'),
     ({'train.on_nonfinite': 'ignore'}, "must be 'stop' or 'continue', got 'ig"),
     ({'checkpoint.every': 0}, r'checkpoint\.every must be at least 1'),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from lca.models.pretrained import load_pretrained
 from lca.typing import PyTree
@@ -28,6 +29,9 @@ class Classifier:
     crop: the side of the square that is then cut out of the middle; 0 keeps
       all.
     pretrained: weights to start from (see `load_pretrained`); '' draws them.
+    dtype: that a training step computes in, forward and backward, such as
+      `'bfloat16'`; None is the parameters' own. The parameters, their
+      gradients, batch statistics and losses keep theirs, and so does testing.
 
   Raises:
     ValueError: a negative size, or a crop larger than what it is cut out of.
@@ -39,6 +43,7 @@ class Classifier:
   resize: int = 0
   crop: int = 0
   pretrained: str | os.PathLike = ''
+  dtype: DTypeLike | None = None
 
   def __post_init__(self):
     for field in ('resize', 'crop'):
@@ -99,13 +104,16 @@ class Classifier:
       `[batch]` cross-entropies in nats, and the new `{'batch_stats': ...}`, or
       `{}` of a module without them.
     """
-    x, updated = self._inputs(images), {}
+    # Statistics of batches stay as they are: flax.linen sums them in float32.
+    variables = {**variables, 'params': self._computed(variables['params'])}
+    x, updated = self._computed(self._inputs(images)), {}
     if 'batch_stats' in variables:
       logits, updated = self.module.apply(
         variables, x, keys, mask, mutable=['batch_stats']
       )
     else:
       logits = self.module.apply(variables, x, keys)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return _cross_entropies(logits, labels), updated
 
   def test(
@@ -121,6 +129,9 @@ class Classifier:
     correct = jnp.argmax(logits, axis=-1) == labels
     losses = jnp.where(weights > 0, losses, 0)  # of padding, maybe not finite
     return jnp.sum(weights * losses), jnp.sum(weights * correct)
+
+  def _computed(self, tree):
+    return jax.tree.map(lambda x: x.astype(self.dtype or x.dtype), tree)
 
   def _inputs(self, images):
     pixels = _resized(images.astype(jnp.float32), self.resize, self.crop)

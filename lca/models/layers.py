@@ -226,8 +226,10 @@ def _kernel_gradient(x, g, kernel, padding, precision):
 
     missing = -len(x) % _GRADIENT_EXAMPLES
     x, g = (jnp.pad(a, ((0, missing), (0, 0), (0, 0), (0, 0))) for a in (x, g))
-    zero = jnp.zeros(kernel.shape, kernel.dtype)
-    return lax.fori_loop(0, len(x) // _GRADIENT_EXAMPLES, add, zero)
+    sums = jnp.promote_types(kernel.dtype, jnp.float32)
+    zero = jnp.zeros(kernel.shape, sums)
+    total = lax.fori_loop(0, len(x) // _GRADIENT_EXAMPLES, add, zero)
+    return total.astype(kernel.dtype)
 
   if kernel.shape[2] == 1:
     return single_channel(x, g)
