@@ -11,8 +11,16 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_of_one_module():
+  """Each compiled program takes memory maps, of which Linux allows 65,530."""
+  yield
+  jax.clear_caches()
 
 
 def pytest_addoption(parser):

@@ -1,6 +1,7 @@
 """A module with its inputs and its loss: what is trained and what is tested."""
 
 import dataclasses
+import functools
 import os
 
 import jax
@@ -67,16 +68,15 @@ class Classifier:
       ValueError, ImportError, OSError: see `load_pretrained`; images too small
         for the crop.
     """
-
-    @jax.jit
-    def draw(key):
-      images = jnp.zeros((1, *image_shape), jnp.uint8)
-      return self.module.init(key, self._inputs(images))
-
-    variables = draw(key)
+    variables = self._draw(key, image_shape)
     if not self.pretrained:
       return variables
     return load_pretrained(variables, self.pretrained)
+
+  @functools.partial(jax.jit, static_argnums=(0, 2))
+  def _draw(self, key, image_shape):
+    images = jnp.zeros((1, *image_shape), jnp.uint8)
+    return self.module.init(key, self._inputs(images))
 
   def logits(self, variables: PyTree, images: jax.Array) -> jax.Array:
     """Maps images `[batch, ...]`, uint8, to logits `[batch, classes]`."""
