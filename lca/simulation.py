@@ -537,7 +537,8 @@ class Simulation:
       return {'batch_stats': server_update['batch_stats']}
     stats = updates['batch_stats']
     finite = ~geometry.rejected_rows(geometry.norms_gram(stats))
-    return {'batch_stats': geometry.mix(stats, finite / jnp.sum(finite))}
+    shares = jnp.where(jnp.any(finite), finite / jnp.sum(finite), jnp.nan)
+    return {'batch_stats': geometry.mix(stats, shares)}
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""

@@ -150,6 +150,20 @@ def test_nan_from_attackers_does_not_reach_them(data, who):
     assert np.all(np.isfinite(leaf))
 
 
+def test_a_mean_of_nobody_is_nan(data):
+  def nobody(updates, **_):
+    return jax.tree.map(lambda u: jnp.full_like(u, jnp.nan), updates)
+
+  attack = attacks.NO_ATTACK._replace(on_updates=nobody)
+  sim = simulation(data, KRUM, attack, batch_stats='mean')
+  state, metrics = sim.run_round(sim.init(), 0)
+  assert metrics['rejected'] == 7
+  sizes = [leaf.size for leaf in jax.tree.leaves(state.variables)]
+  assert metrics['nonfinite'] == sum(sizes)
+  for leaf in jax.tree.leaves(state.variables['batch_stats']):
+    assert np.all(np.isnan(leaf))
+
+
 def test_negative_variances_are_floored_and_counted(data):
   mean = lca.stateless(lca.mean, weights=None)
   sim = simulation(data, mean, attack(lambda u: jnp.full_like(u, -1e3)))
