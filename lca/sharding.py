@@ -38,10 +38,10 @@ def by_coordinate(shape: Sequence[int], devices: int, lead: int = 1) -> P:
     none, as of a bias with a few entries, every device has a copy.
 
   Examples:
-    >>> by_coordinate((100, 3, 3, 32, 64), devices=8)
-    PartitionSpec(None, None, None, None, 'clients')
-    >>> by_coordinate((100, 10), devices=8)
-    PartitionSpec()
+    >>> tuple(by_coordinate((100, 3, 3, 32, 64), devices=8))
+    (None, None, None, None, 'clients')
+    >>> tuple(by_coordinate((100, 10), devices=8))
+    ()
   """
   axes = [
     axis
