@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lca import checkpoints, host, plan, rundir, train
+from lca import checkpoints, host, rundir, train
 
 
 def main(argv: list[str]) -> None:
@@ -30,23 +30,18 @@ def main(argv: list[str]) -> None:
     experiment = train.set_up(args.config, workdir)
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
-  say = print if jax.process_index() == 0 else _say_nothing
-  say(f'{experiment.directory.path} on {jax.devices()}', flush=True)
+  host.say(f'{experiment.directory.path} on {jax.devices()}')
   if experiment.simulation:
-    say(experiment.simulation.data.describe())
-    say(plan.of(experiment.simulation), flush=True)
+    host.say(experiment.simulation.data.describe())
+    host.say(experiment.plan)
   try:
     summary = train.run(experiment, host.stopped_by_sigterm())
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
     _fail(error)
   if summary is None:
-    say('stopped; the same command on this --workdir goes on')
+    host.say('stopped; the same command on this --workdir goes on')
     sys.exit(host.STOPPED)
-  say(rundir.table(summary))
-
-
-def _say_nothing(*_, **__):
-  pass
+  host.say(rundir.table(summary))
 
 
 def _new_workdir() -> pathlib.Path:

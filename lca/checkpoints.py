@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lca import rundir
+from lca import host, rundir
+from lca.aggregators import layer_names
 from lca.rundir import Row
 from lca.typing import PyTree
 
@@ -95,7 +96,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         damaged[step] = error
         continue
       for step, reason in damaged.items():
-        print(f'deleting a damaged checkpoint, {reason}', flush=True)
+        host.say(f'deleting a damaged checkpoint, {reason}')
         self._manager.delete(step)
       return found
     if damaged:
@@ -109,7 +110,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     with self._reading(step):
       about = self._item(step, 'about', ocp.args.JsonRestore())
       config, leaves, rows = (about[k] for k in ('config', 'leaves', 'rows'))
-    self._check_same(step, config, leaves, _table(initial))
+    self._check_same(step, config, leaves, _named(initial))
     with self._reading(step):
       state = self._item(step, 'state', ocp.args.StandardRestore(initial))
       sums = [
@@ -131,10 +132,12 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise CheckpointError(error) from None
     for name in [*own_leaves, *leaves]:
       then, now = leaves.get(name), own_leaves.get(name)
-      if then is None or now is None or then[:2] != now[:2]:
+      kinds = then and then[:2], None if now is None else _kind(now)
+      if None in kinds or kinds[0] != kinds[1]:
+        was, now = map(_array, kinds)
         raise CheckpointError(
-          f'{path} holds the state of other code: {name} was '
-          f'{_array(then)} there and is {_array(now)} now'
+          f'{path} holds the state of other code: {name} was {was} there and '
+          f'is {now} now'
         )
 
   @contextlib.contextmanager
@@ -168,18 +171,19 @@ def _table(tree: PyTree) -> dict[str, Leaf]:
       return None
     return zlib.crc32(np.ascontiguousarray(x).view(np.uint8))
 
-  def leaf(x):
-    return [list(x.shape), str(x.dtype), checksum(x)]
-
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf(x)
-    for path, x in leaves
-  }
+  return {name: [*_kind(x), checksum(x)] for name, x in _named(tree).items()}
 
 
-def _array(leaf: Leaf | None) -> str:
-  return 'absent' if leaf is None else f'{leaf[1]} {leaf[0]}'
+def _named(tree: PyTree) -> dict[str, jax.Array]:
+  return dict(zip(layer_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _kind(x: jax.Array) -> list[Any]:
+  return [list(x.shape), str(x.dtype)]
+
+
+def _array(kind: list[Any] | None) -> str:
+  return 'absent' if kind is None else f'{kind[1]} {kind[0]}'
 
 
 def _first_line(error: Exception) -> str:

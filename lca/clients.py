@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from lca.data import ClientData
+from lca.sharding import AXIS
 from lca.typing import PyTree, Updates
 
 LossFn = Callable[
@@ -248,7 +249,7 @@ def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh with one axis, `'clients'`, over all devices or some of them."""
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
-    (len(devices),), ('clients',), (AxisType.Auto,), devices=devices
+    (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
   )
 
 
@@ -287,8 +288,8 @@ def train_clients(
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(), P('clients'), P('clients'), P()),
-    out_specs=P('clients'),
+    in_specs=(P(), P(AXIS), P(AXIS), P()),
+    out_specs=P(AXIS),
     check_vma=False,
   )
   def on_each_device(variables, data, client_ids, key):
@@ -310,10 +311,10 @@ def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
 
   A client of zeros has no examples, so it takes no steps.
   """
-  sharding = NamedSharding(mesh, P('clients'))
+  sharding = NamedSharding(mesh, P(AXIS))
 
   def place(x):
-    return jax.device_put(pad_rows(x, mesh.shape['clients']), sharding)
+    return jax.device_put(pad_rows(x, mesh.shape[AXIS]), sharding)
 
   return jax.tree.map(place, tree)
 

@@ -96,6 +96,12 @@ def stopped_by_sigterm() -> Callable[[], bool]:
   return came.is_set
 
 
+def say(message: object) -> None:
+  """Prints a line, in the first process of the run alone."""
+  if jax.process_index() == 0:
+    print(message, flush=True)
+
+
 def any_process(yes: bool) -> bool:
   """Whether it is so for any process of the run, all of which ask."""
   if jax.process_count() == 1:

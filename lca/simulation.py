@@ -34,7 +34,7 @@ from lca.clients import (
 from lca.data import ClientData, FederatedDataset
 from lca.models import Classifier
 from lca.randomness import Purpose, key_for
-from lca.sharding import by_coordinate
+from lca.sharding import AXIS, by_coordinate
 from lca.typing import PyTree
 
 BATCH_STATS = ('rule', 'mean', 'server')
@@ -238,9 +238,9 @@ class Simulation:
     trainers = population.clients_per_round + (data.server_id is not None)
     self.clients_per_device = -(-trainers // mesh.size)
     self._shapes = jax.eval_shape(self._start)
-    self._places = self._placed(self._shapes)
+    self._places = self._spread(self._shapes)
     self._everywhere = NamedSharding(mesh, P())
-    self._by_client = NamedSharding(mesh, P('clients'))
+    self._by_client = NamedSharding(mesh, P(AXIS))
     self._poison = jax.jit(
       functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
     )
@@ -281,16 +281,17 @@ class Simulation:
       momenta=momenta,
     )
 
-  def _placed(self, state):
-    """Where the arrays of a state lie: spread over the devices."""
-
-    def place(lead, x):
-      spec = by_coordinate(x.shape, self.mesh.size, lead)
-      return NamedSharding(self.mesh, spec)
-
-    places = jax.tree.map(functools.partial(place, 0), state)
-    momenta = jax.tree.map(functools.partial(place, 1), state.momenta)
+  def _spread(self, state):
+    """Where the arrays of a state lie: by coordinate, momenta by their own."""
+    places = jax.tree.map(functools.partial(self._by_coordinate, 0), state)
+    momenta = jax.tree.map(
+      functools.partial(self._by_coordinate, 1), state.momenta
+    )
     return places._replace(momenta=momenta)
+
+  def _by_coordinate(self, lead, x):
+    spec = by_coordinate(x.shape, self.mesh.size, lead)
+    return NamedSharding(self.mesh, spec)
 
   def attackers(self, round_idx: int) -> list[int]:
     """The ids of a round's Byzantine clients."""
@@ -459,7 +460,9 @@ class Simulation:
     attack_key,
     key,
   ):
-    updates = jax.tree.map(self._by_coordinate, updates)
+    # From each device its clients, to each its columns.
+    columns = jax.tree.map(functools.partial(self._by_coordinate, 1), updates)
+    updates = lax.with_sharding_constraint(updates, columns)
     n, server_update, momenta = len(byzantine), None, state.momenta
     if self.data.server_id is not None:
       server_update = jax.tree.map(lambda u: u[n], updates)
@@ -518,11 +521,6 @@ class Simulation:
     state = ServerState(variables, opt_state, aggregator, momenta)
     return state, counts, jnp.concatenate(list(map(jnp.atleast_1d, values)))
 
-  def _by_coordinate(self, leaf):
-    """Moves a leaf: from each device its clients, to each its columns."""
-    spec = by_coordinate(leaf.shape, self.mesh.size)
-    return lax.with_sharding_constraint(leaf, NamedSharding(self.mesh, spec))
-
   def _for_rule(self, tree):
     """What the rule aggregates of the model's variables, or of updates."""
     if self._batch_stats == 'rule':
@@ -576,14 +574,14 @@ def _test_blocks(
   A block is images and labels `[batches, batch, ...]` and weights 0 or 1.
   """
   test = data.dataset.test
-  devices = mesh.shape['clients']
+  devices = mesh.shape[AXIS]
   batch_size = min(batch_size, -(-len(test) // devices))
   at_once = batch_size * devices
   batches = -(-len(test) // at_once)
   batch_bytes = at_once * math.prod(test.images.shape[1:])
   num_blocks = -(-batches // max(1, BLOCK_BYTES // batch_bytes))
   size = at_once * -(-batches // num_blocks)  # as even as the blocks can be
-  sharding = NamedSharding(mesh, P('clients'))
+  sharding = NamedSharding(mesh, P(AXIS))
 
   def place(start):
     rows = np.arange(start, min(start + size, len(test)))
@@ -607,7 +605,7 @@ def _tester(classifier, mesh):
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(), P('clients'), P('clients'), P('clients')),
+    in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)),
     out_specs=P(),
     check_vma=False,
   )
@@ -616,7 +614,7 @@ def _tester(classifier, mesh):
       lambda batch: classifier.test(variables, *batch),
       (images, labels, weights),
     )
-    return lax.psum(jax.tree.map(jnp.sum, sums), 'clients')
+    return lax.psum(jax.tree.map(jnp.sum, sums), AXIS)
 
   return test
 

@@ -28,11 +28,13 @@ class Experiment(NamedTuple):
     config: as given.
     directory: of the run.
     simulation: None if the run is finished.
+    plan: what a round needs of each device; None likewise.
   """
 
   config: ConfigDict
   directory: RunDirectory
   simulation: Simulation | None
+  plan: plan.Plan | None
 
 
 def train_and_evaluate(
@@ -91,7 +93,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   here = RunDirectory if jax.process_index() == 0 else Onlooker
   directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
-    return Experiment(config, directory, None)
+    return Experiment(config, directory, None, None)
   data = _federated_data(config)
   classifier = _classifier(config, data)
   chunk_size = config.parallel.chunk_size
@@ -113,9 +115,9 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     chunk_size=chunk_size,
     eval_batch_size=config.eval.batch_size,
   )
-  plan.check(simulation)
+  needed = plan.check(simulation)
   directory.claim()
-  return Experiment(config, directory, simulation)
+  return Experiment(config, directory, simulation, needed)
 
 
 def run(
@@ -138,7 +140,7 @@ def run(
     FloatingPointError: a round's aggregate is not finite, and
       `config.train.on_nonfinite` is 'stop'.
   """
-  config, directory, simulation = experiment
+  config, directory, simulation, _ = experiment
   if simulation is None:
     return directory.summary()
   with directory:
@@ -170,8 +172,7 @@ def _run_rounds(
       if row['nonfinite'] and config.train.on_nonfinite == 'stop':
         raise FloatingPointError(_not_finite(simulation, row))
       clock.append(time.monotonic())
-      if jax.process_index() == 0:
-        print(_line(row, config.num_rounds, clock), flush=True)
+      host.say(_line(row, config.num_rounds, clock))
       stop = host.any_process(stopping())
       if stop or _due(row['round'], config.checkpoint.every, config.num_rounds):
         checkpoints.save(state, rows)

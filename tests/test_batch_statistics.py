@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
+from networks import Normalized
 
 import lca
 from lca import attacks
@@ -24,17 +24,7 @@ SEED = 5
 POPULATION = Population(12, 7, num_attackers=4, num_byzantine=2)
 
 
-class Normalized(nn.Module):
-  @nn.compact
-  def __call__(self, x, keys=None, mask=None):
-    x = nn.Dense(5, use_bias=False)(x.reshape(len(x), -1))
-    if mask is not None:
-      mask = mask[:, None]
-    x = nn.BatchNorm(keys is None, momentum=0.5)(x, mask=mask)
-    return nn.Dense(10)(nn.relu(x))
-
-
-CLASSIFIER = Classifier(Normalized(), (8.0,), (8.0,))
+CLASSIFIER = Classifier(Normalized(10), (8.0,), (8.0,))
 TRAIN = LocalTraining(
   losses=CLASSIFIER.losses,
   optimizer=optax.sgd(0.05),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
+from networks import Normalized
 
 from lca.clients import (
   LocalGradient,
@@ -264,19 +264,7 @@ def test_momentum_is_a_mean_over_a_clients_own_rounds():
   np.testing.assert_allclose(momenta['w'], kept, rtol=1e-5)
 
 
-class Normalized(nn.Module):
-  """Dense layers with batch normalisation between."""
-
-  @nn.compact
-  def __call__(self, x, keys=None, mask=None):
-    x = nn.Dense(5, use_bias=False)(x.reshape(len(x), -1))
-    if mask is not None:
-      mask = mask[:, None]
-    x = nn.BatchNorm(keys is None, momentum=0.9)(x, mask=mask)
-    return nn.Dense(3)(nn.relu(x))
-
-
-NORMALIZED = Classifier(Normalized(), (8.0,), (8.0,))
+NORMALIZED = Classifier(Normalized(3), (8.0,), (8.0,))
 
 
 def normalized_variables():

@@ -43,6 +43,18 @@ def spread(updates):
   return jax.tree.map(place, updates)
 
 
+def check_agrees(function, *trees, rtol, atol):
+  """What one device computes, and what four do of their coordinates."""
+  want = jax.jit(function)(*trees)
+  with jax.set_mesh(MESH):
+    got = jax.jit(function)(*map(spread, trees))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+    got,
+    want,
+  )
+
+
 def test_the_longest_axis_is_split():
   specs = {name: x.sharding.spec for name, x in spread(tree()).items()}
   assert specs == {
@@ -84,14 +96,7 @@ def test_rules_agree_with_one_device(case):
   updates = tree(64)
   updates['conv'] = updates['conv'].at[3, 0, 0, 0, 0].set(jnp.nan)
   rule = functools.partial(case.rule, **case.extra(updates), **case.hyper(N))
-  want = jax.jit(rule)(updates)
-  with jax.set_mesh(MESH):
-    got = jax.jit(rule)(spread(updates))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5),
-    got,
-    want,
-  )
+  check_agrees(rule, updates, rtol=2e-4, atol=1e-5)
 
 
 AGGREGATORS = {
@@ -112,14 +117,7 @@ def test_aggregators_agree_with_one_device(name):
     _, state = agg.update(updates, state)
     return agg.update(again, state)[0]
 
-  want = jax.jit(both)(*rounds)
-  with jax.set_mesh(MESH):
-    got = jax.jit(both)(*map(spread, rounds))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5),
-    got,
-    want,
-  )
+  check_agrees(both, *rounds, rtol=2e-4, atol=1e-5)
 
 
 def collectives(rule, updates):
@@ -206,14 +204,7 @@ def test_gradients_are_those_of_one_device():
     middle = lca.median(updates)
     return sum(jnp.sum(x**2) for x in jax.tree.leaves((out, middle)))
 
-  want = jax.jit(jax.grad(loss))(updates)
-  with jax.set_mesh(MESH):
-    got = jax.jit(jax.grad(loss))(spread(updates))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    got,
-    want,
-  )
+  check_agrees(jax.grad(loss), updates, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', ['min_max', 'gaussian', 'optimized'])
@@ -236,11 +227,4 @@ def test_attacks_agree_with_one_device(name):
     )
 
   updates = tree(64)
-  want = jax.jit(run)(updates)
-  with jax.set_mesh(MESH):
-    got = jax.jit(run)(spread(updates))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-    got,
-    want,
-  )
+  check_agrees(run, updates, rtol=1e-3, atol=1e-4)

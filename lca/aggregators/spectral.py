@@ -190,9 +190,7 @@ def _draws(
   updates: Updates, num_iters: int, dim: int, key: jax.Array | None
 ) -> list[Updates]:
   """`num_iters` times `dim` coordinates; every leaf gives its share."""
-  leaves = [
-    jnp.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(updates)
-  ]
+  leaves = list(map(geometry.flat, jax.tree.leaves(updates)))
   ends = np.cumsum([leaf.shape[1] for leaf in leaves])
   if key is None:
     raise ValueError('dnc draws coordinates with a key, got key=None')
