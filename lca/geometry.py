@@ -27,6 +27,7 @@ Distance = Literal['euclidean', 'cosine']
 Median = Literal['interpolated', 'lower']
 
 _COLUMNS = 8192  # a [100, 8192] chunk of float32 stays in a CPU's cache
+_AT_ONCE = 4  # parts of a chunk, whose products and copies need not wait
 _FEW_COLUMNS = 4096  # so many that a masked copy costs less than a loop
 _ROWS = 8  # that a CPU adds at once
 
@@ -180,13 +181,14 @@ def _sum_over_blocks(function, *rows):
 
   def by_blocks():
     count, rest = divmod(columns, _COLUMNS)
-    total = lax.fori_loop(
-      1,
-      count,
-      lambda i, total: total + block(i * _COLUMNS, _COLUMNS),
-      block(0, _COLUMNS),
-    )
-    return total + block(count * _COLUMNS, rest) if rest else total
+    width = _COLUMNS // _AT_ONCE
+
+    def step(i, total):
+      for part in range(_AT_ONCE):
+        total += block(i * _COLUMNS + part * width, width)
+      return total
+
+    return lax.fori_loop(0, count, step, block(count * _COLUMNS, rest))
 
   if columns <= _COLUMNS:
     return whole()
