@@ -61,6 +61,8 @@ def base() -> ConfigDict:
   config.checkpoint.keep = 2  # older ones are deleted
 
   config.parallel = ConfigDict()
+  # How many devices share a round, as many of each process; None is all.
+  config.parallel.mesh = placeholder(int)
   # Clients that one vmap holds; None is 1 on CPU and 32 elsewhere.
   config.parallel.chunk_size = placeholder(int)
   # Examples, at most, whose gradients are computed at once; None is 32 on CPU

@@ -7,7 +7,7 @@ a DataLoader, and a client with fewer steps stops when it is done.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -100,8 +100,9 @@ class LocalGradient:
 
   def loss_and_gradient(self, variables, data, key, order, start, stop):
     """Sums over the examples `order[start:stop]`, and what else they change."""
-    parts = -(-self.batch_size // (self.microbatch_size or self.batch_size))
-    size = -(-self.batch_size // parts)  # as even as the parts can be
+    most = min(self.batch_size, len(order))
+    parts = -(-most // (self.microbatch_size or most))
+    size = -(-most // parts)  # as even as the parts can be
     noise = jax.random.fold_in(key, _NOISE)
 
     def loss(params, positions):
@@ -124,14 +125,13 @@ class LocalGradient:
       return jax.tree.map(jnp.add, totals, (total, grads)), updated
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, variables['params'])
-    if size == self.batch_size:
+    if parts == 1:
       totals, updated = part(0, zeros)
       return *totals, updated
     if 'batch_stats' in variables:
       raise ValueError(
         'a model with batch statistics takes its batch as a whole, but '
-        f'microbatch_size={self.microbatch_size} splits '
-        f'batch_size={self.batch_size}'
+        f'microbatch_size={self.microbatch_size} splits its {most} examples'
       )
     num_parts = -(-(stop - start) // size)
     totals = lax.fori_loop(0, num_parts, lambda i, t: part(i, t)[0], zeros)
@@ -245,11 +245,31 @@ def default_microbatch_size(
   return 32 if backend == 'cpu' and not batch_stats else None
 
 
-def clients_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh with one axis, `'clients'`, over all devices or some of them."""
-  devices = jax.devices() if devices is None else devices
+def clients_mesh(num_devices: int | None = None) -> Mesh:
+  """A mesh with one axis, `'clients'`, over as many devices of each process.
+
+  Args:
+    num_devices: of all processes; None is all there are.
+
+  Raises:
+    ValueError: there are not so many, or the processes cannot share them.
+  """
+  everywhere, processes = jax.devices(), jax.process_count()
+  if num_devices is None:
+    num_devices = len(everywhere)
+  each, rest = divmod(num_devices, processes)
+  if rest or not 1 <= each <= jax.local_device_count():
+    raise ValueError(
+      f'a mesh of {num_devices} devices cannot be had: it takes a multiple of '
+      f'the {processes} processes, and there are {len(everywhere)} devices'
+    )
+  devices = [
+    device
+    for process in range(processes)
+    for device in jax.local_devices(process)[:each]
+  ]
   return jax.make_mesh(
-    (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
+    (num_devices,), (AXIS,), (AxisType.Auto,), devices=devices
   )
 
 

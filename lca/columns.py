@@ -104,29 +104,25 @@ class NearestMean(NamedTuple):
   def _last(self, rows, select):
     """Distances, the last one taken, and the share of entries there."""
 
-    def distances(middle):
+    def distance(x, middle):
       # inf - inf is no distance.
-      return [jnp.where(x == middle, 0, jnp.abs(x - middle)) for x in rows]
+      return jnp.where(x == middle, 0, jnp.abs(x - middle))
+
+    # A loop around one array compiles in half the time of one around n.
+    stacked = jnp.stack(rows)
 
     # Two selections by one network: of the entries, then of their distances.
     def selection(i, carry):
       _, middle = carry
-      away = distances(middle)
-      values = [
-        jnp.where(i == 0, x, d) for x, d in zip(rows, away, strict=True)
-      ]
-      low, high, last = map(
-        _floats,
-        select(
-          [_sortable(x) for x in values], (self.low, self.high, self.count - 1)
-        ),
-      )
+      values = jnp.where(i == 0, stacked, distance(stacked, middle))
+      ranks = self.low, self.high, self.count - 1
+      low, high, last = map(_floats, select(list(_sortable(values)), ranks))
       center = jnp.where(low == high, low, low / 2 + high / 2)
       return middle, jnp.where(i == 0, center, last)
 
     start = jnp.zeros_like(rows[0])
     middle, last = lax.fori_loop(0, 2, selection, (start, start))
-    away = distances(middle)
+    away = [distance(x, middle) for x in rows]
     nearer = _total(_count(d < last) for d in away)
     ties = _total(_count(d == last) for d in away)
     return away, last, (self.count - nearer) / ties

@@ -10,12 +10,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def use_all_cores() -> None:
+def use_all_cores(job: int = 0, jobs: int = 1) -> None:
   """Makes one virtual CPU device per core; call it before anything runs.
 
   XLA runs a small convolution on one core. Where there is a GPU or a TPU, or
-  XLA_FLAGS say how many devices there are, this has no effect.
+  XLA_FLAGS say how many devices there are, no device is made.
+
+  Args:
+    job: which of the processes that share the cores this is, from 0.
+    jobs: how many they are. Each keeps to its own cores, where the system has
+      a say in that.
   """
+  if jobs > 1 and hasattr(os, 'sched_setaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[job::jobs] or cores)
   if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', _num_cores())
 

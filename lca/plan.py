@@ -92,7 +92,8 @@ def on_paper(
     example_bytes: of an image and its label.
     devices: of the mesh.
     chunk_size: clients that train at the same time on a device.
-    batch_size: examples whose gradients are computed at once.
+    batch_size: examples whose gradients are computed at once, of a client that
+      has as many.
     activation_bytes: that a forward pass keeps of an example for the backward
       pass.
     test_examples: in the test set.
@@ -140,7 +141,7 @@ def on_paper(
     state=state,
     rule=rule,
     training=_width(rows, chunk_size)
-    * (trained + batch_size * activation_bytes),
+    * (trained + min(batch_size, examples) * activation_bytes),
     server=state + rule + products + (share if devices > 1 else 0),
     sent=round(others * (updates + model + 2 * products)),
   )

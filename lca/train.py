@@ -87,6 +87,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     num_clients = sys.maxsize
   population_from(config.server, config.attack, num_clients)
   _check_layers(config)
+  mesh = clients.clients_mesh(config.parallel.mesh)
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0
   )
@@ -107,11 +108,11 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     attack=attack,
     aggregator=aggregator,
     optimizer=optimizer,
-    **{k: config.model[k] for k in ('batch_stats',) if k in config.model},
+    batch_stats=config.model.get('batch_stats', 'rule'),
     momentum=_momentum(config),
     layers=config.eval.layers,
     seed=config.seed,
-    mesh=clients.clients_mesh(),
+    mesh=mesh,
     chunk_size=chunk_size,
     eval_batch_size=config.eval.batch_size,
   )

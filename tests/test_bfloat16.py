@@ -108,7 +108,7 @@ def test_rounds_in_bfloat16_learn(data):
     aggregator=lca.legato(window=2, by='model'),
     optimizer=optax.sgd(1.0, momentum=0.5),
     seed=0,
-    mesh=clients_mesh(jax.devices()[:1]),
+    mesh=clients_mesh(1),
     chunk_size=1,
     eval_batch_size=90,
   )

@@ -28,6 +28,7 @@ def main(*args, cwd=ROOT):
     (['--config.aggregator.f=7'], 'got n=15, f=7'),
     (['--config.attack.num_attackers=30'], 'num_attackers=30'),
     (['--config.data.min_examples=0'], 'empty client'),
+    (['--config.parallel.mesh=0'], 'a mesh of 0 devices'),
     (
       [
         '--config=configs/digits.py:krum',

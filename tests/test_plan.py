@@ -53,7 +53,7 @@ def simulation(data, devices, chunk_size):
     aggregator=lca.legato(window=3, normalize='max'),
     optimizer=optax.sgd(1.0, momentum=0.9),
     seed=0,
-    mesh=clients_mesh(jax.devices()[:devices]),
+    mesh=clients_mesh(devices),
     chunk_size=chunk_size,
     eval_batch_size=90,
   )
@@ -159,9 +159,9 @@ def test_a_compiler_that_refuses(data, one, monkeypatch):
 
 
 def test_virtual_devices_share_the_host():
-  whole = plan.memory_limit(clients_mesh(jax.devices()[:1]))
+  whole = plan.memory_limit(clients_mesh(1))
   assert 2**28 < whole < np.inf
-  assert plan.memory_limit(clients_mesh(jax.devices()[:4])) == whole / 4
+  assert plan.memory_limit(clients_mesh(4)) == whole / 4
 
 
 def test_a_run_that_does_not_fit_is_an_error_before_it_starts(

@@ -15,7 +15,7 @@ import lca
 from lca import attacks, sharding
 from lca.clients import clients_mesh
 
-MESH = clients_mesh(jax.devices()[:4])
+MESH = clients_mesh(4)
 N = 11
 
 

@@ -52,7 +52,7 @@ def simulation(data, devices=1, **changes):
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),
     'seed': 3,
-    'mesh': clients_mesh(jax.devices()[:devices]),
+    'mesh': clients_mesh(devices),
     'chunk_size': 1,
     'eval_batch_size': 50,
   }

@@ -1,6 +1,7 @@
 """Sweeps: which runs, where, and what is left to do."""
 
 import json
+import os
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_values_are_of_their_keys_type():
 
 def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   runs = sweep.choose(RUNS)
-  failed = sweep.run_all(runs, tmp_path)
+  failed = sweep.run_all(runs, tmp_path, jobs=2)
   logs = [path.read_text() for path in tmp_path.glob('*.log')]
   assert failed == ['b/wrong/0'], logs
   places = json.loads((tmp_path / 'sweep.json').read_text())
@@ -72,8 +73,12 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   finished = sorted(path.parent for path in tmp_path.glob('*/summary.json'))
   assert len(finished) == 2
   assert not list(tmp_path.glob('*/checkpoints'))
+  cores = len(os.sched_getaffinity(0))
+  for path in finished:  # two runs at a time share the cores
+    (where,) = json.loads((path / 'config.json').read_text())['environments']
+    assert len(where['devices']) in (max(1, cores // 2), (cores + 1) // 2)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/*')}
-  assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path, jobs=2) == []
+  assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
   assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
   assert sweep.names(tmp_path) == places
 

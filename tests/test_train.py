@@ -27,6 +27,7 @@ def config(presets='layerwise_cosine_krum,label_flipping', **changes):
     'model.hidden': (8,),
     'client.local_epochs': 1,
     'checkpoint.every': 2,
+    'parallel.mesh': 2,
   }
   config.update_from_flattened_dict(small | changes)
   return config
