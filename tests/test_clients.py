@@ -115,9 +115,9 @@ def assert_close(got, expected):
 @pytest.mark.parametrize(
   ('devices', 'chunk_size'),
   [
-    (1, 1),
     (1, 5),
     (4, 2),
+    pytest.param(1, 1, marks=pytest.mark.thorough),
     pytest.param(1, 2, marks=pytest.mark.thorough),
     pytest.param(2, 1, marks=pytest.mark.thorough),
   ],

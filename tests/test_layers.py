@@ -54,7 +54,15 @@ def value_and_gradients(conv, x, kernel, padding, stride=(1, 1), groups=1):
 @pytest.mark.parametrize('padding', ['SAME', 'VALID', ((2, 0), (1, 1))])
 @pytest.mark.parametrize(
   ('batch', 'channels', 'kernel'),
-  [(1, 1, 3), (5, 1, 3), (1, 3, 3), (5, 3, 3), (8, 6, 5), (4, 2, 1)],
+  [
+    (1, 1, 3),
+    (5, 3, 3),
+    (8, 6, 5),
+    (4, 2, 1),
+    *(
+      pytest.param(*c, 3, marks=pytest.mark.thorough) for c in [(5, 1), (1, 3)]
+    ),
+  ],
 )
 def test_conv_and_its_gradients_equal_xlas(batch, channels, kernel, padding):
   x, k = arrays(batch, channels, 7, kernel=kernel)

@@ -15,6 +15,7 @@ from cases import (
   TRACES,
   Case,
   at_random,
+  cases,
   cases_of,
   num_clients,
   signature,
@@ -107,7 +108,7 @@ def test_follows_the_oracle(form):
 
 
 @forms
-@pytest.mark.parametrize('n', [4, 25])
+@pytest.mark.parametrize('n', [4, pytest.param(25, marks=pytest.mark.thorough)])
 def test_follows_the_oracle_at_every_n(form, n):
   tree = reference.stack('pair', n)
   check(form, tree, call(form, tree)[0])
@@ -431,14 +432,15 @@ def test_layerwise_of_a_chain_and_a_chain_of_layerwise():
   jax.tree.map(CLOSE, same, want)
 
 
-@pytest.mark.parametrize(
-  'case',
-  [
-    case
-    for case in cases_of('model')
-    if case.spec.promise == 'full' and case.name not in ('foolsgold', 'lasa')
-  ],
-  ids=str,
+@cases(
+  argvalues=thorough(
+    (
+      case
+      for case in cases_of('model')
+      if case.spec.promise == 'full' and case.name not in ('foolsgold', 'lasa')
+    ),
+    except_for=('bulyan', 'geometric_median', 'krum', 'trimmed_mean'),
+  )
 )
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())

@@ -285,7 +285,10 @@ def with_a_checkpoint(runs, workdir):
 
 @pytest.mark.parametrize(
   ('every', 'size', 'part'),
-  [(1, 20_000, 'cannot write a checkpoint'), (1000, 6_000, 'File too large')],
+  [
+    (1, 20_000, 'cannot write a checkpoint'),
+    pytest.param(1000, 6_000, 'File too large', marks=pytest.mark.thorough),
+  ],
   ids=['checkpoints', 'metrics'],
 )
 def test_files_that_cannot_grow(runs, straight, tmp_path, every, size, part):
