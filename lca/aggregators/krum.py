@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lca import geometry
+from lca import columns, geometry
 from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.selection import select_lowest
 from lca.typing import Gram
@@ -184,4 +184,4 @@ def krum_scores(
     )
   between = geometry.distances(gram, distance, power)
   others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, between)
-  return jnp.sum(jnp.sort(others, axis=1)[:, :k], axis=1)
+  return jnp.sum(columns.sort(others)[:, :k], axis=1)
