@@ -10,8 +10,15 @@ import reference
 from cases import cases, cases_of, server_update, with_rows
 
 import lca
+from lca import columns
 
 # What one rule alone does --------------------------------------------------
+
+
+def test_sorting_integers_sorts_floats():
+  x = np.random.default_rng(0).normal(size=(3, 4, 50)).astype(np.float32)
+  x[0, :, :9] = [[np.inf], [-np.inf], [0], [1]]
+  np.testing.assert_array_equal(columns.sort(jnp.asarray(x)), np.sort(x))
 
 
 def test_mean_with_weights():
