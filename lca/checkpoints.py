@@ -132,12 +132,11 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise CheckpointError(error) from None
     for name in [*own_leaves, *leaves]:
       then, now = leaves.get(name), own_leaves.get(name)
-      kinds = then and then[:2], None if now is None else _kind(now)
-      if None in kinds or kinds[0] != kinds[1]:
-        was, now = map(_array, kinds)
+      was, own = then and then[:2], None if now is None else _kind(now)
+      if was != own:
         raise CheckpointError(
-          f'{path} holds the state of other code: {name} was {was} there and '
-          f'is {now} now'
+          f'{path} holds the state of other code: {name} was {_array(was)} '
+          f'there and is {_array(own)} now'
         )
 
   @contextlib.contextmanager

@@ -122,9 +122,8 @@ def run_all(
     runs: configs by name.
     workdir: where their directories go. What a run says stands in a `.log`
       beside its directory, until it is finished.
-    jobs: how many at the same time, each in a process of its own, with as many
-      of the cores. Two runs on a core each take less time than one after the
-      other on two.
+    jobs: how many at the same time, each in a process of its own, on its share
+      of the cores.
     stopping: asked every second; if it says so, those under way stop after
       their round, and no other starts.
 

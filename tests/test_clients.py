@@ -37,8 +37,12 @@ KEY = jax.random.key(5)
 CLOSE = {'rtol': 1e-3, 'atol': 2e-5}
 
 
-def mesh(devices):
-  return clients_mesh(devices)
+def test_a_mesh_is_of_devices_that_there_are():
+  assert clients_mesh(3).size == 3
+  assert clients_mesh().size == jax.device_count() == 8
+  for wrong in (0, -1, 9):
+    with pytest.raises(ValueError, match=f'a mesh of {wrong} devices'):
+      clients_mesh(wrong)
 
 
 def client_data(padded_to=16):
@@ -96,7 +100,7 @@ def expected():
 
 def run(train=TRAIN, devices=1, chunk_size=1, data=None):
   data = client_data() if data is None else data
-  where = mesh(devices)
+  where = clients_mesh(devices)
   ids = np.arange(len(data.labels), dtype=np.int32)
   placed = place_clients((data, ids), where)
   updates, losses = train_clients(train, where, chunk_size)(
@@ -189,7 +193,7 @@ def test_numbers_below_one_are_errors(wrong):
 
 def test_a_chunk_below_one_is_an_error():
   with pytest.raises(ValueError, match='chunk_size must be at least 1, got 0'):
-    train_clients(TRAIN, mesh(1), 0)
+    train_clients(TRAIN, clients_mesh(1), 0)
 
 
 def test_a_gradient_is_that_of_one_random_batch():
@@ -287,7 +291,7 @@ def normalized_gradient(variables, images, labels):
 
 
 def run_normalized(train, data, devices=1, chunk_size=1):
-  where = mesh(devices)
+  where = clients_mesh(devices)
   ids = np.arange(len(SIZES), dtype=np.int32)
   placed = place_clients((data, ids), where)
   updates, losses = train_clients(train, where, chunk_size)(
