@@ -252,7 +252,9 @@ def test_two_processes_on_one_workdir(runs, tmp_path):
   (error,) = (
     line for line in written.splitlines() if line.startswith('main.py: error: ')
   )
-  assert f'another process is running in {workdir}' in error
+  assert error.startswith(
+    f'main.py: error: another process is running in {workdir}'
+  )
   first.kill()
   first.join()
   again = runs.start(workdir, long)
