@@ -25,8 +25,8 @@ def command(workdir, *flags):
     '--config.num_rounds=3',
     '--config.checkpoint.every=2',
     '--config.client.local_epochs=1',
-    '--config.model.features=(2, 2)',
-    '--config.model.hidden=(4,)',
+    '--config.model.features=(2,)',
+    '--config.model.hidden=()',
     # 7 clients and the 2 devices of each process: one row is nobody's.
     '--config.server.clients_per_round=7',
     *flags,
