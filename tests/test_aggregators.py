@@ -748,7 +748,9 @@ def sign_guard(by):
   return jax.jit(lca.layerwise(lca.sign_guard, by=by))
 
 
-@pytest.mark.parametrize('by', ['model', 'leaf'])
+@pytest.mark.parametrize(
+  'by', ['model', pytest.param('leaf', marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize('bad', [np.nan, 1e30, 1e10, 0.0])
 def test_sign_guard_with_a_key_survives_any_rows(bad, by):
   tree = reference.stack('cnn', 11)

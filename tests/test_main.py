@@ -1,22 +1,26 @@
 """The command line: one clear error, and nothing left behind."""
 
-import pathlib
 import re
 import subprocess
 import sys
 
+import processes
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
 
+@pytest.fixture
+def main(tmp_path):
+  """What a command line ends in: `(exit code, output, errors)`."""
+  files = tmp_path / 'out', tmp_path / 'err'
 
-def main(*args, cwd=ROOT):
-  return subprocess.run(
-    [sys.executable, str(ROOT / 'main.py'), *args],
-    cwd=cwd,
-    capture_output=True,
-    text=True,
-  )
+  def main(*args):
+    for file in files:
+      file.write_text('')
+    process = processes.start(args, *files)
+    process.join()
+    return process.exitcode, *(file.read_text() for file in files)
+
+  return main
 
 
 @pytest.mark.parametrize(
@@ -48,13 +52,13 @@ def main(*args, cwd=ROOT):
     ),
   ],
 )
-def test_one_clear_error(args, message, tmp_path):
+def test_one_clear_error(args, message, main, tmp_path):
   workdir = tmp_path / 'run'
-  done = main(*args, f'--workdir={workdir}')
-  assert done.returncode != 0
-  assert done.stdout == ''
-  assert done.stderr.startswith('main.py: error: ')
-  assert message in done.stderr and 'Traceback' not in done.stderr
+  code, output, errors = main(*args, f'--workdir={workdir}')
+  assert code != 0
+  assert output == ''
+  assert errors.startswith('main.py: error: ')
+  assert message in errors and 'Traceback' not in errors
   assert not workdir.exists()
 
 
@@ -65,25 +69,29 @@ def test_a_new_run_is_named_by_its_config_and_time():
     'print(main._new_workdir())'
   )
   command = [sys.executable, '-c', code]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(
+    command, cwd=processes.ROOT, capture_output=True, text=True
+  )
   assert re.fullmatch(
     r'runs/digits-krum-label_flipping-\d{8}T\d{6}Z', done.stdout.strip()
   )
 
 
-def test_a_run_then_another_config_then_the_same_again(tmp_path):
+def test_a_run_then_another_config_then_the_same_again(main, tmp_path):
   small = [
     '--config.num_rounds=1',
     '--config.client.local_epochs=1',
+    '--config.model.features=(2,)',
+    '--config.model.hidden=()',
     f'--workdir={tmp_path / "with space"}',
   ]
-  first = main(*small)
-  assert first.returncode == 0, first.stderr
+  code, first, errors = main(*small)
+  assert code == 0, errors
   for said in ('each device holds', 'round 1/1', 'max test accuracy'):
-    assert said in first.stdout
-  other = main(*small, '--config.seed=1')
-  assert other.returncode != 0
-  assert 'seed was 0 there and is 1 now' in other.stderr
-  again = main(*small)
-  assert again.returncode == 0
-  assert again.stdout.splitlines()[-5:] == first.stdout.splitlines()[-5:]
+    assert said in first
+  code, _, errors = main(*small, '--config.seed=1')
+  assert code != 0
+  assert 'seed was 0 there and is 1 now' in errors
+  code, again, _ = main(*small)
+  assert code == 0
+  assert again.splitlines()[-5:] == first.splitlines()[-5:]

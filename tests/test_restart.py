@@ -1,18 +1,10 @@
-"""Whole processes that are killed, asked to stop, or have no room to write.
-
-Each process is one of `main.py`, forked from a server that has imported JAX but
-not started it: what a user starts, less the seconds of the imports.
-"""
+"""Whole processes that are killed, asked to stop, or have no room to write."""
 
 import fcntl
 import itertools
-import multiprocessing
 import os
-import pathlib
 import random
 import re
-import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -22,10 +14,10 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import processes
 import pytest
 from test_train import event_steps
 
-ROOT = pathlib.Path(__file__).parent.parent
 PATIENCE = 120  # seconds, where a second or two would do
 
 # The setting with the most to lose: workers' momentum, Adadelta's averages and
@@ -63,18 +55,6 @@ def get_runs():
 """
 
 
-def _main(args, log, file_size):
-  """What `python main.py ARGS` does once it has imported its modules."""
-  for stream in (1, 2):
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-  if file_size:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-  os.chdir(ROOT)
-  sys.path.insert(0, str(ROOT))
-  sys.argv = ['main.py', *args]
-  runpy.run_path('main.py', run_name='__main__')
-
-
 class Runs:
   """Starts processes on a setting."""
 
@@ -82,16 +62,14 @@ class Runs:
     self.setting = folder / 'setting.py'
     self.setting.write_text(SETTING)
     self._logs = (folder / f'{number}.log' for number in itertools.count())
-    self._context = multiprocessing.get_context('forkserver')
-    self._context.set_forkserver_preload(['main', 'sklearn.datasets', 'pytest'])
+    self._cache = folder / 'cache'
 
   def start(self, workdir, *args, setting=None, file_size=None):
     setting = setting or self.setting
     args = [f'--config={setting}', f'--workdir={workdir}', *args]
     log = next(self._logs)  # not where the run's disk may be full
-    process = self._context.Process(target=_main, args=(args, log, file_size))
+    process = processes.start(args, log, cache=self._cache, file_size=file_size)
     process.log = log
-    process.start()
     return process
 
   def finish(self, workdir, *args, **options):
@@ -103,12 +81,7 @@ class Runs:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('PYTHONPATH', str(ROOT))
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-      cache = tmp_path_factory.mktemp('cache')
-      patch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
-    yield Runs(tmp_path_factory.mktemp('settings'))
+  return Runs(tmp_path_factory.mktemp('settings'))
 
 
 @pytest.fixture(scope='module')
@@ -373,7 +346,7 @@ def test_a_sweep_leaves_no_process_behind(runs, tmp_path):
   command.append(f'--config={runs.setting.with_name("sweep.py")}')
 
   def started():
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE)
 
   reached = 0
   for sign, code in [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]:
