@@ -17,6 +17,9 @@ and once when the first call alone takes longer (a * in the tables). Compiling
 is tracing, lowering and compiling with empty caches. Extra memory is what XLA
 allocates beside the updates, for the result and in between.
 
+With --devices=2 the same cores are two JAX devices, as `main.py` has them: each
+has its share of the coordinates, and memory is that of both.
+
 --output writes after every group of rows; the same command goes on where it
 stopped.
 """
@@ -41,10 +44,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 import lca
 from benchmarks import figures, others
-from lca import models, rundir
+from lca import clients, models, rundir, sharding
 from lca.aggregators import RULES
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to.')
@@ -56,6 +60,9 @@ _REPEATS = flags.DEFINE_integer('repeats', 5, 'Calls behind a median.', 1)
 _N = flags.DEFINE_integer('n', 100, 'Clients.', 10)
 _BUDGET = flags.DEFINE_float('budget', 20, 'Seconds for the calls of a row.')
 _OTHERS = flags.DEFINE_bool('others', True, 'Run the other systems as well.')
+_DEVICES = flags.DEFINE_integer(
+  'devices', 1, 'JAX devices that share the cores and the coordinates.', 1
+)
 
 _THRESHOLD = 10.0  # of the clipping rules; about the updates' norm on tree a
 _PAUSE = 0.05  # in seconds; pools of threads spin for a while after a call
@@ -96,14 +103,14 @@ TREES = {
 
 def stacked(shapes: Any, n: int) -> Any:
   """Updates: a common direction, noise, and a client of ten times the norm."""
-  rng = np.random.default_rng(0)
+  rng, devices = np.random.default_rng(0), jax.device_count()
 
   def leaf(shape):
     noise = rng.standard_normal((n, *shape), np.float32)
     noise += 0.3 * rng.standard_normal(shape, np.float32)
     noise *= 0.008
     noise[-1] *= 10
-    return jax.device_put(noise)
+    return jax.device_put(noise, sharding.by_coordinate(noise.shape, devices))
 
   return jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
@@ -143,8 +150,9 @@ def compiled(
     return Contender(rule, form, 'lca', None, facts | {'error': _said(error)})
   facts['compile_s'] = time.perf_counter() - start
   if memory := program.memory_analysis():
-    facts['temporary_bytes'] = memory.temp_size_in_bytes
-    facts['result_bytes'] = memory.output_size_in_bytes
+    devices = jax.device_count()
+    facts['temporary_bytes'] = devices * memory.temp_size_in_bytes
+    facts['result_bytes'] = devices * memory.output_size_in_bytes
 
   def call():
     jax.block_until_ready(program(*args))
@@ -339,7 +347,7 @@ def kernels(updates: Any, calls: others.Calls) -> list[Contender]:
   kernel = {'kind': 'kernel'}
   found = [compiled('gram', 'kernel', kernel, lca.gram, updates)]
   for form, w in weights.items():
-    w = jax.device_put(w.astype(np.float32))
+    w = jax.device_put(w.astype(np.float32), P())
     found.append(compiled('mix', form, kernel, lca.mix, updates, w))
   found += theirs(calls, 'gram') + theirs(calls, 'mix')
   return found + _limits()
@@ -347,19 +355,24 @@ def kernels(updates: Any, calls: others.Calls) -> list[Contender]:
 
 def _limits() -> list[Contender]:
   """Reading much memory, and multiplying large matrices, as fast as it goes."""
-  much = jax.device_put(np.ones(figures.READ, np.float32))
-  vector = jax.device_put(np.ones(figures.READ[1], np.float32))
-  square = jax.device_put(np.ones((figures.MATMUL, figures.MATMUL), np.float32))
+  by_row, whole = P(sharding.AXIS), P()
+  square = np.ones((figures.MATMUL, figures.MATMUL), np.float32)
+  much = jax.device_put(np.ones(figures.READ, np.float32), by_row)
+  vector = jax.device_put(np.ones(figures.READ[1], np.float32), whole)
+  left, right = (jax.device_put(square, place) for place in (by_row, whole))
   limit = {'kind': 'limit'}
   found = [
     compiled('limit', 'read', limit, jnp.dot, much, vector),
-    compiled('limit', 'matmul', limit, jnp.dot, square, square),
+    compiled('limit', 'matmul', limit, jnp.dot, left, right),
   ]
   if not (_OTHERS.value and others.installed('torch')):
     return found
   import torch
 
-  x, v, a = map(torch.from_dlpack, (much, vector, square))
+  x, v, a = (
+    torch.from_dlpack(array)
+    for array in jax.device_put((much, vector, left), jax.devices()[0])
+  )
   return [
     *found,
     Contender('limit', 'read', 'torch sum', x.sum, limit),
@@ -532,10 +545,12 @@ def _described(about: Row) -> str:
   packages = here['packages']
   versions = ', '.join(f'{p} {packages[p]}' for p in shown if p in packages)
   threads = here.get('torch_threads')
+  devices = len(here['devices'])
+  on = f'{devices} device{"s" * (devices > 1)}'
   beside = f', PyTorch {threads} threads' if threads else ''
   return (
-    f'{here["cpu"]}: {here["cores"]} cores, JAX {len(here["devices"])} device '
-    f'on all of them{beside}. {versions}. Commit {here["commit"]}.\n\n'
+    f'{here["cpu"]}: {here["cores"]} cores, JAX {on} on all of them{beside}. '
+    f'{versions}. Commit {here["commit"]}.\n\n'
     f'{chosen["repeats"]} calls a row, {chosen["budget"]:g} s at most. Times '
     'are medians, * marks a first call alone, and limits are the best of '
     "their calls. In brackets: how many times lca's time. Extra memory: "
@@ -574,6 +589,7 @@ def _calls(leaves, n):
   if not (_OTHERS.value and others.installed('torch')):
     return {}
   hyper = {'f': 1, 'f_many': max(1, n // 10), 'm': 5, 'threshold': _THRESHOLD}
+  leaves = jax.device_put(leaves, jax.devices()[0])  # no copy of what is there
   return others.calls(others.Data(leaves), hyper)
 
 
@@ -608,10 +624,11 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   _limit_memory()
-  jax.config.update('jax_num_cpu_devices', 1)
+  jax.config.update('jax_num_cpu_devices', _DEVICES.value)
   record = Record(_OUTPUT.value)
-  for tree in _TREES.value:
-    run_tree(record, tree)
+  with jax.set_mesh(clients.clients_mesh()):
+    for tree in _TREES.value:
+      run_tree(record, tree)
   record.write()
   print(f'\n{record.markdown()}')
 
