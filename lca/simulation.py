@@ -237,7 +237,7 @@ class Simulation:
     self.mesh, self.chunk_size = mesh, chunk_size
     trainers = population.clients_per_round + (data.server_id is not None)
     self.clients_per_device = -(-trainers // mesh.size)
-    self._shapes = jax.eval_shape(self._start)
+    self._shapes = jax.eval_shape(lambda: self._start(self._variables()))
     self._places = self._spread(self._shapes)
     self._everywhere = NamedSharding(mesh, P())
     self._by_client = NamedSharding(mesh, P(AXIS))
@@ -255,9 +255,10 @@ class Simulation:
 
   def init(self) -> ServerState:
     """The state before the first round."""
-    return jax.device_put(self._start(), self._places)
+    variables = jax.device_put(self._variables(), self._everywhere)
+    return jax.jit(self._start, out_shardings=self._places)(variables)
 
-  def _start(self):
+  def _variables(self):
     image_shape = self.data.dataset.train.images.shape[1:]
     key = key_for(self._seed, Purpose.INIT)
     variables = self._classifier.init(key, image_shape)
@@ -265,6 +266,9 @@ class Simulation:
       raise ValueError(
         f'the model has {sorted(other)} beside params and batch_stats'
       )
+    return variables
+
+  def _start(self, variables):
     momenta = ()
     if self._momentum:
       num_clients = self._population.num_clients
