@@ -1,6 +1,5 @@
 """Whole processes that are killed, asked to stop, or have no room to write."""
 
-import fcntl
 import itertools
 import os
 import random
@@ -8,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -41,17 +39,6 @@ def get_config():
     'checkpoint.every': 1,
   })
   return config.lock()
-"""
-
-SWEEP = """
-import pathlib, runpy
-setting = pathlib.Path(__file__).with_name('setting.py')
-
-def get_runs():
-  config = runpy.run_path(str(setting))['get_config']().unlock()
-  config.num_rounds = 100_000
-  config.checkpoint.every = 100_000
-  return {'endless': config.lock()}
 """
 
 
@@ -249,13 +236,15 @@ def check_one_error(code, written, *parts):
     assert part in error
 
 
-def with_a_checkpoint(runs, workdir):
-  """A run that was killed; returns its last good checkpoint's round."""
+@pytest.fixture(scope='module')
+def killed(runs, tmp_path_factory):
+  """A run that was killed, with a good checkpoint."""
+  workdir = tmp_path_factory.mktemp('runs') / 'killed'
   process = runs.start(workdir)
   wait_for(lambda: checkpoints(workdir)[0], process)
   process.kill()
   process.join()
-  return max(checkpoints(workdir)[0])
+  return workdir
 
 
 @pytest.mark.parametrize(
@@ -266,10 +255,12 @@ def with_a_checkpoint(runs, workdir):
   ],
   ids=['checkpoints', 'metrics'],
 )
-def test_files_that_cannot_grow(runs, straight, tmp_path, every, size, part):
+def test_files_that_cannot_grow(
+  runs, straight, killed, tmp_path, every, size, part
+):
   """A limit on the size of files needs no disk that is full."""
-  workdir = tmp_path / 'limited'
-  good = with_a_checkpoint(runs, workdir)
+  workdir = shutil.copytree(killed, tmp_path / 'limited')
+  good = max(checkpoints(workdir)[0])
   every = f'--config.checkpoint.every={every}'
   code, written = runs.finish(workdir, every, file_size=size)
   check_one_error(code, written, part, str(workdir))
@@ -294,9 +285,9 @@ def disk(tmp_path):
   subprocess.run(['umount', '--lazy', str(folder)], check=True)
 
 
-def test_a_full_disk(runs, straight, disk):
-  workdir = disk / 'run'
-  good = with_a_checkpoint(runs, workdir)
+def test_a_full_disk(runs, straight, killed, disk):
+  workdir = shutil.copytree(killed, disk / 'run')
+  good = max(checkpoints(workdir)[0])
   left = shutil.disk_usage(disk).free
   (disk / 'ballast').write_bytes(bytes(left - 65_536))
   code, written = runs.finish(workdir)
@@ -328,43 +319,3 @@ def test_a_run_that_breaks_says_so(runs, tmp_path):
     setting='configs/digits.py:fedavg,non_finite',
   )
   check_one_error(code, written, 'in round 1 ', 'train.on_nonfinite=continue')
-
-
-def free(workdir):
-  """Whether no process holds the directory."""
-  with open(workdir / 'lock', 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      return False
-    return True
-
-
-def test_a_sweep_leaves_no_process_behind(runs, tmp_path):
-  runs.setting.with_name('sweep.py').write_text(SWEEP)
-  command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
-  command.append(f'--config={runs.setting.with_name("sweep.py")}')
-
-  def started():
-    return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE)
-
-  reached = 0
-  for sign, code in [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]:
-    with started() as sweep:
-      deadline = time.monotonic() + PATIENCE
-      while (
-        not (runs_of := list(tmp_path.glob('*/metrics.csv')))
-        or last_row(runs_of[0].parent) < reached + 2
-      ):
-        assert time.monotonic() < deadline and sweep.poll() is None
-        time.sleep(0.01)
-      (workdir,) = (file.parent for file in runs_of)
-      assert not free(workdir)
-      sweep.send_signal(sign)
-      assert sweep.wait(PATIENCE) == code
-      deadline = time.monotonic() + PATIENCE
-      while not free(workdir):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert checkpoints(workdir)[0][-1] == last_row(workdir) > reached
-    reached = last_row(workdir)

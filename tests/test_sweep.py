@@ -1,9 +1,16 @@
 """Sweeps: which runs, where, and what is left to do."""
 
+import fcntl
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
+import processes
 import pytest
+from test_restart import PATIENCE, checkpoints, last_row
 
 from configs import digits
 from lca import sweep
@@ -104,3 +111,59 @@ def test_a_scale_is_of_those_that_have_several():
   assert [name.split('/')[2] for name in chosen] == [
     *('plain', 'layerwise', 'cosine', 'layerwise_cosine')
   ]
+
+
+def free(workdir):
+  """Whether no process holds the directory."""
+  with open(workdir / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return False
+    return True
+
+
+ENDLESS = """
+from configs import digits
+
+def get_runs():
+  config = digits.get_config('krum').unlock()
+  config.update_from_flattened_dict({
+    'num_rounds': 100_000,
+    'checkpoint.every': 100_000,
+    'model.features': (2,),
+    'model.hidden': (),
+    'client.local_epochs': 1,
+  })
+  return {'endless': config.lock()}
+"""
+
+
+def test_a_sweep_leaves_no_process_behind(tmp_path):
+  (tmp_path / 'sweep.py').write_text(ENDLESS)
+  command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
+  command.append(f'--config={tmp_path / "sweep.py"}')
+
+  def started():
+    return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE)
+
+  reached = 0
+  for sign, code in [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]:
+    with started() as process:
+      deadline = time.monotonic() + PATIENCE
+      while (
+        not (runs_of := list(tmp_path.glob('*/metrics.csv')))
+        or last_row(runs_of[0].parent) < reached + 2
+      ):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+      (workdir,) = (file.parent for file in runs_of)
+      assert not free(workdir)
+      process.send_signal(sign)
+      assert process.wait(PATIENCE) == code
+      deadline = time.monotonic() + PATIENCE
+      while not free(workdir):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert checkpoints(workdir)[0][-1] == last_row(workdir) > reached
+    reached = last_row(workdir)
