@@ -749,11 +749,16 @@ def sign_guard(by):
 
 
 @pytest.mark.parametrize(
-  'by', ['model', pytest.param('leaf', marks=pytest.mark.thorough)]
+  ('name', 'by'),
+  [
+    ('cnn', 'model'),
+    ('pair', 'leaf'),
+    pytest.param('cnn', 'leaf', marks=pytest.mark.thorough),
+  ],
 )
 @pytest.mark.parametrize('bad', [np.nan, 1e30, 1e10, 0.0])
-def test_sign_guard_with_a_key_survives_any_rows(bad, by):
-  tree = reference.stack('cnn', 11)
+def test_sign_guard_with_a_key_survives_any_rows(bad, name, by):
+  tree = reference.stack(name, 11)
   tree = reference.replace_rows(
     tree, [1, 4, 8, 9], lambda leaf: np.float32(bad)
   )

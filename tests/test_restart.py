@@ -126,8 +126,9 @@ def check_same_end(workdir, straight):
     assert checkpoints(path)[0][-1] == 30
     with ocp.StandardCheckpointer() as checkpointer:
       states.append(checkpointer.restore(path / 'checkpoints/30/state'))
-  # The model, its optimiser's averages, everyone's momentum, LEGATO's window.
-  assert len(jax.tree.leaves(states[0])) > 16
+  # Of each leaf the model, its optimiser's two averages, everyone's momentum
+  # and LEGATO's window; and its norms, factors and count.
+  assert len(jax.tree.leaves(states[0])) == 4 * (1 + 2 + 1 + 1) + 3
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
