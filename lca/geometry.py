@@ -28,7 +28,7 @@ Median = Literal['interpolated', 'lower']
 
 _COLUMNS = 8192  # a [100, 8192] chunk of float32 stays in a CPU's cache
 _AT_ONCE = 4  # parts of a chunk, whose products and copies need not wait
-_FEW_COLUMNS = 4096  # so many that a masked copy costs less than a loop
+_FEW_COLUMNS = 4096  # so many that all rows cost no more than a walk
 _ROWS = 8  # that a CPU adds at once
 
 
@@ -447,11 +447,12 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
   """`[n]` weights times rows."""
 
   def fused():
-    x = _where_used(weights, rows)
-    return jnp.sum(weights[:, None] * x, axis=0)
+    column = weights[:, None]
+    x = jnp.where(column != 0, rows, 0).astype(weights.dtype)
+    return jnp.sum(column * x, axis=0)
 
-  # XLA's CPU backend fuses no mask into a product, and would copy all rows.
-  # So it walks over those in use, which are few when a rule selects.
+  # XLA's CPU backend sums the rows of a large leaf column by column, which is
+  # slow. So it walks over those in use, which are few when a rule selects.
   def walk():
     order = jnp.argsort(weights == 0, stable=True)
     order = jnp.concatenate([order, jnp.full(_ROWS, order[-1])])
@@ -468,13 +469,8 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     return lax.fori_loop(0, steps, step, jnp.zeros(rows.shape[1], w.dtype))
 
   if rows.shape[1] <= _FEW_COLUMNS:
-    return dot(weights, _where_used(weights, rows))
+    return fused()
   return lax.platform_dependent(cpu=walk, default=fused)
-
-
-def _where_used(weights: jax.Array, rows: jax.Array) -> jax.Array:
-  """The rows in the weights' dtype, zeros for those of weight zero."""
-  return jnp.where(weights[:, None] != 0, rows, 0).astype(weights.dtype)
 
 
 def _many_sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
