@@ -132,7 +132,7 @@ def on_paper(
   # A trained copy, its gradient, and the optimiser's.
   trained = (2 + moments) * model
   updates = rows * parameters * update_bytes
-  test = min(test_examples * example_bytes, BLOCK_BYTES) // devices
+  test = min(test_examples * example_bytes, 2 * BLOCK_BYTES) // devices
   others = (devices - 1) / devices
   return Plan(
     model=model,

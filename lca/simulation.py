@@ -40,7 +40,7 @@ from lca.typing import PyTree
 BATCH_STATS = ('rule', 'mean', 'server')
 
 # A block of test images: one that holds the whole test set stays on the
-# devices, of several each is read when its turn comes.
+# devices, of several each is read while the one before is tested.
 BLOCK_BYTES = 2**28
 
 
@@ -164,8 +164,9 @@ class Simulation:
   this process has seen.
 
   While a round trains, a thread reads the examples of the next one's clients
-  and puts them on the devices, which so hold two rounds' examples and a block
-  of test images. No more of the data set is in memory if it is memory-mapped.
+  and puts them on the devices, which so hold two rounds' examples and two
+  blocks of test images. No more of the data set is in memory if it is
+  memory-mapped.
 
   Attributes:
     data: what every client holds, and the test set.
@@ -545,11 +546,12 @@ class Simulation:
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Exact means over the test set: `test_loss` in nats, `test_accuracy`."""
     variables = jax.device_put(state.variables, self._everywhere)
-    sums = [
-      jax.device_get(self._test(variables, *block()))
-      for block in self._test_blocks
-    ]
-    loss, correct = np.sum(sums, axis=0, dtype=float)
+    sums, testing = np.zeros(2), (0, 0)
+    for block in self._test_blocks:
+      examples = block()  # read while the block before is tested
+      sums += jax.device_get(testing)
+      testing = self._test(variables, *examples)
+    loss, correct = sums + jax.device_get(testing)
     size = len(self.data.dataset.test)
     return {
       'test_loss': float(loss) / size,

@@ -240,6 +240,34 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   assert len(sizes) == 1 + 2 * len(range(0, 360, sizes[1]))
 
 
+def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
+  monkeypatch.setattr(lca.simulation, 'BLOCK_BYTES', 120 * 64)
+  sim = simulation(data, eval_batch_size=60)
+  read, events = datasets.Split.read, []
+
+  class Awaited:
+    def __array__(self, *args, **kwargs):
+      events.append('awaited')
+      return np.float32(90)
+
+  def recorded(split, rows):
+    events.append('read')
+    return read(split, rows)
+
+  def test(variables, images, labels, weights):
+    events.append('tested')
+    return Awaited(), np.float32(36)
+
+  monkeypatch.setattr(datasets.Split, 'read', recorded)
+  monkeypatch.setattr(sim, '_test', test)
+  metrics = sim.evaluate(sim.init())
+  assert events == [
+    *('read', 'tested', 'read', 'awaited', 'tested'),
+    *('read', 'awaited', 'tested', 'awaited'),
+  ]
+  assert metrics == {'test_loss': 3 * 90 / 360, 'test_accuracy': 3 * 36 / 360}
+
+
 def test_the_next_rounds_clients_are_read_ahead(data, monkeypatch):
   gather, gathered = datasets.FederatedDataset.gather, queue.Queue()
 
