@@ -137,13 +137,13 @@ def factors(axes: Axes, lines: Lines) -> Table:
 
 
 def heat_map(axes: Axes, lines: Lines) -> Table:
-  """Test accuracy over the last 10 evaluations, of `ATTACK x RULE`."""
+  """Test accuracy after the last round, of `ATTACK x RULE`."""
   pairs = [name.split(' x ') for name in lines]
   attacks = list(dict.fromkeys(attack for attack, _ in pairs))
   rules = list(dict.fromkeys(rule for _, rule in pairs))
   scores = np.full((len(attacks), len(rules)), np.nan)
   for (attack, rule), runs in zip(pairs, lines.values(), strict=True):
-    last = [evaluated(run)['test_accuracy'][-10:].mean() for run in runs]
+    last = [evaluated(run)['test_accuracy'][-1] for run in runs]
     scores[attacks.index(attack), rules.index(rule)] = np.mean(last)
   axes.imshow(scores, vmin=0, vmax=1, cmap='RdYlGn', aspect='auto')
   axes.set_xticks(range(len(rules)), rules, rotation=45, ha='right')
