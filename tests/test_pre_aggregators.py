@@ -395,6 +395,20 @@ def test_chain_passes_the_key_and_each_its_own():
   CLOSE(got, want)
 
 
+@pytest.mark.parametrize('after', ['static_clip', 'arc'])
+def test_a_buckets_norm_is_not_its_members(after):
+  x = jnp.asarray(reference.stack('leaf', 11))
+  hyper = {'f': 2} if after != 'static_clip' else {'threshold': 1.0}
+  step = getattr(lca, after)
+  got = lca.chain(lca.bucketing, step, lca.mean)(x, key=KEY, **hyper)
+  CLOSE(got, lca.mean(step(lca.bucketing(x, key=KEY), **hyper)))
+  kept = lca.chain(lca.bucketing, lca.cge)(x, key=KEY, f=2)
+  CLOSE(kept, lca.cge(lca.bucketing(x, key=KEY), f=2))
+  one = jnp.full((4, 1), 2.0)
+  clipped = lca.chain(lca.bucketing, lca.static_clip, lca.mean)
+  CLOSE(clipped(one, key=KEY, threshold=1.0), [1.0])
+
+
 def test_chain_knows_the_hyper_parameters():
   x = jnp.asarray(reference.stack('leaf', 11))
   form = lca.chain(lca.nnm, lca.multi_krum)

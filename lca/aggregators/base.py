@@ -124,6 +124,11 @@ class GramRule(Rule):
     self.needs, self.coordinatewise = needs, coordinatewise
     self.__signature__ = rule_signature(hyper_of(weigh).values())
 
+  @property
+  def sums_rows(self) -> bool:
+    """Whether what it makes are sums of rows, not just longer or shorter."""
+    return self.combine is _mix_layers
+
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
     gram = GRAMS[self.needs](updates)
     verdict = self.weigh(gram, **hyper)

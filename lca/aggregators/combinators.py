@@ -324,10 +324,22 @@ def _mixed_chain(steps):
     return verdict._replace(weights=weights, factors=None)
 
   name, signature = _named(steps)
-  needs = max((step.needs for step in steps), key=list(GRAMS).index)
-  rule = GramRule(weigh, held=False, needs=needs)  # each step holds its own
+  rule = GramRule(weigh, held=False, needs=_needs(steps))  # each holds its own
   rule.__name__, rule.__signature__ = name, signature
   return rule
+
+
+def _needs(steps):
+  """What the first of the steps and all after it look at.
+
+  Even the norm of a sum of rows takes their inner products.
+  """
+  first, *later = steps
+  if not later or (after := _needs(later)) == 'nothing':
+    return first.needs
+  if first.sums_rows:
+    return 'products'
+  return max(first.needs, after, key=list(GRAMS).index)
 
 
 def _without_lost(weights, rejected):
