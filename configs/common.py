@@ -368,15 +368,20 @@ def compose(
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
   before = [pre_aggregators(f)[name] for name in chosen['pre-aggregator']]
-  # What the rule has set already, its pre-aggregators share.
-  keys = functools.reduce(lambda all, more: more | all, before, {})
   rules = aggregators(f, f if tables_f is None else tables_f)
-  config.aggregator = ConfigDict(keys | rules[rule])
+  # What the rule has set already, its pre-aggregators share.
+  keys = {k: v for k, v in rules[rule].items() if not _unset(v)}
+  keys = functools.reduce(lambda all, more: more | all, before, keys)
+  config.aggregator = ConfigDict(rules[rule] | keys)
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
   if config.aggregator.name == 'fltrust':
     config.data.root_examples = 100
   config.update_from_flattened_dict(values)
   return config.lock()
+
+
+def _unset(value):
+  return isinstance(value, FieldReference) and value.get() is None
 
 
 def _by_kind(presets, names, known, shorthands):

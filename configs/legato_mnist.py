@@ -8,7 +8,8 @@ The rules are `fedavg`, `krum`, `median` and `legato` (the default). Where MNIST
 cannot be had, --config.data.name=fashion_mnist runs the same.
 
 The shorthands are the figures' settings. What a figure sweeps is a key:
---config.attack.sigma in Fig. 2, --config.aggregator.window in Fig. 9.
+--config.attack.sigma in Fig. 2, --config.aggregator.window in Fig. 9. Figs. 2
+and 4 are of averaging: `fig2,fedavg`.
 
 Expected (section V-B): Fall of Empires, `fig5`, is effective against Krum and
 the median, but not against LEGATO and the mean.
@@ -29,7 +30,7 @@ def _gaussian(sigma, attackers=4):
 
 _NON_IID = {'server.learning_rate': 0.03}
 _PILOT = {'data.num_clients': 10, 'server.clients_per_round': 10}
-_DEEP = {'model.features': (32,) * 4 + (64,) * 4, 'model.padding': 'SAME'}
+_DEEP = {'model.features': (32,) * 4 + (64,) * 4}  # the paper names no widths
 
 FIGURES = {
   'fig2': ('gaussian', _gaussian(20)),

@@ -56,6 +56,7 @@ class RankedMean(NamedTuple):
     )
     total = inside + kept_low * lowest + kept_high * highest
     mean = total / (self.high - self.low + 1)
+    mean = jnp.clip(mean, lowest, highest)  # where the total overflows
     return jnp.where(low == high, lowest, mean)
 
   def shares(self, rows, select):

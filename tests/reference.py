@@ -760,19 +760,19 @@ def clipped_clustering_choices(
 ):
   """(what the larger cluster may be, clip factors [n], state).
 
-  The state is the list of the last norms, those of the last round first.
+  The state is the list of the last rounds' norms, those of the last one first.
   """
   good = np.flatnonzero(~rejected(rows))
   size = lengths(rows)
-  ring = [*size[good], *(state or [])][:window]
+  rounds = [size[good], *(state or [])][: window // len(rows)]
   factors = np.zeros(len(rows))
-  if ring:
-    limit = median(ring)
+  if norms := [norm for past in rounds for norm in past]:
+    limit = median(norms)
     limit = limit if threshold is None else min(limit, threshold)
     for i in good:
       factors[i] = limit / size[i] if size[i] > limit else 1.0
   matrix = distance_matrix(rows, 'cosine')
-  return larger_clusters(matrix, good, slack), factors, ring
+  return larger_clusters(matrix, good, slack), factors, rounds
 
 
 # Whole rules ---------------------------------------------------------------

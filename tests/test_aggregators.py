@@ -437,6 +437,9 @@ def test_median_does_not_overflow():
   np.testing.assert_allclose(lca.median(x), [3e38], rtol=1e-6)
   x = jnp.array([[-3e38], [3e38]])
   np.testing.assert_allclose(lca.median(x), [0], atol=1e31)
+  x = jnp.array([[3e38], [3e38], [3.2e38], [3.2e38]])
+  for out in (lca.median(x), lca.trimmed_mean(x, f=0)):
+    assert np.float32(3e38) <= out[0] <= np.float32(3.2e38)
 
 
 @pytest.mark.parametrize(('n', 'f', 'f_above'), [
@@ -583,6 +586,18 @@ def test_geometric_median_ends_where_the_sum_of_distances_is_least(init):
   assert got <= reference.sum_of_distances(rows, best) * (1 + 1e-6)
 
 
+def test_a_median_among_many_has_a_derivative():
+  """Of an even number of scalars every point between the middle two is one."""
+  x = jnp.array([[0.0], [1], [2], [3]])
+  one = jnp.ones((4, 1))
+  rule = functools.partial(lca.geometric_median, tol=1e-6)
+  gradient = jax.grad(lambda x: rule(x)[0])(x)
+  assert np.all(np.isfinite(gradient))
+  # All rows moved alike move it, too, wherever it lies.
+  moved = jax.jvp(rule, (x,), (one,))[1]
+  np.testing.assert_allclose(moved, [1], rtol=1e-4)
+
+
 def test_geometric_median_on_a_line_is_the_median():
   x = jnp.array([[0.0], [1], [2], [10], [1e6]])
   np.testing.assert_allclose(lca.geometric_median(x), [2], atol=1e-3)
@@ -699,6 +714,21 @@ def test_fltrust_by_hand():
   np.testing.assert_allclose(
     info['weights'], trust / lengths / trust.sum(), rtol=1e-6, atol=1e-7
   )
+
+
+def test_fltrust_is_as_long_as_the_servers_update():
+  """With the trust held fixed, its derivative along that one is itself."""
+  x, server = jnp.asarray(reference.stack('leaf', 11)), jnp.ones(50)
+  out, tangent = jax.jvp(
+    lambda s: lca.fltrust(x, server_update=s), (server,), (server,)
+  )
+  np.testing.assert_allclose(tangent, out, rtol=1e-5)
+  _, across = jax.jvp(
+    lambda s: lca.fltrust(x, server_update=s),
+    (server,),
+    (server.at[::2].set(-1),),  # of the same length to first order
+  )
+  np.testing.assert_allclose(across, np.zeros(50), atol=1e-6)
 
 
 def test_fltrust_without_trust_is_nan():

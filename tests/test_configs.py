@@ -3,6 +3,7 @@
 import csv
 import itertools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,13 @@ def test_pre_aggregators_keep_their_order_and_share_f():
   config = digits.get_config('median,nnm,model_replacement')
   config.attack.num_byzantine = 2
   assert config.aggregator.f == 2
+
+
+def test_a_pre_aggregator_sets_what_the_rule_leaves_open():
+  config = digits.get_config('clipped_clustering,static_clip')
+  assert config.aggregator.threshold == 1.0
+  assert digits.get_config('clipped_clustering').aggregator.threshold is None
+  aggregators.make(config.aggregator)
 
 
 def test_f_follows_the_attack_and_not_the_other_way():
@@ -380,9 +388,28 @@ def test_every_run_of_legatos_figures_can_be_made(name):
   config = legato_figures.get_runs()[name]
   aggregators.make(config.aggregator)
   attacks.make(config.attack)
-  parts = [config.aggregator.name, *name.split('/')]
-  if 'window=' in name:
-    assert config.aggregator.window == int(name.split('=')[1])
-  if 'sigma=' in name:
-    assert config.attack.sigma == float(name.split('=')[1])
-  assert 'mean' in parts or config.aggregator.name in name or 'fig9' in name
+  figure, line = name.split('/')
+  of = figure.split('_')[0]
+  rule = {'fig2': 'fedavg', 'fig9': 'legato'}.get(of, line.split(',')[0])
+  assert config.aggregator.name == {'fedavg': 'mean'}.get(rule, rule)
+  if of == 'fig9':
+    assert config.aggregator.window == int(line.removeprefix('window='))
+  elif rule == 'legato':
+    assert config.aggregator.window == 10
+  one_class = of in ('fig6', 'fig9') or figure == 'fig3_non_iid'
+  assert (config.data.partition == 'one_class') == one_class
+  rate = 0.03 if of in ('fig6', 'fig9') else 0.05
+  assert config.server.learning_rate == rate
+  if 'none' in name.replace('/', '_').split('_'):
+    assert config.attack.name == 'none'
+  elif of == 'fig5':
+    assert config.attack.name == 'fall_of_empires'
+    assert (config.attack.epsilon, config.attack.num_byzantine) == (0.001, 11)
+  else:
+    sigma = re.search(r'sigma=?(\d+)', name)
+    assert config.attack.name == 'gaussian'
+    assert config.attack.sigma == float(sigma[1] if sigma else 20)
+    assert config.attack.num_byzantine == (2 if of == 'fig4' else 4)
+  deep = '8 convolutions' in line
+  assert len(config.model.features) == (8 if deep else 2)
+  assert config.model.padding == 'VALID'

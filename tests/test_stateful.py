@@ -304,9 +304,9 @@ def test_clipped_clustering_takes_the_larger_cluster():
   assert np.flatnonzero(info['selected']).tolist() == [0, 3]
 
 
-def test_rejected_norms_do_not_join_the_ring():
-  """The ring holds the last six norms of rows not rejected."""
-  pair = lca.clipped_clustering(window=6)
+def test_rejected_norms_do_not_count():
+  """Of the last two rounds, those of rows not rejected do."""
+  pair = lca.clipped_clustering(window=10)
   oracle = None
   state = pair.init(jnp.zeros(1))
   for values in (
@@ -318,9 +318,20 @@ def test_rejected_norms_do_not_join_the_ring():
     x = np.array(values)[:, None]
     out, state = pair.update(jnp.asarray(x, jnp.float32), state)
     choices, factors, oracle = reference.clipped_clustering_choices(
-      x, oracle, window=6
+      x, oracle, window=10
     )
     CLOSE(out, Oracle.mean(x, factors, choices[0]))
+
+
+def test_a_minority_never_makes_most_of_the_memory():
+  """However many norms fit, and wherever the liars stand."""
+  x = jnp.array([[1e15, 0], [1, 0], [1, 0.1]])
+  for window in (3, 4, 5, 8):
+    pair = lca.clipped_clustering(window=window)
+    state = pair.init(x[0])
+    for _ in range(4):
+      out, state = pair.update(x, state)
+      assert np.linalg.norm(out) <= np.linalg.norm(x[2]) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(

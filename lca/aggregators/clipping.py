@@ -115,8 +115,9 @@ def arc(gram: Gram, *, f: int) -> Verdict:
   The :math:`k = \lfloor 2 (f / n) (n - f) \rfloor` longest updates are clipped
   to the norm of the (k + 1)-th longest.
 
-  A rejected row (see `lca.geometry`) counts as infinitely long. If there are
-  more than k of them, nothing is clipped.
+  As k is f or more, no update of f Byzantine clients is left longer than the
+  longest honest one. A rejected row (see `lca.geometry`) counts as infinitely
+  long. If there are more than k of them, nothing is clipped.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

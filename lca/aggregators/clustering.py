@@ -77,8 +77,9 @@ def sign_guard(
   Euclidean distances (the paper: mean shift or k-means).
 
   Rejected rows (see `lca.geometry`) are never kept; the median is of the
-  others. If nobody is kept, the update is NaN. Whatever fewer than half of the
-  clients send, the result is no longer than M.
+  others. If nobody is kept, as where all of the larger cluster are of unusual
+  length, the update is NaN. Whatever fewer than half of the clients send, it is
+  no longer than M, and M no longer than the longest honest update.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -156,18 +157,20 @@ def clipped_clustering(
   norms seen in this round and before; the larger of two clusters by average
   linkage on the cosine distances is averaged.
 
-  Rejected rows (see `lca.geometry`) are in no cluster, and their norms are not
-  remembered; with nobody left the update is NaN. Whatever fewer than half of
-  the clients send, the result is finite, and no longer than :math:`\tau`.
+  Rejected rows (see `lca.geometry`) are in no cluster, and their norms do not
+  count; with nobody left the update is NaN. Whatever fewer than half of the
+  clients send, the result is finite, and no longer than :math:`\tau`, which is
+  then no longer than the longest honest update remembered.
 
   Args:
-    window: how many norms are remembered (the published code remembers all).
+    window: how many norms are remembered, in whole rounds: of a part of one,
+      most might be Byzantine. (The published code remembers all.)
     threshold: :math:`\tau` is no larger than this, if given.
 
   Returns:
-    An Aggregator; its state is the last norms, newest first, with NaN where
-    there are none yet. `lca.explain` of it tells `weights`, `selected` and
-    `rejected`.
+    An Aggregator; its state is the last norms, newest first, with NaN for
+    rejected rows and where there are none yet. `lca.explain` of it tells
+    `weights`, `selected` and `rejected`.
 
   Raises:
     ValueError: unless window >= n and threshold > 0.
@@ -202,9 +205,9 @@ def clipped_clustering(
         f'clipped_clustering needs window >= n, got n={len(gram)}, '
         f'window={window}'
       )
-    # The norms not to remember move behind all others, and fall out first.
+    whole_rounds = jnp.arange(window) < window // len(gram) * len(gram)
     seen = jnp.concatenate([jnp.where(bad, jnp.nan, lengths), past])
-    past = seen[jnp.argsort(jnp.isnan(seen), stable=True)][:window]
+    past = jnp.where(whole_rounds, seen[:window], jnp.nan)
     limit = jnp.nanmedian(past)
     if threshold is not None:
       limit = jnp.minimum(limit, threshold)

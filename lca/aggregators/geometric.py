@@ -95,12 +95,17 @@ def _weights(gram, num_iters, tol, nu, init):
 
 @_weights.defjvp
 def _weights_jvp(num_iters, tol, nu, init, primals, tangents):
-  """Of w = T(w, K): dw = (1 - dT/dw)^-1 dT/dK dK."""
+  """Of w = T(w, K): dw = (1 - dT/dw)^-1 dT/dK dK.
+
+  Where more than one point is a median, as between the middle two of an even
+  number of scalars, it is the smallest such dw.
+  """
   (gram,) = primals
   weights = _weights(gram, num_iters, tol, nu, init)
   _, moved = jax.jvp(lambda k: _weiszfeld(weights, k, nu), primals, tangents)
   jacobian = jax.jacfwd(_weiszfeld)(weights, gram, nu)
-  return weights, jnp.linalg.solve(jnp.eye(len(gram)) - jacobian, moved)
+  left = jnp.eye(len(gram)) - jacobian
+  return weights, jnp.linalg.lstsq(left, moved)[0]
 
 
 def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:

@@ -36,9 +36,10 @@ def krum(
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     num_neighbors: how many neighbours a score sums over; None is n - f - 2.
-      byzfl and byzpy take n - f - 1.
-    distance: `'euclidean'` or `'cosine'`; with `lca.cosine(krum)` the updates
-      are clipped to their median norm as well.
+      byzfl and byzpy take n - f - 1. With fewer than f, liars may be each
+      other's.
+    distance: `'euclidean'` or `'cosine'`, which does not see lengths; with
+      `lca.cosine(krum)` the updates are clipped to their median norm as well.
     power: of the Euclidean distance, 1 or 2; None is 2.
 
   Returns:
@@ -80,7 +81,10 @@ def multi_krum(
   default is m = n - f.
 
   Ties go to the lowest index. Rejected rows are never selected; with fewer
-  than m others, those are averaged, and with none the update is NaN.
+  than m others, those are averaged, and with none the update is NaN. Whatever
+  at most f Byzantine clients send, the result is finite, and each of the m lies
+  as near to the honest ones as some of these do to each other, up to a factor
+  by n.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

@@ -34,7 +34,8 @@ def lasa(
   standard deviations. Those kept are averaged; if nobody is, all are.
 
   Rejected rows (see `lca.geometry`) are in no median and never kept; with none
-  left the update is NaN. Nothing is promised beyond the clip.
+  left the update is NaN. Whatever fewer than half of the clients send, it is no
+  longer than the longest honest update; nothing is promised beyond this clip.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

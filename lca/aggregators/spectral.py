@@ -57,7 +57,8 @@ def caf(gram: Gram, *, f: int) -> Verdict:
   The maximum is over the clients that still have weight; byzfl and byzpy take
   it over all, which slows the filter down the farther away a removed client
   is. Rejected rows (see `lca.geometry`) start with weight 0; with no other the
-  update is NaN.
+  update is NaN. What at most f clients send moves the result no farther than a
+  multiple of the honest updates' lengths.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

@@ -32,7 +32,9 @@ def mda(
   All C(n, f) subsets are compared. Subsets that share their farthest pair tie;
   the one of the least mean distance wins. Rejected rows (see `lca.geometry`)
   are at distance +inf; with fewer than n - f others, those are averaged, and
-  with none the update is NaN.
+  with none the update is NaN. What at most f clients send moves the result no
+  farther than a multiple of the honest updates' lengths (not under the cosine
+  distance alone, which does not see lengths).
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -77,7 +79,8 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
   `[n - f, n - f]` Gram matrix, whatever the model's size. All C(n, f) subsets
   are compared; ties go to the first one in lexicographic order of the members.
   With fewer than n - f rows not rejected (see `lca.geometry`), those are
-  averaged, and with none the update is NaN.
+  averaged, and with none the update is NaN. What at most f clients send moves
+  the result no farther than a multiple of the honest updates' lengths.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

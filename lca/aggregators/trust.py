@@ -71,7 +71,8 @@ def fltrust(updates: Updates, *, server_update: Update):
   longer than g, whatever any number of clients send.
 
   Rejected rows (see `lca.geometry`) and zero rows are not trusted. If nobody is
-  trusted, or g is rejected itself, the update is NaN.
+  trusted, or g is rejected itself, the update is NaN. Its derivative holds the
+  :math:`t_i` fixed; of g it is that of the length.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -96,11 +97,14 @@ def fltrust(updates: Updates, *, server_update: Update):
   held, own = lax.stop_gradient((updates, server_update))
   gram = geometry.norms_gram(held)
   bad, lengths = geometry.rejected_rows(gram), geometry.norms(gram)
-  (length,) = geometry.norms(geometry.norms_gram(geometry.one_client(own)))
+  (scale,) = geometry.norms(
+    geometry.norms_gram(geometry.one_client(server_update))
+  )
+  length = lax.stop_gradient(scale)
   absent = bad | (lengths == 0)
   along = jnp.where(absent, 0, geometry.inner(held, own))
   safe = jnp.where(absent, 1, lengths)
   trust = jnp.maximum(along / safe / jnp.where(length > 0, length, 1), 0)
   trust = jnp.where(jnp.isinf(length), jnp.nan, trust)
-  verdict = Verdict(trust / jnp.sum(trust), factors=length / safe)
+  verdict = Verdict(trust / jnp.sum(trust), factors=scale / safe)
   return geometry.mix(updates, verdict.scaled_weights), verdict.info(gram)
