@@ -291,7 +291,7 @@ def _update_attacks() -> dict[str, dict]:
     'alie': {'z': placeholder(float)},  # None is the paper's z_max
     'constant': {'value': 100.0},
     'fall_of_empires': {'epsilon': 0.001},
-    'fang_krum': {'f': 1, 'threshold': 1e-5},  # f: of the server's Krum
+    'fang_krum': {'f': 1, 'threshold': 1e-5},  # f: the server's, if it has one
     'fang_trimmed_mean': {'b': 2.0},
     # layers: a regular expression; None is all of them.
     'gaussian': {'mu': 0.0, 'sigma': 20.0, 'layers': placeholder(str)},
@@ -374,6 +374,8 @@ def compose(
   keys = functools.reduce(lambda all, more: more | all, before, keys)
   config.aggregator = ConfigDict(rules[rule] | keys)
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
+  if 'f' in config.attack and 'f' in config.aggregator:
+    config.attack.f = config.aggregator.get_oneway_ref('f')
   if config.aggregator.name == 'fltrust':
     config.data.root_examples = 100
   config.update_from_flattened_dict(values)

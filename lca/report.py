@@ -58,7 +58,11 @@ def losses(axes: Axes, lines: Lines) -> Table:
     if variant in lines:
       name, runs = variant.replace('_', ' '), lines[variant]
       curves = _curves(axes, name, runs, 'test_loss', color=f'C{place}')
-      numbers = curves[:, -1], curves[:, -10:].mean(1), curves.min(1)
+      numbers = (
+        curves[:, -1],
+        curves[:, -10:].mean(1),
+        np.fmin.reduce(curves, 1),
+      )
       slope = f'{np.mean([tables.slope(run) for run in runs]):.4f}'
       table.append((name, *map(_with_range, numbers), slope))
   return table

@@ -26,6 +26,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
@@ -245,7 +246,7 @@ def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
   return {
     'final_test_loss': losses[-1],
     'average_test_loss': average(losses),
-    'min_test_loss': min(losses),
+    'min_test_loss': float(np.fmin.reduce(losses)),  # NaN if all are
     'average_test_accuracy': average(accuracies),
     'max_test_accuracy': max(accuracies),
   }

@@ -138,7 +138,11 @@ def run_all(
 
   def run(name):
     config, path = runs[name], places[name]
-    before = rundir.RunDirectory(path, config.to_dict())
+    try:
+      before = rundir.RunDirectory(path, config.to_dict())
+    except (OSError, ValueError) as error:
+      print(f'{path.name} FAILED: {name}: {error}', flush=True)
+      return False
     job = free.get()
     done = before.finished(config.num_rounds) or _in_a_process(
       config, path, (job, jobs), stopping

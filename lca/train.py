@@ -91,6 +91,8 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0
   )
+  if source := config.model.get('pretrained'):
+    models.find_pretrained(source)
   here = RunDirectory if jax.process_index() == 0 else Onlooker
   directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
@@ -299,8 +301,9 @@ def _classifier(
   options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
   keys.pop('batch_stats', None)  # the simulation's
   module = models.make(keys, dataset.num_classes)
+  pixels = models.PIXELS.get(config.model.name, (dataset.mean, dataset.std))
   return models.Classifier(
-    module, dataset.mean, dataset.std, dtype=config.client.dtype, **options
+    module, *pixels, dtype=config.client.dtype, **options
   )
 
 

@@ -114,6 +114,15 @@ def test_f_follows_the_attack_and_not_the_other_way():
   assert config.attack.num_byzantine == 3
 
 
+def test_the_attack_on_krum_knows_its_f():
+  config = legato_mnist.get_config('krum,fang_krum')
+  config.attack.num_byzantine = 4
+  assert config.aggregator.f == config.attack.f == 4
+  config.attack.f = 2
+  assert config.aggregator.f == 4
+  assert legato_mnist.get_config('median,fang_krum').attack.f == 1
+
+
 def test_f_must_be_set_where_the_draw_decides():
   config = digits.get_config('trimmed_mean,label_flipping_sampled')
   with pytest.raises(TypeError, match=r"trimmed_mean needs \['f'\]"):

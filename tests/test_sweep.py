@@ -90,6 +90,18 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   assert sweep.names(tmp_path) == places
 
 
+def test_a_directory_that_is_no_run_fails_alone(tmp_path, capsys):
+  runs = sweep.choose(RUNS, ['a'])
+  places = sweep.record(runs, tmp_path)
+  for place in places.values():
+    place.mkdir()
+    (place / 'notes.txt').touch()
+  assert sweep.run_all(runs, tmp_path) == list(places)
+  printed = capsys.readouterr().out
+  for name, place in places.items():
+    assert printed.count(f'{place.name} FAILED: {name}') == 2  # tried twice
+
+
 def test_what_is_no_sweep(tmp_path):
   with pytest.raises(ValueError, match='no sweep'):
     sweep.load(tmp_path / 'none.py')

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto import event_pb2
 
-from configs import common, digits
+from configs import celeba, common, digits
 from lca import train
 from lca.rundir import RunDirectory, run_id, summarize, table
 from lca.simulation import population_from
@@ -94,6 +94,12 @@ def test_the_summary_is_that_of_the_rows(straight):
     'average_test_accuracy': pytest.approx(np.mean(accuracies)),
     'max_test_accuracy': max(accuracies),
   }
+
+
+@pytest.mark.parametrize('losses', [[np.nan, 1, 0.5], [1, np.nan, 0.5]])
+def test_the_lowest_loss_is_a_number_if_any_is(losses):
+  run = [{'test_loss': loss, 'test_accuracy': 0.5} for loss in losses]
+  assert summarize(run)['min_test_loss'] == 0.5
 
 
 def test_the_averages_run_over_the_last_ten_evaluations():
@@ -352,6 +358,25 @@ def test_wrong_configs_are_errors_before_the_training(
   with pytest.raises(ValueError, match=message):
     train.set_up(config(**changes), tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
+
+
+def test_weights_that_are_not_there_cost_no_data(tmp_path):
+  settings = celeba.get_config('krum')
+  settings.model.pretrained = str(tmp_path / 'typo.pth')
+  settings.data.archive_dir = str(tmp_path / 'no archives')
+  with pytest.raises(ValueError, match=r'no file .*typo\.pth'):
+    train.set_up(settings, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_sees_pixels_as_its_weights_do():
+  changes = {'model.name': 'efficientnet_lite0'}
+  settings = config('krum,efficientnet_b0', **changes)
+  data = train._federated_data(settings)
+  classifier = train._classifier(settings, data)
+  assert (classifier.mean, classifier.std) == ((127.0,), (128.0,))
+  classifier = train._classifier(config(), data)
+  assert (classifier.mean, classifier.std) == ((8.0,), (8.0,))
 
 
 def gradient(presets='legato,gaussian', **changes):

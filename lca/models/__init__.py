@@ -8,13 +8,16 @@ from flax import linen as nn
 from lca.models.classifier import Classifier
 from lca.models.cnn import CNN
 from lca.models.efficientnet import EfficientNet, EfficientNetLite0
-from lca.models.pretrained import load_pretrained
+from lca.models.pretrained import find_pretrained, load_pretrained
 
 MODELS = {
   'cnn': CNN,
   'efficientnet_b0': EfficientNet,
   'efficientnet_lite0': EfficientNetLite0,
 }
+
+PIXELS = {'efficientnet_lite0': ((127.0,), (128.0,))}
+"""Mean and deviation that models expect, where those are not the data set's."""
 
 _PADDINGS = ('SAME', 'VALID')
 
@@ -57,9 +60,11 @@ def _check_efficientnet(keys):
 __all__ = [
   'CNN',
   'MODELS',
+  'PIXELS',
   'Classifier',
   'EfficientNet',
   'EfficientNetLite0',
+  'find_pretrained',
   'load_pretrained',
   'make',
 ]

@@ -57,7 +57,7 @@ def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
     ImportError: a name of `HUB` without huggingface_hub.
     OSError: a name of `HUB` that cannot be downloaded.
   """
-  path = _download(source) if source in HUB else pathlib.Path(source)
+  path = find_pretrained(source)
   tensors = {
     name: tensor
     for name, tensor in _read(path).items()
@@ -74,6 +74,24 @@ def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
   except ValueError as error:
     raise ValueError(f'{path} does not fit the model: {error}') from error
   return traverse_util.unflatten_dict(loaded)
+
+
+def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
+  """The file of `load_pretrained`'s source, downloaded if that is a name.
+
+  Raises:
+    ValueError: there is no such file, or none of this kind can be read.
+    ImportError, OSError: see `load_pretrained`.
+  """
+  path = _download(source) if source in HUB else pathlib.Path(source)
+  if path.suffix not in _READERS:
+    raise ValueError(
+      f'weights are a file {" or ".join(sorted(_READERS))}, or one of '
+      f'{sorted(HUB)}; got {str(path)!r}'
+    )
+  if not path.is_file():
+    raise ValueError(f'there is no file {str(path)!r}')
+  return path
 
 
 def _download(name):
@@ -98,16 +116,8 @@ def _download(name):
 
 
 def _read(path: pathlib.Path) -> Tensors:
-  readers = {'.safetensors': _read_safetensors, '.pth': _read_pth}
-  if path.suffix not in readers:
-    raise ValueError(
-      f'weights are a file {" or ".join(sorted(readers))}, or one of '
-      f'{sorted(HUB)}; got {str(path)!r}'
-    )
-  if not path.is_file():
-    raise ValueError(f'there is no file {str(path)!r}')
   try:
-    return readers[path.suffix](path)
+    return _READERS[path.suffix](path)
   except Exception as error:  # what bytes can do to a parser has no end
     raise ValueError(f'{path} is no {path.suffix} file: {error}') from error
 
@@ -374,3 +384,6 @@ def _converted(name, tensors, path, leaf):
   if needed != shape:
     return leaf  # the new head
   return jnp.asarray(tensor.transpose(axes), leaf.dtype)
+
+
+_READERS = {'.safetensors': _read_safetensors, '.pth': _read_pth}
