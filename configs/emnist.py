@@ -13,7 +13,8 @@ the mean of the last 10 rounds, and with `non_iid` 0.935; plain Krum's test loss
 is 0.244 and 1.663, the layerwise cosine one's 0.053 and 0.380. Table 4 is
 `model_replacement`.
 
-A round of `iid` trains on 1,200,000 images, four times Fashion-MNIST's.
+A round of `iid` trains on 1,200,000 images, four times Fashion-MNIST's: 20
+minutes on two CPU cores, at the 950 images a second measured there.
 """
 
 from configs import common

@@ -370,8 +370,8 @@ def test_weights_that_are_not_there_cost_no_data(tmp_path):
 
 
 def test_a_model_sees_pixels_as_its_weights_do():
-  changes = {'model.name': 'efficientnet_lite0'}
-  settings = config('krum,efficientnet_b0', **changes)
+  settings = digits.get_config('krum,efficientnet_b0').unlock()
+  settings.model.name = 'efficientnet_lite0'
   data = train._federated_data(settings)
   classifier = train._classifier(settings, data)
   assert (classifier.mean, classifier.std) == ((127.0,), (128.0,))
