@@ -144,6 +144,7 @@ def heat_map(axes: Axes, lines: Lines) -> Table:
   """Test accuracy after the last round, of `ATTACK x RULE`."""
   pairs = [name.split(' x ') for name in lines]
   attacks = list(dict.fromkeys(attack for attack, _ in pairs))
+  attacks.sort(key=lambda attack: attack != 'none')  # which comes first
   rules = list(dict.fromkeys(rule for _, rule in pairs))
   scores = np.full((len(attacks), len(rules)), np.nan)
   for (attack, rule), runs in zip(pairs, lines.values(), strict=True):

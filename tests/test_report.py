@@ -86,16 +86,17 @@ def test_the_pilots_norms(tmp_path):
 
 def test_attacks_by_rules(tmp_path):
   for line, accuracy in (
+    ('alie x b', 0.5),
     ('none x a', 0.9),
     ('none x b', 0.8),
-    ('alie x b', 0.5),
   ):
     for seed, shift in enumerate((-0.05, 0.05)):
-      columns = {'round': [1], 'test_accuracy': [accuracy + shift]}
+      accuracies = [0.1, accuracy + shift]
+      columns = {'round': [1, 2], 'test_accuracy': accuracies}
       write_run(tmp_path, f'attacks/{line}/{seed}', columns)
   ((header, *rows),) = report.draw('attacks', tmp_path, tmp_path).values()
-  assert header == ('', 'a', 'b')
-  assert rows == [('none', '0.900', '0.800'), ('alie', 'nan', '0.500')]
+  assert header == ('', 'b', 'a')
+  assert rows == [('none', '0.800', '0.900'), ('alie', '0.500', 'nan')]
 
 
 def test_what_is_missing_is_named(tmp_path):
