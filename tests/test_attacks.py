@@ -340,6 +340,70 @@ def test_an_attack_is_its_function(name):
 # Noise and constants -------------------------------------------------------
 
 
+def reached(name, **options):
+  """The mean of all 11, 3 of them Byzantine; the honest mean, the honest."""
+  tree, byzantine = stack(), mask(11, 3)
+  mean = flat_update(lca.mean(compiled(name, tree, byzantine, **options)))
+  honest = flat(tree)[~byzantine]
+  return mean, honest.mean(axis=0), honest
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'left'),
+  [
+    ('zero', {}, 8 / 11),  # of the honest mean
+    ('fall_of_empires', {'epsilon': 0.001}, (8 - 3 * 0.001) / 11),
+    ('fall_of_empires', {'epsilon': 4.0}, (8 - 3 * 4) / 11),  # turned round
+  ],
+)
+def test_what_shortens_or_turns_the_mean(name, options, left):
+  got, mean, _ = reached(name, **options)
+  np.testing.assert_allclose(got, left * mean, rtol=1e-5, atol=1e-6)
+
+
+def test_what_leads_the_mean_away():
+  got, mean, _ = reached('constant', value=1e6)
+  np.testing.assert_allclose(got, (8 * mean + 3e6) / 11, rtol=1e-5)
+  got, mean, _ = reached('gaussian', sigma=200.0, mu=0.0)
+  noise = np.linalg.norm(got - 8 / 11 * mean)
+  # A chi of 3 x 31 numbers, which is within 5 deviations of its mean.
+  assert abs(noise / (200 * np.sqrt(3 * got.size) / 11) - 1) < 5 / np.sqrt(
+    2 * 3 * got.size
+  )
+  got, mean, _ = reached('sign_flip', scale=2.0)
+  everybody = flat(stack()).mean(axis=0)
+  own = (11 * everybody - 8 * mean) / 11  # the attackers' part of it
+  np.testing.assert_allclose(got, everybody - 3 * own, rtol=1e-4, atol=1e-5)
+  assert not np.any(np.isfinite(reached('non_finite')[0]))
+
+
+@pytest.mark.parametrize(
+  ('name', 'options'),
+  [
+    ('alie', {}),
+    ('fang_krum', {'f': 2}),
+    ('fang_trimmed_mean', {}),
+    ('min_max', {'direction': 'sign'}),
+    ('min_sum', {'direction': 'sign'}),
+  ],
+)
+def test_what_holds_the_mean_back_in_every_coordinate(name, options):
+  got, mean, honest = reached(name, **options)
+  against = -np.ones_like(mean) if name == 'alie' else -np.sign(mean)
+  assert np.all((got - mean) * against >= -1e-6)
+  spread = np.linalg.norm(honest[:, None] - honest, axis=2).max()
+  if name.startswith('min_'):  # no farther than honest rows are apart
+    assert np.linalg.norm(got - mean) <= 3 / 11 * spread * (1 + 1e-5)
+
+
+def test_mimic_leads_the_mean_no_farther_than_an_honest_client():
+  got, mean, honest = reached('mimic')
+  away = np.linalg.norm(honest - mean, axis=1)
+  moved = np.linalg.norm(got - mean)
+  assert 3 / 11 * away.min() * (1 - 1e-5) <= moved
+  assert moved <= 3 / 11 * away.max() * (1 + 1e-5)
+
+
 def test_gaussian_rows_are_independent_normals():
   tree = {'a': np.ones((5, 40_000), np.float32), 'b': np.ones((5, 10_000))}
   byzantine = np.array([False, True, False, True, True])

@@ -478,13 +478,11 @@ def test_real_weights_name_real_photographs():
     for file in files
     if file.endswith('.pth')
   )
-  images = [photograph(image) for image in load_sample_images().images]
-  labels = [698, 985]  # palace, daisy
-  if importlib.util.find_spec('skimage'):
-    from skimage import data
+  from skimage import data
 
-    images += [photograph(data.chelsea()), photograph(data.coffee())]
-    labels += [282, 967]  # tiger cat, espresso
+  photographs = *load_sample_images().images, data.chelsea(), data.coffee()
+  images = [photograph(image) for image in photographs]
+  labels = [698, 985, 282, 967]  # palace, daisy, tiger cat, espresso
   module = EfficientNetLite0(1000)
   variables = load_pretrained(zeros(module), path)
   logits = jax.jit(module.apply)(variables, np.stack(images))

@@ -13,6 +13,7 @@ import published
 import pytest
 from PIL import Image
 
+from configs import celeba as celeba_config
 from lca.data import federate, jpeg, load, prepared
 from lca.data.builders import celeba
 from lca.data.builders.base import ArchiveBuilder
@@ -240,9 +241,11 @@ def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
   sizes = [30, 31, 29, 35, 31, 33] + [1, 2] * 147
   examples = published.celeba_identities(sizes)
   data = loads('celeba', examples=examples)
-  clients = federate(
-    data, partition='natural', num_clients=None, min_examples=31, seed=0
-  )
+  config = celeba_config.get_config('layerwise_cosine_krum,non_iid')
+  keys = config.data.to_dict()
+  for key in ('name', 'archive_dir', 'data_dir', 'image_size'):
+    del keys[key]  # of the source
+  clients = federate(data, seed=0, **keys)
   held = {}
   for name, (split, _, identity) in examples.items():
     if split == 0:
