@@ -6,21 +6,35 @@
 There are 49 different runs a seed, of about ten minutes each on two CPU cores,
 or a quarter of an hour for two with --jobs=2; Fig. 7's deep network takes
 longer. With --set=data.name=fashion_mnist they run where MNIST cannot be had.
+
+With --scale=cifar10 come the runs of Fig. 5's other half, whose figure is
+`legato_5_cifar10`.
 """
 
-from configs import legato_mnist
+from configs import legato_cifar10, legato_mnist
 
 RULES = ('fedavg', 'krum', 'median', 'legato')
 
 
-def _config(presets, **values):
-  config = legato_mnist.get_config(presets).unlock()
+def _config(presets, setting=legato_mnist, **values):
+  config = setting.get_config(presets).unlock()
   config.train.on_nonfinite = 'continue'  # the mean may break: that is shown
   config.update_from_flattened_dict(values)
   return config
 
 
-def get_runs():
+def get_runs(scale: str = 'mnist'):
+  if scale == 'mnist':
+    return _mnist()
+  if scale == 'cifar10':
+    return {
+      f'fig5_cifar10/{rule}': _config(f'fig5,{rule}', legato_cifar10)
+      for rule in RULES
+    }
+  raise ValueError(f'unknown scale {scale!r}; there are mnist and cifar10')
+
+
+def _mnist():
   runs = {}
 
   def add(figure, rules):

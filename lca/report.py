@@ -237,6 +237,9 @@ FIGURES = {
     {'no attack': 'fig4_none', 'Gaussian, sigma = 200': 'fig4_sigma200'}, pilot
   ),
   'legato_5': Spec({'Fall of Empires, 11 of 25': 'fig5'}, accuracy),
+  'legato_5_cifar10': Spec(
+    {'Fall of Empires, 11 of 25, CIFAR-10': 'fig5_cifar10'}, accuracy
+  ),
   'legato_6': Spec({k: f'fig6_{v}' for k, v in _FIG6.items()}, accuracy),
   'legato_7': Spec({'Gaussian, sigma = 20': 'fig7'}, accuracy),
   'legato_8': Spec(

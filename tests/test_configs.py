@@ -392,6 +392,17 @@ def test_legatos_experiments_are_the_papers():
   assert config.server.learning_rate == 0.01
 
 
+def test_the_other_half_of_legatos_fig_5():
+  runs = legato_figures.get_runs('cifar10')
+  assert list(runs) == [f'fig5_cifar10/{rule}' for rule in legato_figures.RULES]
+  for name, config in runs.items():
+    rule = name.split('/')[1]
+    assert config.aggregator.name == {'fedavg': 'mean'}.get(rule, rule)
+    assert (config.data.name, config.attack.num_byzantine) == ('cifar10', 11)
+  with pytest.raises(ValueError, match="unknown scale 'emnist'"):
+    legato_figures.get_runs('emnist')
+
+
 @pytest.mark.parametrize('name', legato_figures.get_runs())
 def test_every_run_of_legatos_figures_can_be_made(name):
   config = legato_figures.get_runs()[name]
