@@ -246,7 +246,7 @@ def _strided(x, kernel, strides, padding, precision):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x, kernel, strides, padding):
-  """Shift, multiply, add: in a loop on CPUs a native one is 15 times slower.
+  """Shift, multiply, add: in a loop on CPUs a native one is much slower.
 
   Its gradients are written in the same way. Those that come from the slices
   by autodiff would add an array of the padded images' size for each position
@@ -336,7 +336,7 @@ def _depthwise_input_gradient(g, kernel, shape, strides, padding):
 def max_pool(x: jax.Array) -> jax.Array:
   """2 x 2 max-pooling with stride 2; an odd last row or column is dropped.
 
-  Written as the maximum of four slices, whose gradient costs a fifteenth of
+  Written as the maximum of four slices, whose gradient costs a fraction of
   `flax.linen.max_pool`'s on CPUs. Where entries tie it is shared among them.
 
   Args:
