@@ -222,6 +222,34 @@ def test_rounds_may_be_scanned(form):
     oracle.check(tree, jax.tree.map(lambda x, i=i: x[i], outs))
 
 
+@pytest.mark.parametrize('name', [*MADE, 'legato'])
+def test_vmap_is_a_loop(name):
+  made = lca.legato(window=3) if name == 'legato' else pair((name, 'model'))
+  trees = [list(rounds('pair', count=4))[i:] for i in range(2)]
+  stack = lambda *x: np.stack(x)  # noqa: E731
+  state = made.init(jax.tree.map(lambda x: jnp.asarray(x[0]), trees[0][0]))
+  states = [state, state]
+  both = jax.tree.map(stack, *states)
+  batched, single = jax.jit(jax.vmap(made.update)), jax.jit(made.update)
+  for now in zip(*trees, strict=False):
+    outs, both = batched(jax.tree.map(stack, *now), both)
+    for i, tree in enumerate(now):
+      want, states[i] = single(tree, states[i])
+      jax.tree.map(CLOSE, jax.tree.map(lambda x, i=i: x[i], outs), want)
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_differentiates_with_the_weights_held_fixed(name):
+  form, (first, now, along) = (name, 'model'), rounds('leaf', count=3)
+  _, state = update(form)(first, init(form, first))
+  explained = functools.partial(lca.explain(pair(form)), state=state)
+  _, _, info = jax.jit(explained)(now)
+  _, got = jax.jit(lambda x, t: jax.jvp(lambda x: explained(x)[0], (x,), (t,)))(
+    now, along
+  )
+  CLOSE(got, info['weights'] @ along)
+
+
 @forms
 def test_exports_for_every_platform(form):
   tree = reference.stack('pair', 11)

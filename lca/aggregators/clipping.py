@@ -189,8 +189,9 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
   def init(params):
     return jax.tree.map(jnp.zeros_like, params)
 
-  def explain(updates, last, **brought):
+  def explain(updates, state, **brought):
     del brought
+    last = state
     # With one iteration nothing but the distances to the last is needed.
     inner = geometry.gram if num_iters > 1 else geometry.norms_gram
     held, centre = jax.lax.stop_gradient((updates, last))

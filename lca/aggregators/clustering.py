@@ -196,7 +196,7 @@ def clipped_clustering(
     del params
     return jnp.full(window, jnp.nan)
 
-  def explain(updates, past, **brought):
+  def explain(updates, state, **brought):
     del brought
     gram = geometry.gram(lax.stop_gradient(updates))
     bad, lengths = geometry.rejected_rows(gram), geometry.norms(gram)
@@ -206,7 +206,7 @@ def clipped_clustering(
         f'window={window}'
       )
     whole_rounds = jnp.arange(window) < window // len(gram) * len(gram)
-    seen = jnp.concatenate([jnp.where(bad, jnp.nan, lengths), past])
+    seen = jnp.concatenate([jnp.where(bad, jnp.nan, lengths), state])
     past = jnp.where(whole_rounds, seen[:window], jnp.nan)
     limit = jnp.nanmedian(past)
     if threshold is not None:
