@@ -240,9 +240,10 @@ class _LeafClipped(Rule):
 def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
   """Applies pre-aggregators in order, then a rule.
 
-  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Steps that
-  only mix rows (`nnm`, `bucketing` and the clips) are combined on the `[n, n]`
-  Gram matrix, so that no mixed copy of the updates is made.
+  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Where all
+  steps only mix rows, as `nnm`, `bucketing`, the clips, `krum` and `mean` do,
+  they are combined on the `[n, n]` Gram matrix, and no mixed copy of the
+  updates is made.
 
   Args:
     *steps: pre-aggregators, and last a rule, an Aggregator or one more
@@ -252,7 +253,8 @@ def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
     A rule, or an Aggregator if the last step is one. Its hyper-parameters are
     those of all steps; what has one name has one value. Before an Aggregator
     they are to be bound, as in `functools.partial(nnm, f=2)`. `explain` tells
-    of the last step; its weights are those of the rows as they came.
+    of the last step and the rows that it saw; where no copy is made, its
+    weights are those of the rows as they came.
 
   Raises:
     TypeError: an Aggregator that is not last, or no step.

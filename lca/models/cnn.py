@@ -16,7 +16,8 @@ class CNN(nn.Module):
   convolutions with 32 and 64 features, 2 x 2 max-pooling, a dense layer of
   128, and the output layer: 1,625,866 parameters on 28 x 28 x 1 images with 10
   classes. With `padding='VALID'` and `dropout=(0.25, 0.5)` it is LEGATO's
-  (Varma et al. 2021, Table I): 1,199,882.
+  (Varma et al. 2021, Table I): 1,199,882. The paper's text has one dropout
+  layer, without a rate; two of these rates are usual for this network.
 
   Attributes:
     num_classes: width of the output.
