@@ -54,7 +54,7 @@ def test_legatos_other_networks():
   expected = [n for i, o in convolutions for n in (o, 9 * i * o)]
   assert counts(module, (28, 28, 1)) == [
     *expected,
-    *(128, 14 * 14 * 64 * 128),
+    *(128, 6 * 6 * 64 * 128),
     *(10, 1280),
   ]
   module = models.make(legato_cifar10.get_config('fig5').model, 10)
