@@ -112,13 +112,13 @@ def test_what_is_no_sweep(tmp_path):
 
 
 def test_a_scale_is_of_those_that_have_several():
-  tables, legato = 'configs/tables.py', 'configs/legato_figures.py'
+  tables, attacks = 'configs/tables.py', 'configs/attacks.py'
   assert len(sweep.load(tables)) == len(sweep.load(tables, 'full')) == 144
   assert 'reduced/table1/fashion_mnist/plain' in sweep.load(tables, 'reduced')
   with pytest.raises(ValueError, match="unknown scale 'half'"):
     sweep.load(tables, 'half')
   with pytest.raises(ValueError, match="one scale only, got 'full'"):
-    sweep.load(legato, 'full')
+    sweep.load(attacks, 'full')
   chosen = sweep.choose(sweep.load(tables), ['table1', 'fashion_mnist'])
   assert [name.split('/')[2] for name in chosen] == [
     *('plain', 'layerwise', 'cosine', 'layerwise_cosine')
