@@ -374,6 +374,20 @@ def test_clip_to_median_norm_follows_the_oracle(n, median):
   assert np.all(np.isnan(got['kernel'][4]))  # the whole row, not one leaf
 
 
+@pytest.mark.parametrize('median', ['interpolated', 'lower'])
+def test_the_median_norm_lies_among_the_honest(median):
+  """However a minority sends: long, short, not at all, or rejected."""
+  lengths = jax.jit(lambda x: lca.geometry.median_norm(lca.gram(x), median))
+  for n, f in ((4, 1), (5, 2), (10, 4), (11, 5)):
+    x = np.abs(reference.stack('leaf', n))
+    honest = np.linalg.norm(x[f:], axis=1)
+    for sent in (0, 1e-30, 1.0, 1e10, 1e18, np.nan, np.inf):
+      for rows in range(f + 1):  # of them; the other liars are long
+        x[:f], x[:rows] = 1e15, sent
+        got = float(lengths(jnp.asarray(x)))
+        assert honest.min() * (1 - 1e-5) <= got <= honest.max() * (1 + 1e-5)
+
+
 def test_clip_to_median_norm_keeps_dtypes_and_short_rows():
   x = jnp.array([[1.0, 0], [0, 2], [3, 0], [0, 40]], jnp.bfloat16)
   out = lca.clip_to_median_norm(x)
