@@ -91,14 +91,15 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   _check_aggregator(
     aggregator, config.server.clients_per_round, config.data.root_examples > 0
   )
-  if source := config.model.get('pretrained'):
-    models.find_pretrained(source)
+  weights = config.model.get('pretrained', '')
+  if weights:
+    weights = models.find_pretrained(weights)
   here = RunDirectory if jax.process_index() == 0 else Onlooker
   directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
     return Experiment(config, directory, None, None)
   data = _federated_data(config)
-  classifier = _classifier(config, data)
+  classifier = _classifier(config, data, weights)
   chunk_size = config.parallel.chunk_size
   if chunk_size is None:
     chunk_size = clients.default_chunk_size(jax.default_backend())
@@ -291,19 +292,22 @@ def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
   return datasets.federate(dataset, seed=config.seed, **keys)
 
 
-_CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained')
+_CLASSIFIER_KEYS = ('resize', 'crop')
 
 
 def _classifier(
-  config: ConfigDict, data: datasets.FederatedDataset
+  config: ConfigDict,
+  data: datasets.FederatedDataset,
+  weights: str | os.PathLike = '',
 ) -> models.Classifier:
   keys, dataset = config.model.to_dict(), data.dataset
   options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
+  keys.pop('pretrained', None)  # the weights' name or file
   keys.pop('batch_stats', None)  # the simulation's
   module = models.make(keys, dataset.num_classes)
   pixels = models.PIXELS.get(config.model.name, (dataset.mean, dataset.std))
   return models.Classifier(
-    module, *pixels, dtype=config.client.dtype, **options
+    module, *pixels, pretrained=weights, dtype=config.client.dtype, **options
   )
 
 

@@ -191,10 +191,9 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
 
   def explain(updates, state, **brought):
     del brought
-    last = state
     # With one iteration nothing but the distances to the last is needed.
     inner = geometry.gram if num_iters > 1 else geometry.norms_gram
-    held, centre = jax.lax.stop_gradient((updates, last))
+    held, centre = jax.lax.stop_gradient((updates, state))
     gram = inner(held)
     bad = geometry.rejected_rows(gram)
     others = jnp.where(bad, 0, geometry.inner(held, centre))
@@ -219,7 +218,7 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     kept = weights[-1]
     mixed = geometry.mix(updates, weights[:-1])
     update = jax.tree.map(
-      lambda new, old: (new + kept * old).astype(new.dtype), mixed, last
+      lambda new, old: (new + kept * old).astype(new.dtype), mixed, state
     )
     return update, update, {'weights': weights[:-1], 'rejected': bad}
 
