@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from lca.models import layers
+from lca.models import layers, pooling, winograd
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
@@ -216,6 +216,10 @@ def test_flax_takes_conv_through_its_door(options):
   )
 
 
+def flax_pool(x):
+  return nn.max_pool(x, (2, 2), (2, 2))
+
+
 @pytest.mark.parametrize('size', [8, 7])
 def test_max_pool_equals_flaxs(size):
   x, _ = arrays(2, 3, 1, size=size)
@@ -223,12 +227,156 @@ def test_max_pool_equals_flaxs(size):
   def scalar(pool, x):
     return jnp.sum(jnp.sin(pool(x)))
 
-  def flax_pool(x):
-    return nn.max_pool(x, (2, 2), (2, 2))
-
-  np.testing.assert_array_equal(layers.max_pool(x), flax_pool(x))
+  np.testing.assert_array_equal(pooling.max_pool(x), flax_pool(x))
   np.testing.assert_allclose(
-    jax.grad(lambda x: scalar(layers.max_pool, x))(x),
+    jax.grad(lambda x: scalar(pooling.max_pool, x))(x),
     jax.grad(lambda x: scalar(flax_pool, x))(x),
     rtol=1e-6,
   )
+
+
+def test_entries_that_tie_share_the_gradient():
+  x = jnp.array([[3.0, 3.0, 1.0, 2.0], [0.0, 3.0, 1.0, 0.0]])[None, ..., None]
+  g = jax.grad(lambda x: jnp.sum(6 * pooling.max_pool(x)))(x)
+  np.testing.assert_array_equal(g[0, ..., 0], [[2, 2, 0, 6], [0, 2, 0, 0]])
+
+
+@pytest.mark.parametrize(
+  ('batch', 'sides', 'padding'),
+  [
+    (5, (8, 6), ((1, 1), (1, 1))),
+    (3, (7, 9), ((0, 0), (0, 0))),
+    (2, (5, 4), ((2, 0), (1, 2))),
+    (40, (6, 6), ((1, 1), (0, 0))),  # two blocks, the second not full
+    (1, (3, 3), ((0, 0), (0, 0))),
+  ],
+)
+def test_winograds_convolution_is_one(batch, sides, padding):
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(batch)
+    x = rng.normal(size=(batch, *sides, 3))
+    kernel = rng.normal(size=(3, 3, 3, 4))
+
+    def xlas(x, kernel):
+      return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=LAYOUT
+      )
+
+    y, pull = jax.vjp(xlas, x, kernel)
+    np.testing.assert_allclose(
+      winograd.conv(x, kernel, padding), y, rtol=1e-12, atol=1e-12
+    )
+    g = rng.normal(size=y.shape)
+    ours = winograd.conv_gradients(x, kernel, g, padding)
+    for a, b in zip(ours, pull(g), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+    if min(y.shape[1:3]) < 2:
+      return
+    pooled, pull = jax.vjp(lambda *xk: flax_pool(xlas(*xk)), x, kernel)
+    largest, winners = winograd.conv_max_pool(x, kernel, padding)
+    np.testing.assert_allclose(largest, pooled, rtol=1e-12, atol=1e-12)
+    g = rng.normal(size=pooled.shape)
+    ours = winograd.conv_max_pool_gradients(x, kernel, winners, g, padding)
+    for a, b in zip(ours, pull(g), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_winograds_error_in_float32_is_near_that_of_a_sum():
+  def xlas(x, kernel):
+    return lax.conv_general_dilated(
+      x, kernel, (1, 1), 'VALID', dimension_numbers=LAYOUT
+    )
+
+  x, kernel = arrays(8, 32, 64, size=10)
+  with jax.enable_x64(True):
+    exact = np.asarray(xlas(x.astype('float64'), kernel.astype('float64')))
+
+  def error(y):
+    return np.std(np.asarray(y, np.float64) - exact)
+
+  fast = winograd.conv(x, kernel, ((0, 0), (0, 0)))
+  assert error(fast) < 3 * error(xlas(x, kernel))
+  assert error(fast) < 1e-6 * np.std(exact)
+
+
+@pytest.mark.usefixtures('form')
+@pytest.mark.parametrize('channels', [1, 32])
+@pytest.mark.parametrize('size', [9, 6])
+def test_conv_max_pool_goes_through_flaxs_door(channels, size):
+  x, _ = arrays(3, channels, 1, size=size)
+  plain = nn.Conv(64, (3, 3))
+  ours = nn.Conv(64, (3, 3), conv_general_dilated=layers.conv_max_pool)
+  variables = plain.init(jax.random.key(0), x)
+  variables['params']['bias'] += 0.5
+
+  def last(variables, x):
+    return flax_pool(nn.relu(plain.apply(variables, x)))
+
+  def first(variables, x):
+    return nn.relu(ours.apply(variables, x))
+
+  def of(function):
+    def scalar(*args):
+      y = function(*args)
+      return jnp.sum(jnp.sin(y)), y
+
+    return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
+    of(first)(variables, x),
+    of(last)(variables, x),
+  )
+
+
+@pytest.mark.usefixtures('form')
+def test_conv_max_pool_under_vmap_equals_one_by_one():
+  x, _ = arrays(4, 32, 1, size=6)
+  x = x.reshape(2, 2, *x.shape[1:])
+  kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 32, 64))
+
+  def gradients(x, kernel):
+    return value_and_gradients(layers.conv_max_pool, x, kernel, 'SAME')
+
+  together = jax.vmap(gradients)(x, kernels)
+  alone = [gradients(*pair) for pair in zip(x, kernels, strict=True)]
+  jax.tree.map(
+    lambda a, *b: np.testing.assert_allclose(a, jnp.stack(b), **CLOSE),
+    together,
+    *alone,
+  )
+
+
+@pytest.mark.parametrize(
+  ('channels', 'features', 'dtype', 'pays'),
+  [
+    (32, 64, 'float32', True),
+    (32, 32, 'float32', False),
+    (16, 256, 'float32', False),
+    (32, 64, 'bfloat16', False),
+  ],
+)
+def test_winograds_form_is_for_wide_convolutions_on_cpus(
+  channels, features, dtype, pays, monkeypatch
+):
+  taken = []
+
+  def conv(*args):
+    taken.append(args)
+    return layers._padded(*args)
+
+  monkeypatch.setattr(winograd, 'conv', conv)
+  x = jnp.ones((1, 4, 4, channels), dtype)
+  kernel = jnp.ones((3, 3, channels, features), dtype)
+  jax.eval_shape(
+    functools.partial(
+      layers.conv,
+      window_strides=(1, 1),
+      padding='SAME',
+      dimension_numbers=LAYOUT,
+    ),
+    x,
+    kernel,
+  )
+  assert bool(taken) == pays

@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 from flax import linen as nn
 
-from lca.models.layers import conv, dropout, max_pool
+from lca.models.layers import conv, conv_max_pool, dropout
 
 
 class CNN(nn.Module):
@@ -48,12 +48,14 @@ class CNN(nn.Module):
     """
     before, after = self.dropout
     for i, features in enumerate(self.features, start=1):
-      x = nn.Conv(
-        features, (3, 3), padding=self.padding, conv_general_dilated=conv
-      )(x)
-      x = nn.relu(x)
-      if self.pool == 'each' or i == len(self.features):
-        x = max_pool(x)
+      pooled = self.pool == 'each' or i == len(self.features)
+      convolution = nn.Conv(
+        features,
+        (3, 3),
+        padding=self.padding,
+        conv_general_dilated=conv_max_pool if pooled else conv,
+      )
+      x = nn.relu(convolution(x))
     x = dropout(x, before, keys, 0)
     x = x.reshape(len(x), -1)
     for width in self.hidden:

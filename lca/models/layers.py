@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lca.models import pooling, winograd
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
@@ -57,21 +59,11 @@ def conv(
   Returns:
     `[batch, height, width, out]`.
   """
-  ones = (1,) * len(window_strides)
   strides = tuple(int(stride) for stride in window_strides)
-  layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-  plain = (
-    len(ones) == 2
-    and tuple(lhs_dilation or ones) == ones
-    and tuple(rhs_dilation or ones) == ones
-    and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+  pads = _plain_pads(
+    lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
   )
-  if plain and isinstance(padding, str):
-    padding = lax.padtype_to_pads(
-      lhs.shape[1:3], rhs.shape[:2], strides, padding
-    )
-  if plain and _inside(lhs.shape[1:3], rhs.shape[:2], padding):
-    pads = tuple((int(low), int(high)) for low, high in padding)
+  if pads is not None:
     if feature_group_count == 1:
       return _one_group(lhs, rhs, strides, pads, precision)
     one_filter = feature_group_count == lhs.shape[3] == rhs.shape[3]
@@ -88,6 +80,80 @@ def conv(
     feature_group_count,
     precision=precision,
   )
+
+
+def conv_max_pool(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  window_strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: lax.ConvDimensionNumbers | None = None,
+  feature_group_count: int = 1,
+  precision: lax.PrecisionLike = None,
+) -> jax.Array:
+  """`max_pool` of `conv`, which CPUs compute in one pass if it pays.
+
+  Handed to `flax.linen.Conv`, it pools before the bias is added. A bias, and a
+  ReLU after it, make no difference to which entry is the largest.
+
+  Args:
+    lhs: as in `conv`, like all that follow.
+    rhs: likewise.
+    window_strides: likewise.
+    padding: likewise.
+    lhs_dilation: likewise.
+    rhs_dilation: likewise.
+    dimension_numbers: likewise.
+    feature_group_count: likewise.
+    precision: likewise.
+
+  Returns:
+    `[batch, height // 2, width // 2, out]`, of the convolution's height and
+    width.
+  """
+  strides = tuple(int(stride) for stride in window_strides)
+  pads = _plain_pads(
+    lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
+  )
+  one_group = pads is not None and feature_group_count == 1
+  if one_group and strides == (1, 1) and _winograd_pays(lhs, rhs):
+    return _conv2d_max_pool(lhs, rhs, pads, precision)
+  return pooling.max_pool(
+    conv(
+      lhs,
+      rhs,
+      window_strides,
+      padding,
+      lhs_dilation,
+      rhs_dilation,
+      dimension_numbers,
+      feature_group_count,
+      precision,
+    )
+  )
+
+
+def _plain_pads(
+  lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
+):
+  """The padding of an undilated one in Flax's layout, or else None."""
+  ones = (1,) * len(strides)
+  layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  if (
+    len(ones) != 2
+    or tuple(lhs_dilation or ones) != ones
+    or tuple(rhs_dilation or ones) != ones
+    or layout != lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+  ):
+    return None
+  sides, kernel = lhs.shape[1:3], rhs.shape[:2]
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(sides, kernel, strides, padding)
+  if not _inside(sides, kernel, padding):
+    return None
+  return tuple((int(low), int(high)) for low, high in padding)
 
 
 def _one_group(x, kernel, strides, padding, precision):
@@ -110,16 +176,24 @@ def _inside(
   )
 
 
+def _winograd_pays(x, kernel):
+  """On CPUs; with fewer channels its transforms cost more than they save."""
+  *sides, channels, features = kernel.shape
+  wide = min(channels, features) >= 32 and channels * features >= 2048
+  return sides == [3, 3] and wide and x.dtype == kernel.dtype == jnp.float32
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x, kernel, padding, precision):
   if kernel.shape[2] == 1:
     return _shifted_products(x, kernel, padding, precision)
+  on_cpu = winograd.conv if _winograd_pays(x, kernel) else _padded
   # One product per kernel position is a batched matrix product under vmap,
   # where a native convolution would be a grouped one.
   return lax.platform_dependent(
     x,
     kernel,
-    cpu=lambda x, k: _padded(x, k, padding, precision),
+    cpu=lambda x, k: on_cpu(x, k, padding, precision),
     default=lambda x, k: _shifted_products(x, k, padding, precision),
   )
 
@@ -129,7 +203,20 @@ def _conv2d_fwd(x, kernel, padding, precision):
 
 
 def _conv2d_bwd(padding, precision, residuals, g):
-  x, kernel = residuals
+  if not _winograd_pays(*residuals):
+    return _gradients(*residuals, g, padding, precision)
+  return lax.platform_dependent(
+    *residuals,
+    g,
+    cpu=lambda x, k, g: winograd.conv_gradients(x, k, g, padding, precision),
+    default=lambda x, k, g: _gradients(x, k, g, padding, precision),
+  )
+
+
+_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+
+
+def _gradients(x, kernel, g, padding, precision):
   sides = zip(kernel.shape[:2], padding, strict=True)
   opposite = tuple((size - 1 - lo, size - 1 - hi) for size, (lo, hi) in sides)
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
@@ -137,7 +224,42 @@ def _conv2d_bwd(padding, precision, residuals, g):
   return dx, _kernel_gradient(x, g, kernel, padding, precision)
 
 
-_conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d_max_pool(x, kernel, padding, precision):
+  return _conv2d_max_pool_fwd(x, kernel, padding, precision)[0]
+
+
+def _conv2d_max_pool_fwd(x, kernel, padding, precision):
+  def in_two_passes(x, kernel):
+    y = _conv2d(x, kernel, padding, precision)
+    return pooling.largest(pooling.squares(y))
+
+  pooled, winners = lax.platform_dependent(
+    x,
+    kernel,
+    cpu=lambda x, k: winograd.conv_max_pool(x, k, padding, precision),
+    default=in_two_passes,
+  )
+  return pooled, (x, kernel, winners)
+
+
+def _conv2d_max_pool_bwd(padding, precision, residuals, g):
+  def in_two_passes(x, kernel, winners, g):
+    sides = winograd.output_sides(x, padding)
+    g = pooling.unpooled(winners, g, sides)
+    return _gradients(x, kernel, g, padding, precision)
+
+  return lax.platform_dependent(
+    *residuals,
+    g,
+    cpu=lambda *args: winograd.conv_max_pool_gradients(
+      *args, padding, precision
+    ),
+    default=in_two_passes,
+  )
+
+
+_conv2d_max_pool.defvjp(_conv2d_max_pool_fwd, _conv2d_max_pool_bwd)
 
 
 def _padded(x, kernel, padding, precision):
@@ -331,25 +453,6 @@ def _depthwise_input_gradient(g, kernel, shape, strides, padding):
   whole = jnp.stack(phases, axis=2)  # [batch, rows, down, columns, across, -1]
   whole = whole.reshape(batch, rows * down, columns * across, channels)
   return whole[:, top : top + height, left : left + width]
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-  """2 x 2 max-pooling with stride 2; an odd last row or column is dropped.
-
-  Written as the maximum of four slices, whose gradient costs a fraction of
-  `flax.linen.max_pool`'s on CPUs. Where entries tie it is shared among them.
-
-  Args:
-    x: `[batch, height, width, channels]`.
-
-  Returns:
-    `[batch, height // 2, width // 2, channels]`.
-  """
-  batch, height, width, channels = x.shape
-  h, w = height // 2, width // 2
-  x = x[:, : 2 * h, : 2 * w].reshape(batch, h, 2, w, 2, channels)
-  rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def dropout(
