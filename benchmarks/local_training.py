@@ -1,107 +1,182 @@
-"""Local training of the paper's CNN, in examples a second, beside PyTorch's.
+"""The clients' part of a round, in examples a second, beside PyTorch's.
 
-    python -m benchmarks.local_training
+    python -m benchmarks.local_training --output=local_training.json
 
-The CNN of 1,625,866 parameters, batches of 64, Adam. PyTorch, where it is
-installed, runs the same shapes in the same sitting, with its defaults.
+Two settings: `training`, the layerwise cosine paper's CNN (1,625,866
+parameters) in steps of Adam on batches of 64, and `gradients`, LEGATO's
+(1,199,882): 25 workers, the gradient of one batch of 50 each. PyTorch, where it
+is installed, runs the same shapes with its defaults. All take turns, so that
+what else the machine does falls on all of them.
 """
 
+import collections
 import importlib.util
+import json
 import os
+import pathlib
 import statistics
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import app, flags
 
-BATCH, STEPS, CLIENTS, REPEATS = 64, 8, 8, 5
+from benchmarks import record
+
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'A JSON file for what was measured.'
+)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each.', lower_bound=1)
 
 
-def with_lca() -> float:
+class Setting(NamedTuple):
+  """What the clients do in a round.
+
+  Attributes:
+    clients: who train one after the other on each device.
+    batch_size: in examples.
+    steps: of Adam for each client; 0 is one gradient.
+    padding: of the convolutions.
+    dropout: before and after the hidden layer.
+  """
+
+  clients: int
+  batch_size: int
+  steps: int
+  padding: str = 'SAME'
+  dropout: tuple[float, float] = (0.0, 0.0)
+
+  @property
+  def examples(self) -> int:
+    """Of all clients together."""
+    return self.clients * self.batch_size * max(1, self.steps)
+
+
+SETTINGS = {
+  'training': Setting(clients=8, batch_size=64, steps=8),
+  'gradients': Setting(25, 50, 0, padding='VALID', dropout=(0.25, 0.5)),
+}
+
+
+def with_lca(setting: Setting) -> Callable[[], None]:
   """One virtual device a core, clients one after the other on each."""
   import optax
 
   from lca import clients, data, models
 
-  classifier = models.Classifier(models.CNN(10), (127.5,), (127.5,))
-  train = clients.LocalTraining(
-    losses=classifier.losses,
-    optimizer=optax.adam(1e-3),
-    batch_size=BATCH,
-    local_epochs=1,
-    microbatch_size=clients.default_microbatch_size(jax.default_backend()),
-  )
+  backend = jax.default_backend()
+  cnn = models.CNN(10, padding=setting.padding, dropout=setting.dropout)
+  classifier = models.Classifier(cnn, (127.5,), (127.5,))
+  common = {
+    'losses': classifier.losses,
+    'batch_size': setting.batch_size,
+    'microbatch_size': clients.default_microbatch_size(backend),
+  }
+  train = clients.LocalGradient(**common)
+  if setting.steps:
+    train = clients.LocalTraining(
+      **common, optimizer=optax.adam(1e-3), local_epochs=1
+    )
   mesh = clients.clients_mesh()
   rng = np.random.default_rng(0)
-  shape = (CLIENTS, BATCH * STEPS)
+  shape = (setting.clients, setting.examples // setting.clients)
   examples = data.ClientData(
     rng.integers(0, 256, (*shape, 28, 28, 1), dtype=np.uint8),
     rng.integers(0, 10, shape, dtype=np.int32),
-    np.full(CLIENTS, BATCH * STEPS, np.int32),
+    np.full(setting.clients, shape[1], np.int32),
   )
   placed = clients.place_clients(
-    (examples, np.arange(CLIENTS, dtype=np.int32)), mesh
+    (examples, np.arange(setting.clients, dtype=np.int32)), mesh
   )
-  chunk_size = clients.default_chunk_size(jax.default_backend())
+  chunk_size = clients.default_chunk_size(backend)
   run = clients.train_clients(train, mesh, chunk_size)
   variables = classifier.init(jax.random.key(0), (28, 28, 1))
 
   def once():
     jax.block_until_ready(run(variables, *placed, jax.random.key(1)))
 
-  return _examples_a_second(once, CLIENTS * STEPS * BATCH)
+  return once
 
 
-def with_pytorch() -> float:
+def with_pytorch(setting: Setting) -> Callable[[], None]:
   """The same steps, as a PyTorch user would write them."""
   import torch
   from torch import nn
 
+  before, after = setting.dropout
+  padding = setting.padding.lower()
+  side = 14 if padding == 'same' else 12
   model = nn.Sequential(
-    nn.Conv2d(1, 32, 3, padding=1),
+    nn.Conv2d(1, 32, 3, padding=padding),
     nn.ReLU(),
-    nn.Conv2d(32, 64, 3, padding=1),
+    nn.Conv2d(32, 64, 3, padding=padding),
     nn.ReLU(),
     nn.MaxPool2d(2),
+    nn.Dropout(before),
     nn.Flatten(),
-    nn.Linear(12544, 128),
+    nn.Linear(64 * side**2, 128),
     nn.ReLU(),
+    nn.Dropout(after),
     nn.Linear(128, 10),
   )
   optimizer = torch.optim.Adam(model.parameters(), 1e-3)
   loss = nn.CrossEntropyLoss()
-  images = torch.randn(BATCH, 1, 28, 28)
-  labels = torch.randint(0, 10, (BATCH,))
+  images = torch.randn(setting.batch_size, 1, 28, 28)
+  labels = torch.randint(0, 10, (setting.batch_size,))
+
+  def gradients():
+    optimizer.zero_grad()
+    loss(model(images), labels).backward()
 
   def once():
-    for _ in range(CLIENTS * STEPS):
-      optimizer.zero_grad()
-      loss(model(images), labels).backward()
-      optimizer.step()
+    updates = []
+    for _ in range(setting.clients):
+      for _ in range(setting.steps):
+        gradients()
+        optimizer.step()
+      if not setting.steps:
+        gradients()
+        updates.append([p.grad.clone() for p in model.parameters()])
 
-  return _examples_a_second(once, CLIENTS * STEPS * BATCH)
-
-
-def _examples_a_second(run, examples: int) -> float:
-  run()
-  seconds = []
-  for _ in range(REPEATS):
-    start = time.perf_counter()
-    run()
-    seconds.append(time.perf_counter() - start)
-  return examples / statistics.median(seconds)
+  return once
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'what is {argv[1:]}?')
   jax.config.update('jax_num_cpu_devices', os.cpu_count())
-  ours = with_lca()
-  print(f'lca      {ours:8.0f} examples/s on {jax.devices()}')
-  if importlib.util.find_spec('torch') is None:
-    print('PyTorch  not installed')
-    return
-  theirs = with_pytorch()
-  print(f'PyTorch  {theirs:8.0f} examples/s, lca is {ours / theirs:.2f} times')
+  systems = {'lca': with_lca}
+  torch = importlib.util.find_spec('torch') is not None
+  if torch:
+    systems['torch'] = with_pytorch
+  results = {}
+  for name, setting in SETTINGS.items():
+    calls = {system: make(setting) for system, make in systems.items()}
+    for call in calls.values():
+      call()
+    seconds = collections.defaultdict(list)
+    for _ in range(_REPEATS.value):
+      for system, call in calls.items():
+        start = time.perf_counter()
+        call()
+        seconds[system].append(time.perf_counter() - start)
+    results[name] = dict(seconds)
+    medians = {s: statistics.median(values) for s, values in seconds.items()}
+    for system, median in medians.items():
+      rate = setting.examples / median
+      times = median / medians['lca']
+      print(f'{name:10} {system:6} {rate:6.0f} examples/s {times:5.2f} x')
+  if _OUTPUT.value:
+    found = {
+      'environment': record.environment(with_others=torch),
+      'settings': {name: s._asdict() for name, s in SETTINGS.items()},
+      'seconds': results,
+    }
+    text = json.dumps(found, indent=1) + '\n'
+    pathlib.Path(_OUTPUT.value).write_text(text)
 
 
 if __name__ == '__main__':
-  main()
+  app.run(main)

@@ -32,7 +32,7 @@ class Record:
   def __init__(self, folder: str | None, settings: Row):
     self.about = {
       'settings': settings,
-      'environment': _environment(settings['others']),
+      'environment': environment(with_others=settings['others']),
     }
     self.groups: dict[str, dict[str, list[Row]]] = {}
     self.columns: dict[str, tuple[int, int]] = {}
@@ -94,7 +94,7 @@ class Record:
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
-def _environment(with_others: bool) -> Row:
+def environment(with_others: bool) -> Row:
   """Versions, commit, and the machine."""
   about = rundir.environment()
   about['cpu'] = _cpu()
