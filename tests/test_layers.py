@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -346,6 +347,30 @@ def test_conv_max_pool_under_vmap_equals_one_by_one():
     together,
     *alone,
   )
+
+
+def test_conv_max_pool_exports_for_every_platform():
+  def gradients(x, kernel):
+    return value_and_gradients(layers.conv_max_pool, x, kernel, 'SAME')
+
+  shapes = [(2, 6, 6, 32), (3, 3, 32, 64)]
+  arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+  platforms = ('cpu', 'cuda', 'tpu')
+  exported = jax.export.export(jax.jit(gradients), platforms=platforms)(
+    *arguments
+  )
+  assert exported.platforms == platforms
+
+
+def test_no_images_are_convolved_to_none():
+  y = layers.conv_max_pool(
+    jnp.ones((0, 6, 6, 32)),
+    jnp.ones((3, 3, 32, 64)),
+    (1, 1),
+    'SAME',
+    dimension_numbers=LAYOUT,
+  )
+  assert y.shape == (0, 3, 3, 64)
 
 
 @pytest.mark.parametrize(

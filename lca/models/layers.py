@@ -180,7 +180,8 @@ def _winograd_pays(x, kernel):
   """On CPUs; with fewer channels its transforms cost more than they save."""
   *sides, channels, features = kernel.shape
   wide = min(channels, features) >= 32 and channels * features >= 2048
-  return sides == [3, 3] and wide and x.dtype == kernel.dtype == jnp.float32
+  floats = x.dtype == kernel.dtype == jnp.float32
+  return sides == [3, 3] and wide and floats and len(x) > 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
