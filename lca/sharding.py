@@ -102,13 +102,25 @@ def on_each_device(
   )
 
 
+def whole_on_each_device(x: jax.Array) -> jax.Array:
+  """Lets each device compute all of an array, where that beats sending it."""
+  if _num_devices() == 1:
+    return x
+  return lax.with_sharding_constraint(x, P())
+
+
 # Nobody differentiates through it: see `check_vma` in `lca.clients`.
 _shard_map = functools.partial(jax.shard_map, check_vma=False)
 
 
 def _spec(leaf: jax.Array) -> P:
+  devices = _num_devices()
+  return by_coordinate(leaf.shape, devices) if devices > 1 else P()
+
+
+def _num_devices() -> int:
+  """That share the coordinates; 1 inside a part of one of them."""
   mesh = jax.sharding.get_abstract_mesh()
   if AXIS not in mesh.axis_names or AXIS in mesh.manual_axes:
-    return P()
-  devices = mesh.shape[AXIS]
-  return by_coordinate(leaf.shape, devices) if devices > 1 else P()
+    return 1
+  return mesh.shape[AXIS]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sharding
 from lca.attacks.options import Check
 from lca.typing import Update, Updates
 
@@ -195,7 +195,8 @@ def draw_rows(
 
   def step(i, leaves):
     own = jax.random.fold_in(key, order[i])
-    numbers = jnp.split(sample(own, (ends[-1],), dtype), ends[:-1])
+    drawn = sharding.whole_on_each_device(sample(own, (ends[-1],), dtype))
+    numbers = jnp.split(drawn, ends[:-1])
     rows = [
       row(k, x.reshape(leaves[k].shape[1:])) for k, x in enumerate(numbers)
     ]
