@@ -303,7 +303,7 @@ def test_winograds_error_in_float32_is_near_that_of_a_sum():
 
 @pytest.mark.usefixtures('form')
 @pytest.mark.parametrize('channels', [1, 32])
-@pytest.mark.parametrize('size', [9, 6])
+@pytest.mark.parametrize('size', [17, 16])
 def test_conv_max_pool_goes_through_flaxs_door(channels, size):
   x, _ = arrays(3, channels, 1, size=size)
   plain = nn.Conv(64, (3, 3))
@@ -333,7 +333,7 @@ def test_conv_max_pool_goes_through_flaxs_door(channels, size):
 
 @pytest.mark.usefixtures('form')
 def test_conv_max_pool_under_vmap_equals_one_by_one():
-  x, _ = arrays(4, 32, 1, size=6)
+  x, _ = arrays(4, 32, 1, size=16)
   x = x.reshape(2, 2, *x.shape[1:])
   kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 32, 64))
 
@@ -353,7 +353,7 @@ def test_conv_max_pool_exports_for_every_platform():
   def gradients(x, kernel):
     return value_and_gradients(layers.conv_max_pool, x, kernel, 'SAME')
 
-  shapes = [(2, 6, 6, 32), (3, 3, 32, 64)]
+  shapes = [(2, 16, 16, 32), (3, 3, 32, 64)]
   arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   platforms = ('cpu', 'cuda', 'tpu')
   exported = jax.export.export(jax.jit(gradients), platforms=platforms)(
@@ -364,26 +364,27 @@ def test_conv_max_pool_exports_for_every_platform():
 
 def test_no_images_are_convolved_to_none():
   y = layers.conv_max_pool(
-    jnp.ones((0, 6, 6, 32)),
+    jnp.ones((0, 16, 16, 32)),
     jnp.ones((3, 3, 32, 64)),
     (1, 1),
     'SAME',
     dimension_numbers=LAYOUT,
   )
-  assert y.shape == (0, 3, 3, 64)
+  assert y.shape == (0, 8, 8, 64)
 
 
 @pytest.mark.parametrize(
-  ('channels', 'features', 'dtype', 'pays'),
+  ('size', 'channels', 'features', 'dtype', 'pays'),
   [
-    (32, 64, 'float32', True),
-    (32, 32, 'float32', False),
-    (16, 256, 'float32', False),
-    (32, 64, 'bfloat16', False),
+    (16, 32, 64, 'float32', True),
+    (8, 32, 64, 'float32', False),
+    (16, 32, 32, 'float32', False),
+    (16, 16, 256, 'float32', False),
+    (16, 32, 64, 'bfloat16', False),
   ],
 )
-def test_winograds_form_is_for_wide_convolutions_on_cpus(
-  channels, features, dtype, pays, monkeypatch
+def test_winograds_form_is_for_heavy_convolutions(
+  size, channels, features, dtype, pays, monkeypatch
 ):
   taken = []
 
@@ -392,7 +393,7 @@ def test_winograds_form_is_for_wide_convolutions_on_cpus(
     return layers._padded(*args)
 
   monkeypatch.setattr(winograd, 'conv', conv)
-  x = jnp.ones((1, 4, 4, channels), dtype)
+  x = jnp.ones((1, size, size, channels), dtype)
   kernel = jnp.ones((3, 3, channels, features), dtype)
   jax.eval_shape(
     functools.partial(

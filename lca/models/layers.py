@@ -12,6 +12,7 @@ computes what `nn.Conv(32, (3, 3))` does, and models stay plain `flax.linen`.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Iterator, Sequence
 
@@ -118,7 +119,7 @@ def conv_max_pool(
     lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
   )
   one_group = pads is not None and feature_group_count == 1
-  if one_group and strides == (1, 1) and _winograd_pays(lhs, rhs):
+  if one_group and strides == (1, 1) and _winograd_pays(lhs, rhs, pads):
     return _conv2d_max_pool(lhs, rhs, pads, precision)
   return pooling.max_pool(
     conv(
@@ -176,19 +177,21 @@ def _inside(
   )
 
 
-def _winograd_pays(x, kernel):
-  """On CPUs; with fewer channels its transforms cost more than they save."""
+def _winograd_pays(x, kernel, padding):
+  """On CPUs; with less to multiply, transforms cost more than they save."""
   *sides, channels, features = kernel.shape
-  wide = min(channels, features) >= 32 and channels * features >= 2048
-  floats = x.dtype == kernel.dtype == jnp.float32
-  return sides == [3, 3] and wide and floats and len(x) > 0
+  if sides != [3, 3] or min(channels, features) < 32 or not len(x):
+    return False
+  outputs = math.prod(winograd.output_sides(x, padding))
+  heavy = outputs * channels * features >= 2**19
+  return heavy and x.dtype == kernel.dtype == jnp.float32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x, kernel, padding, precision):
   if kernel.shape[2] == 1:
     return _shifted_products(x, kernel, padding, precision)
-  on_cpu = winograd.conv if _winograd_pays(x, kernel) else _padded
+  on_cpu = winograd.conv if _winograd_pays(x, kernel, padding) else _padded
   # One product per kernel position is a batched matrix product under vmap,
   # where a native convolution would be a grouped one.
   return lax.platform_dependent(
@@ -204,7 +207,7 @@ def _conv2d_fwd(x, kernel, padding, precision):
 
 
 def _conv2d_bwd(padding, precision, residuals, g):
-  if not _winograd_pays(*residuals):
+  if not _winograd_pays(*residuals, padding):
     return _gradients(*residuals, g, padding, precision)
   return lax.platform_dependent(
     *residuals,
