@@ -3,9 +3,9 @@
     python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
     python -m lca.report --figure=legato_5 --workdir=runs/legato
 
-There are 49 different runs a seed, of about ten minutes each on two CPU cores,
-or a quarter of an hour for two with --jobs=2; Fig. 7's deep network takes
-longer. With --set=data.name=fashion_mnist they run where MNIST cannot be had.
+There are 49 different runs a seed, of which two take eleven minutes on two CPU
+cores with --jobs=2; Fig. 7's deep network takes longer. With
+--set=data.name=fashion_mnist they run where MNIST cannot be had.
 
 With --scale=cifar10 come the runs of Fig. 5's other half, whose figure is
 `legato_5_cifar10`.
