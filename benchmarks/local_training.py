@@ -12,7 +12,6 @@ what else the machine does falls on all of them.
 import collections
 import importlib.util
 import json
-import os
 import pathlib
 import statistics
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import record
+from lca import host
 
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'
@@ -146,7 +146,7 @@ def with_pytorch(setting: Setting) -> Callable[[], None]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'what is {argv[1:]}?')
-  jax.config.update('jax_num_cpu_devices', os.cpu_count())
+  host.use_all_cores()
   systems = {'lca': with_lca}
   torch = importlib.util.find_spec('torch') is not None
   if torch:

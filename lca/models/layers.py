@@ -38,6 +38,7 @@ def conv(
   dimension_numbers: lax.ConvDimensionNumbers | None = None,
   feature_group_count: int = 1,
   precision: lax.PrecisionLike = None,
+  pool: bool = False,
 ) -> jax.Array:
   """`lax.conv_general_dilated`, to be handed to `flax.linen.Conv`.
 
@@ -56,73 +57,25 @@ def conv(
     dimension_numbers: NHWC, HWIO, NHWC is Flax's.
     feature_group_count: number of groups.
     precision: of the products.
+    pool: max-pools the result, see `conv_max_pool`.
 
   Returns:
-    `[batch, height, width, out]`.
+    `[batch, height, width, out]`, or half as high and as wide if pooled.
   """
   strides = tuple(int(stride) for stride in window_strides)
   pads = _plain_pads(
     lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
   )
-  if pads is not None:
-    if feature_group_count == 1:
-      return _one_group(lhs, rhs, strides, pads, precision)
-    one_filter = feature_group_count == lhs.shape[3] == rhs.shape[3]
-    if one_filter and all(map(operator.ge, rhs.shape[:2], strides)):
-      return _depthwise(lhs, rhs, strides, pads)
-  return lax.conv_general_dilated(
-    lhs,
-    rhs,
-    window_strides,
-    padding,
-    lhs_dilation,
-    rhs_dilation,
-    dimension_numbers,
-    feature_group_count,
-    precision=precision,
-  )
-
-
-def conv_max_pool(
-  lhs: jax.Array,
-  rhs: jax.Array,
-  window_strides: Sequence[int],
-  padding: str | Sequence[tuple[int, int]],
-  lhs_dilation: Sequence[int] | None = None,
-  rhs_dilation: Sequence[int] | None = None,
-  dimension_numbers: lax.ConvDimensionNumbers | None = None,
-  feature_group_count: int = 1,
-  precision: lax.PrecisionLike = None,
-) -> jax.Array:
-  """`max_pool` of `conv`, which CPUs compute in one pass if it pays.
-
-  Handed to `flax.linen.Conv`, it pools before the bias is added. A bias, and a
-  ReLU after it, make no difference to which entry is the largest.
-
-  Args:
-    lhs: as in `conv`, like all that follow.
-    rhs: likewise.
-    window_strides: likewise.
-    padding: likewise.
-    lhs_dilation: likewise.
-    rhs_dilation: likewise.
-    dimension_numbers: likewise.
-    feature_group_count: likewise.
-    precision: likewise.
-
-  Returns:
-    `[batch, height // 2, width // 2, out]`, of the convolution's height and
-    width.
-  """
-  strides = tuple(int(stride) for stride in window_strides)
-  pads = _plain_pads(
-    lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
-  )
-  one_group = pads is not None and feature_group_count == 1
-  if one_group and strides == (1, 1) and _winograd_pays(lhs, rhs, pads):
-    return _conv2d_max_pool(lhs, rhs, pads, precision)
-  return pooling.max_pool(
-    conv(
+  if pads is not None and feature_group_count == 1:
+    if pool and strides == (1, 1) and _winograd_pays(lhs, rhs, pads):
+      return _conv2d_max_pool(lhs, rhs, pads, precision)
+    y = _one_group(lhs, rhs, strides, pads, precision)
+  elif pads is not None and _one_filter_each(
+    lhs, rhs, strides, feature_group_count
+  ):
+    y = _depthwise(lhs, rhs, strides, pads)
+  else:
+    y = lax.conv_general_dilated(
       lhs,
       rhs,
       window_strides,
@@ -131,8 +84,20 @@ def conv_max_pool(
       rhs_dilation,
       dimension_numbers,
       feature_group_count,
-      precision,
+      precision=precision,
     )
+  return pooling.max_pool(y) if pool else y
+
+
+# Handed to flax.linen.Conv it pools before the bias is added: a bias, and a
+# ReLU after it, make no difference to which entry is the largest.
+conv_max_pool = functools.partial(conv, pool=True)
+
+
+def _one_filter_each(lhs, rhs, strides, groups):
+  """Whether each channel has one filter, not smaller than its strides."""
+  return groups == lhs.shape[3] == rhs.shape[3] and all(
+    map(operator.ge, rhs.shape[:2], strides)
   )
 
 

@@ -79,8 +79,7 @@ def conv_gradients(
     padding: pairs.
     precision: of the matrix products.
   """
-  ends = [(0, side % 2) for side in output_sides(x, padding)]
-  return _gradients(pooling.squares, x, kernel, [(g, ends)], padding, precision)
+  return _gradients(pooling.squares, x, kernel, [g], padding, precision)
 
 
 def conv_max_pool(
@@ -128,10 +127,7 @@ def conv_max_pool_gradients(
     padding: pairs.
     precision: of the matrix products.
   """
-  # An odd last row or column has tiles, but is not pooled.
-  ends = [(0, side % 2) for side in output_sides(x, padding)]
-  cotangents = [(winners, ends), (g, ends)]
-  return _gradients(pooling.shares, x, kernel, cotangents, padding, precision)
+  return _gradients(pooling.shares, x, kernel, [winners, g], padding, precision)
 
 
 def _over_tiles(of_tiles, x, kernel, padding, precision):
@@ -171,7 +167,9 @@ def _gradients(at_outputs, x, kernel, cotangents, padding, precision):
     dx = _overlapped([_overlapped(row, 2) for row in by_inputs], 1)
     return totals, dx[:, top : top + height, left : left + width]
 
-  arrays = [(x, _input_padding(x, padding)), *cotangents]
+  # An odd last row or column has tiles of its own, pooled or not.
+  ends = [(0, side % 2) for side in output_sides(x, padding)]
+  arrays = [(x, _input_padding(x, padding)), *((g, ends) for g in cotangents)]
   zeros = jax.tree.map(jnp.zeros_like, weights)
   totals, dx = _over_blocks(block, zeros, arrays, padding)
   return dx, *to_kernel(totals)
