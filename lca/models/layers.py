@@ -14,15 +14,14 @@ computes what `nn.Conv(32, (3, 3))` does, and models stay plain `flax.linen`.
 import functools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.models import pooling, winograd
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from lca.models import depthwise, pooling, winograd
+from lca.models.windows import windows
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _GRADIENT_EXAMPLES = 4  # a kernel gradient of so many images stays in a cache
@@ -73,7 +72,7 @@ def conv(
   elif pads is not None and _one_filter_each(
     lhs, rhs, strides, feature_group_count
   ):
-    y = _depthwise(lhs, rhs, strides, pads)
+    y = depthwise.conv(lhs, rhs, strides, pads)
   else:
     y = lax.conv_general_dilated(
       lhs,
@@ -250,25 +249,6 @@ def _native(x, kernel, padding, precision):
   )
 
 
-def _windows(
-  x: jax.Array,
-  kernel_shape: Sequence[int],
-  padding: Padding,
-  strides: Sequence[int] = (1, 1),
-) -> Iterator[tuple[int, int, jax.Array]]:
-  """The images as each position of the kernel sees them."""
-  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  batch, *sides, channels = padded.shape
-  down, right = (
-    stride * ((side - k) // stride) + 1
-    for side, k, stride in zip(sides, kernel_shape[:2], strides, strict=True)
-  )
-  for i in range(kernel_shape[0]):
-    for j in range(kernel_shape[1]):
-      end = (batch, i + down, j + right, channels)
-      yield i, j, lax.slice(padded, (0, i, j, 0), end, (1, *strides, 1))
-
-
 def _shifted_products(x, kernel, padding, precision):
   sums = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -279,8 +259,8 @@ def _shifted_products(x, kernel, padding, precision):
       window, weights, precision=precision, preferred_element_type=sums
     )
 
-  windows = _windows(x, kernel.shape, padding)
-  total = sum(product(window, kernel[i, j]) for i, j, window in windows)
+  seen = windows(x, kernel.shape, padding)
+  total = sum(product(window, kernel[i, j]) for i, j, window in seen)
   return total.astype(x.dtype)
 
 
@@ -289,13 +269,13 @@ def _kernel_gradient(x, g, kernel, padding, precision):
     g = g.reshape(-1, g.shape[-1])
     rows = [
       jnp.dot(window.reshape(-1, window.shape[-1]).T, g, precision=precision)
-      for _, _, window in _windows(x, kernel.shape, padding)
+      for _, _, window in windows(x, kernel.shape, padding)
     ]
     return jnp.stack(rows).reshape(kernel.shape)
 
   def single_channel(x, g):
-    windows = _windows(x, kernel.shape, padding)
-    columns = jnp.stack([w.reshape(-1) for _, _, w in windows])
+    seen = windows(x, kernel.shape, padding)
+    columns = jnp.stack([w.reshape(-1) for _, _, w in seen])
     product = jnp.dot(columns, g.reshape(-1, g.shape[-1]), precision=precision)
     return product.reshape(kernel.shape)
 
@@ -329,99 +309,10 @@ def _kernel_gradient(x, g, kernel, padding, precision):
 
 def _strided(x, kernel, strides, padding, precision):
   """One matrix product, of which every gradient is one too."""
-  windows = _windows(x, kernel.shape, padding, strides)
-  columns = jnp.concatenate([window for _, _, window in windows], axis=-1)
+  seen = windows(x, kernel.shape, padding, strides)
+  columns = jnp.concatenate([window for _, _, window in seen], axis=-1)
   flat = kernel.reshape(-1, kernel.shape[-1])
   return jnp.dot(columns, flat, precision=precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x, kernel, strides, padding):
-  """Shift, multiply, add: in a loop on CPUs a native one is much slower.
-
-  Its gradients are written in the same way. Those that come from the slices
-  by autodiff would add an array of the padded images' size for each position
-  of the kernel.
-  """
-  sums = jnp.promote_types(x.dtype, jnp.float32)
-  windows = _windows(x, kernel.shape, padding, strides)
-  total = sum(w.astype(sums) * kernel[i, j, 0] for i, j, w in windows)
-  return total.astype(x.dtype)
-
-
-def _depthwise_fwd(x, kernel, strides, padding):
-  return _depthwise(x, kernel, strides, padding), (x, kernel)
-
-
-def _depthwise_bwd(strides, padding, residuals, g):
-  x, kernel = residuals
-  dk = _depthwise_kernel_gradient(x, g, kernel.shape, strides, padding)
-  dx = _depthwise_input_gradient(g, kernel, x.shape, strides, padding)
-  return dx, dk.astype(kernel.dtype)
-
-
-_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
-
-
-def _depthwise_kernel_gradient(x, g, kernel_shape, strides, padding):
-  sums = jnp.promote_types(x.dtype, jnp.float32)
-  x, g = x.astype(sums), g.astype(sums)
-
-  def at_once(x, g):
-    windows = _windows(x, kernel_shape, padding, strides)
-    return jnp.stack([jnp.sum(w * g, axis=(0, 1, 2)) for _, _, w in windows])
-
-  def one_by_one(x, g):
-    # On CPUs XLA's sum over all but the last axis takes four times as long as
-    # a matrix product, and a loop compiles in a third of the time.
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    pixels = g.reshape(-1, g.shape[-1])
-    spans = [
-      1 + s * (n - 1) for n, s in zip(g.shape[1:3], strides, strict=True)
-    ]
-
-    def at(position):
-      i, j = jnp.divmod(position, kernel_shape[1])
-      shape = (len(x), *spans, x.shape[-1])
-      window = lax.dynamic_slice(padded, (0, i, j, 0), shape)
-      window = lax.slice(window, (0,) * 4, shape, (1, *strides, 1))
-      product = window.reshape(pixels.shape) * pixels
-      return jnp.dot(jnp.ones(len(product), sums), product)
-
-    return lax.map(at, jnp.arange(kernel_shape[0] * kernel_shape[1]))
-
-  dk = lax.platform_dependent(x, g, cpu=one_by_one, default=at_once)
-  return dk.reshape(kernel_shape)
-
-
-def _depthwise_input_gradient(g, kernel, shape, strides, padding):
-  """The padded images' gradient, phase by phase of the strides.
-
-  Every `stride`-th pixel sees every `stride`-th position of the kernel: a
-  depthwise convolution of stride 1.
-  """
-  batch, height, width, channels = shape
-  (top, bottom), (left, right) = padding
-  down, across = strides
-  rows = -(-(top + height + bottom) // down)
-  columns = -(-(left + width + right) // across)
-
-  def phase(i, j):
-    part = jnp.flip(kernel[i::down, j::across], (0, 1))
-    pads = tuple(
-      (k - 1, size - given)
-      for k, size, given in zip(
-        part.shape[:2], (rows, columns), g.shape[1:3], strict=True
-      )
-    )
-    return _depthwise(g, part, (1, 1), pads)
-
-  phases = [
-    jnp.stack([phase(i, j) for j in range(across)], axis=3) for i in range(down)
-  ]
-  whole = jnp.stack(phases, axis=2)  # [batch, rows, down, columns, across, -1]
-  whole = whole.reshape(batch, rows * down, columns * across, channels)
-  return whole[:, top : top + height, left : left + width]
 
 
 def dropout(

@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from lca.models import pooling
+from lca.models.windows import Padding
 from lca.typing import PyTree
 
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
@@ -34,7 +35,6 @@ _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 
 _BLOCK_TILES = 128  # at least: fewer make poor matrix products
 
-Padding = Sequence[tuple[int, int]]
 _Grid = list[list[jax.Array]]
 
 
