@@ -1,9 +1,11 @@
 """Rules that part the clients in two clusters and trust the larger one."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lca import geometry
@@ -136,15 +138,15 @@ def _sign_shares(
     signs = (rows > 0, rows < 0, rows == 0)
     return jnp.stack([jnp.sum(s & seen, axis=1) for s in signs], axis=1)
 
-  def count_leaf(i, leaf):
-    seen = jnp.ones((1, *leaf.shape[1:]), bool)
-    if fraction < 1:
-      drawn = jax.random.fold_in(key, i)
-      seen = jax.random.bernoulli(drawn, fraction, seen.shape)
-    return geometry.sum_over_columns(count, leaf, seen)
-
   leaves = jax.tree.leaves(updates)
-  counts = sum(count_leaf(i, leaf) for i, leaf in enumerate(leaves))
+  ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
+  seen = jnp.ones(ends[-1], bool)
+  if fraction < 1:  # drawn at once: XLA would compile every leaf's draw anew
+    seen = jax.random.bernoulli(key, fraction, seen.shape)
+  counts = sum(
+    geometry.sum_over_columns(count, leaf, own.reshape(1, *leaf.shape[1:]))
+    for leaf, own in zip(leaves, jnp.split(seen, ends[:-1]), strict=True)
+  )
   return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
 
 

@@ -192,7 +192,8 @@ def _draws(
 ) -> list[Updates]:
   """`num_iters` times `dim` coordinates; every leaf gives its share."""
   leaves = list(map(geometry.flat, jax.tree.leaves(updates)))
-  ends = np.cumsum([leaf.shape[1] for leaf in leaves])
+  sizes = [leaf.shape[1] for leaf in leaves]
+  ends = np.cumsum(sizes)
   if key is None:
     raise ValueError('dnc draws coordinates with a key, got key=None')
   if num_iters < 1 or dim < 1:
@@ -202,15 +203,17 @@ def _draws(
     )
   part = min(1, dim / ends[-1])
   shares = np.diff(np.rint(ends * part).astype(int), prepend=0)
-
-  def draw(key, leaf, share):
-    # One of each of as many stretches: all different, and without a sort.
-    bounds = np.arange(share + 1) * leaf.shape[1] // max(share, 1)
-    chosen = jax.random.randint(key, (share,), bounds[:-1], bounds[1:])
-    return leaf[:, chosen]
-
-  keys = jax.random.split(key, (num_iters, len(leaves)))
+  # One of each of as many stretches: all different, and without a sort. Drawn
+  # at once, for XLA compiles every call anew.
+  bounds = [
+    np.arange(share + 1) * size // max(share, 1)
+    for size, share in zip(sizes, shares, strict=True)
+  ]
+  lowest = np.concatenate([b[:-1] for b in bounds])
+  above = np.concatenate([b[1:] for b in bounds])
+  drawn = jax.random.randint(key, (num_iters, len(lowest)), lowest, above)
+  chosen = jnp.split(drawn, np.cumsum(shares)[:-1], axis=1)
   return [
-    [draw(*of_leaf) for of_leaf in zip(of_iter, leaves, shares, strict=True)]
-    for of_iter in keys
+    [leaf[:, own[i]] for leaf, own in zip(leaves, chosen, strict=True)]
+    for i in range(num_iters)
   ]
