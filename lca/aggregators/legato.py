@@ -161,7 +161,7 @@ def legato(
       update = layers.join(
         [jax.tree.map(_blend(w), *pair) for w, *pair in parts]
       )
-      past = _with_round(past, mean, count % (window - 1), anybody)
+      past = _with_round(past, mean, count % (window - 1), update)
     log = jax.tree.map(
       lambda new, old: jnp.where(anybody, new, old),
       (norms, count + 1, factors),
@@ -228,14 +228,18 @@ def _factors(
 
 
 def _with_round(
-  past: PyTree, mean: PyTree, slot: jax.Array, anybody: jax.Array
+  past: PyTree, mean: PyTree, slot: jax.Array, update: PyTree
 ) -> PyTree:
-  """The ring with this round's mean, unless it is of nobody."""
+  """The ring with this round's mean, unless it is of nobody.
 
-  def one(ring, new):
-    return ring.at[slot].set(jnp.where(anybody, new, ring[slot]))
+  Then the update is NaN. To ask the update rather than the mean also lets XLA
+  know that the ring has been read: it would copy it twice.
+  """
 
-  return jax.tree.map(one, past, mean)
+  def one(ring, new, of_it):
+    return ring.at[slot].set(jnp.where(jnp.isnan(of_it), ring[slot], new))
+
+  return jax.tree.map(one, past, mean, update)
 
 
 def _blend(factor: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
