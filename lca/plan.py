@@ -180,9 +180,9 @@ def of(simulation: Simulation) -> Plan:
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return plan._replace(training=math.inf)
+  made = apply.output_size_in_bytes - apply.alias_size_in_bytes
   return plan._replace(
-    training=train.temp_size_in_bytes,
-    server=apply.output_size_in_bytes + apply.temp_size_in_bytes,
+    training=train.temp_size_in_bytes, server=made + apply.temp_size_in_bytes
   )
 
 

@@ -247,6 +247,7 @@ class Simulation:
     )
     self._apply = jax.jit(
       self._apply_updates,
+      donate_argnames=('aggregator', 'momenta'),
       out_shardings=(self._places, self._everywhere, self._everywhere),
     )
     self._test = _tester(classifier, mesh)
@@ -338,7 +339,7 @@ class Simulation:
     key = key_for(self._seed, Purpose.AGGREGATE, 0)
     with jax.set_mesh(self.mesh):
       applying = self._apply.lower(
-        self.abstract_state,
+        *self.abstract_state,
         updates,
         losses,
         ids,
@@ -375,7 +376,8 @@ class Simulation:
     """Runs one round.
 
     Args:
-      state: after the round before.
+      state: after the round before. What the rule and the workers remember
+        is written to in place: ask the new state for it.
       round_idx: counted from 0; decides all that is random in the round.
 
     Returns:
@@ -397,7 +399,7 @@ class Simulation:
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
     state, counts, values = self.programs.apply(
-      state,
+      *state,
       updates,
       losses,
       draw.ids,
@@ -456,7 +458,10 @@ class Simulation:
 
   def _apply_updates(
     self,
-    state,
+    variables,
+    opt_state,
+    aggregator,
+    momenta,
     updates,
     losses,
     ids,
@@ -468,7 +473,7 @@ class Simulation:
     # From each device its clients, to each its columns.
     columns = jax.tree.map(functools.partial(self._by_coordinate, 1), updates)
     updates = lax.with_sharding_constraint(updates, columns)
-    n, server_update, momenta = len(byzantine), None, state.momenta
+    n, server_update = len(byzantine), None
     if self.data.server_id is not None:
       server_update = jax.tree.map(lambda u: u[n], updates)
     updates = jax.tree.map(lambda u: u[:n], updates)
@@ -480,14 +485,14 @@ class Simulation:
     for_rule = None if server_update is None else self._for_rule(server_update)
 
     def aggregate(updates):
-      update, aggregator = self._aggregator.update(
+      update, remembered = self._aggregator.update(
         self._for_rule(updates),
-        state.aggregator,
+        aggregator,
         key=key,
         weights=num_examples.astype(jnp.float32),
         server_update=for_rule,
       )
-      return update | self._statistics(updates, server_update), aggregator
+      return update | self._statistics(updates, server_update), remembered
 
     updates = self._attack.on_updates(
       updates,
@@ -495,16 +500,14 @@ class Simulation:
       key=attack_key,
       aggregate=lambda updates: aggregate(updates)[0],
     )
-    update, aggregator = aggregate(updates)
+    update, remembered = aggregate(updates)
     # Of rows that are stored in less than the model is.
-    update = jax.tree.map(
-      lambda u, x: u.astype(x.dtype), update, state.variables
-    )
+    update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, variables)
     # optax takes gradients, which point the other way.
     gradient = jax.tree.map(jnp.negative, update['params'])
-    params = state.variables['params']
-    step, opt_state = self._optimizer.update(gradient, state.opt_state, params)
-    variables = state.variables | {'params': optax.apply_updates(params, step)}
+    params = variables['params']
+    step, opt_state = self._optimizer.update(gradient, opt_state, params)
+    variables = variables | {'params': optax.apply_updates(params, step)}
     honest, squares = ~byzantine, geometry.norms_gram(updates)
     counts = {
       'byzantine': jnp.sum(byzantine),
@@ -521,9 +524,9 @@ class Simulation:
       variables['batch_stats'], counts['floored'] = _with_floor(moved)
     if self._layers is not None:
       values.append(normalized_norms(self._for_rule(updates), self._layers))
-      if isinstance(aggregator, LegatoState):
-        values.append(aggregator.factors)
-    state = ServerState(variables, opt_state, aggregator, momenta)
+      if isinstance(remembered, LegatoState):
+        values.append(remembered.factors)
+    state = ServerState(variables, opt_state, remembered, momenta)
     return state, counts, jnp.concatenate(list(map(jnp.atleast_1d, values)))
 
   def _for_rule(self, tree):

@@ -524,6 +524,18 @@ def test_the_order_of_the_clients_does_not_matter(hyper):
     jax.tree.map(close, (update, state), (want, want_state))
 
 
+def test_the_log_is_not_copied():
+  """Of a state that is given away; copies were half the time of an update."""
+  params = {'b': jnp.zeros(10), 'w': jnp.zeros(100_000)}
+  agg = lca.legato(window=20)
+  state = agg.init(params)
+  updates = jax.tree.map(lambda x: jnp.ones((3, *x.shape)), params)
+  step = jax.jit(agg.update, donate_argnums=1).lower(updates, state).compile()
+  log = sum(x.nbytes for x in jax.tree.leaves(state.past))
+  memory = step.memory_analysis()
+  assert memory.alias_size_in_bytes >= log > 4 * memory.temp_size_in_bytes
+
+
 # explain, combinators, config ----------------------------------------------
 
 

@@ -445,6 +445,17 @@ def test_workers_momentum_is_part_of_the_state(data):
   )
 
 
+def test_what_is_remembered_is_written_to_in_place(data):
+  sim = simulation(data, aggregator=lca.legato(window=30), momentum=0.75)
+  state = sim.init()
+  variables, _, *memory = map(jax.tree.leaves, state)
+  size = sum(x.nbytes for leaves in memory for x in leaves)
+  assert sim.programs.apply.memory_analysis().alias_size_in_bytes == size
+  sim.run_round(state, 0)
+  assert all(x.is_deleted() for leaves in memory for x in leaves)
+  assert not any(x.is_deleted() for x in variables)
+
+
 def test_the_layers_metrics(data):
   sim = simulation(data, aggregator=lca.legato(window=3), layers='leaf')
   state, metrics = sim.run_round(sim.init(), 0)

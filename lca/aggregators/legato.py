@@ -62,7 +62,9 @@ def legato(
 
   and of a past round, line 12 needs no more than its :math:`P_l`. So the past
   means and a table of norms are enough: O(d m), whatever n is, with the same
-  result, in two readings of the updates and one of the past.
+  result, in two readings of the updates and one of the past. Of a state that
+  is given away, as in `jax.jit(aggregator.update, donate_argnums=1)`, nothing
+  is copied.
 
   It damps noise. It bounds no worker's influence: one enormous finite update
   moves the result as far as it likes. A rejected one (see `lca.geometry`, by
