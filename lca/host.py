@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+_GPU_SHARES = 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+
 
 def use_all_cores(job: int = 0, jobs: int = 1) -> None:
   """Makes one virtual CPU device per core; call it before anything runs.
@@ -17,13 +19,15 @@ def use_all_cores(job: int = 0, jobs: int = 1) -> None:
   XLA_FLAGS say how many devices there are, no device is made.
 
   Args:
-    job: which of the processes that share the cores this is, from 0.
+    job: which of the processes that share the machine this is, from 0.
     jobs: how many they are. Each keeps to its own cores, where the system has
-      a say in that.
+      a say in that, and to its part of what XLA takes of a GPU's memory.
   """
   if jobs > 1 and hasattr(os, 'sched_setaffinity'):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[job::jobs] or cores)
+  if jobs > 1 and not any(map(os.getenv, _GPU_SHARES)):
+    os.environ[_GPU_SHARES[0]] = str(0.75 / jobs)
   if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', _num_cores())
 

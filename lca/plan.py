@@ -199,12 +199,12 @@ def _check_exhausted(error: jax.errors.JaxRuntimeError) -> None:
     raise error
 
 
-def check(simulation: Simulation, limit: float | None = None) -> Plan:
+def check(simulation: Simulation, limit: float) -> Plan:
   """Whether a round fits.
 
   Args:
     simulation: what is to run.
-    limit: of each device, in bytes; None asks the devices.
+    limit: of each device, in bytes: see `memory_limit`.
 
   Returns:
     The plan.
@@ -213,7 +213,6 @@ def check(simulation: Simulation, limit: float | None = None) -> Plan:
     ValueError: it does not fit. The message tells the chunk size that does.
   """
   plan = of(simulation)
-  limit = memory_limit(simulation.mesh) if limit is None else limit
   if plan.total <= limit:
     return plan
   chunk_size = _largest_chunk(simulation, plan, limit)
@@ -257,10 +256,10 @@ def _to_train(simulation: Simulation, chunk_size: int) -> float:
   return compiled.memory_analysis().temp_size_in_bytes
 
 
-def memory_limit(mesh: Mesh) -> float:
+def memory_limit(mesh: Mesh, jobs: int = 1) -> float:
   """Bytes that each of this process's devices has, as far as is known.
 
-  Virtual devices of a CPU share the host's memory.
+  Virtual devices of a CPU share the host's memory, and so do `jobs` processes.
   """
   devices = mesh.local_devices
   stats = [device.memory_stats() or {} for device in devices]
@@ -268,7 +267,7 @@ def memory_limit(mesh: Mesh) -> float:
     return min(s['bytes_limit'] for s in stats)
   if devices[0].platform == 'cpu' and hasattr(os, 'sysconf'):
     host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return host / len(devices)
+    return host / len(devices) / jobs
   return math.inf
 
 

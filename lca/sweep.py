@@ -123,7 +123,7 @@ def run_all(
     workdir: where their directories go. What a run says stands in a `.log`
       beside its directory, until it is finished.
     jobs: how many at the same time, each in a process of its own, on its share
-      of the cores.
+      of the cores and of the memory.
     stopping: asked every second; if it says so, those under way stop after
       their round, and no other starts.
 
@@ -219,7 +219,7 @@ def _train(
   with open(log, 'a') as file:
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
-  experiment = train.set_up(ConfigDict(config).lock(), path)
+  experiment = train.set_up(ConfigDict(config).lock(), path, jobs=job[1])
   if train.run(experiment, host.stopped_by_sigterm()) is None:
     sys.exit(host.STOPPED)
   # Nothing will go on from a finished run.

@@ -56,7 +56,9 @@ def train_and_evaluate(
   return run(set_up(config, workdir))
 
 
-def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
+def set_up(
+  config: ConfigDict, workdir: str | os.PathLike, jobs: int = 1
+) -> Experiment:
   """Checks all that can be known before the training, and prepares it.
 
   What needs no data is checked first, and without an error alone the run gets
@@ -65,6 +67,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
   Args:
     config: see `configs/common.py` for the keys.
     workdir: of the run.
+    jobs: processes that share the host's memory, this one included.
 
   Returns:
     The experiment, for `run`.
@@ -119,7 +122,7 @@ def set_up(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     chunk_size=chunk_size,
     eval_batch_size=config.eval.batch_size,
   )
-  needed = plan.check(simulation)
+  needed = plan.check(simulation, plan.memory_limit(mesh, jobs))
   directory.claim()
   return Experiment(config, directory, simulation, needed)
 

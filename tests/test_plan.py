@@ -1,6 +1,7 @@
 """What a round needs of the devices' memory; what is said where it lacks."""
 
 import functools
+import os
 import pathlib
 import re
 
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 import lca
-from lca import attacks, plan, train
+from lca import attacks, host, plan, train
 from lca import data as datasets
 from lca.clients import LocalTraining, clients_mesh, train_clients
 from lca.models import CNN, Classifier, EfficientNet
@@ -164,12 +165,29 @@ def test_virtual_devices_share_the_host():
   assert plan.memory_limit(clients_mesh(4)) == whole / 4
 
 
+def test_jobs_share_the_machine(monkeypatch):
+  taken, names = set(), host._GPU_SHARES
+  for name in names:  # put back after the test
+    monkeypatch.setenv(name, '')
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {3, 5, 7})
+  monkeypatch.setattr(os, 'sched_setaffinity', lambda _, own: taken.update(own))
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
+  host.use_all_cores(1, 2)
+  assert taken == {5} and os.environ[names[0]] == '0.375'
+  host.use_all_cores(0, 4)
+  assert os.environ[names[0]] == '0.375'  # as somebody wants it
+  mesh = clients_mesh(2)
+  assert plan.memory_limit(mesh, 3) == pytest.approx(
+    plan.memory_limit(mesh) / 3
+  )
+
+
 def test_a_run_that_does_not_fit_is_an_error_before_it_starts(
   tmp_path, monkeypatch
 ):
   from test_train import config
 
-  monkeypatch.setattr(plan, 'memory_limit', lambda mesh: 1000.0)
+  monkeypatch.setattr(plan, 'memory_limit', lambda mesh, jobs: 1000.0)
   with pytest.raises(ValueError, match='into the 1 kB of a device'):
     train.set_up(config('fedavg', **{'model.features': ()}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
