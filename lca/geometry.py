@@ -458,10 +458,15 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     order = jnp.concatenate([order, jnp.full(_ROWS, order[-1])])
     w = weights[order].at[len(weights) :].set(0)
 
+    # Traced for every shape: indexing by brackets would take twice as long.
+    at = functools.partial(
+      lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False
+    )
+
     def step(i, total):
       for j in range(_ROWS):
-        weight = w[i * _ROWS + j]
-        row = rows[order[i * _ROWS + j]].astype(total.dtype)
+        k = i * _ROWS + j
+        weight, row = at(w, k), at(rows, at(order, k)).astype(total.dtype)
         total += jnp.where(weight != 0, weight * row, 0)
       return total
 
