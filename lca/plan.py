@@ -33,7 +33,8 @@ class Plan(NamedTuple):
     updates: of the clients that trained on the device.
     state: its share of the server's model, of what the server's optimiser
       remembers, and of the workers' momenta.
-    rule: its share of what the rule remembers.
+    rule: its share of what the rule remembers; like the momenta, it is written
+      to in place.
     training: beside these, while a chunk of clients trains.
     server: beside these, in the server's step.
     sent: to other devices; not held.
@@ -142,7 +143,7 @@ def on_paper(
     rule=rule,
     training=_width(rows, chunk_size)
     * (trained + min(batch_size, examples) * activation_bytes),
-    server=state + rule + products + (share if devices > 1 else 0),
+    server=state + products + (share if devices > 1 else 0),
     sent=round(others * (updates + model + 2 * products)),
   )
 
