@@ -4,7 +4,7 @@
     python -m lca.report --figure=legato_5 --workdir=runs/legato
 
 There are 49 different runs a seed, of which two take eleven minutes on two CPU
-cores with --jobs=2; Fig. 7's deep network takes longer. With
+cores with --jobs=2; Fig. 7's deep networks take half an hour. With
 --set=data.name=fashion_mnist they run where MNIST cannot be had.
 
 With --scale=cifar10 come the runs of Fig. 5's other half, whose figure is
