@@ -27,7 +27,7 @@ def use_all_cores(job: int = 0, jobs: int = 1) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[job::jobs] or cores)
   if jobs > 1 and not any(map(os.getenv, _GPU_SHARES)):
-    os.environ[_GPU_SHARES[0]] = str(0.75 / jobs)
+    os.environ[_GPU_SHARES[0]] = str(0.75 / jobs)  # XLA takes 0.75 by itself
   if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
     jax.config.update('jax_num_cpu_devices', _num_cores())
 

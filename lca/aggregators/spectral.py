@@ -202,7 +202,8 @@ def _draws(
       f'num_iters={num_iters}, subsample_dim={dim}'
     )
   part = min(1, dim / ends[-1])
-  shares = np.diff(np.rint(ends * part).astype(int), prepend=0)
+  stops = np.rint(ends * part).astype(int)
+  shares = np.diff(stops, prepend=0)
   # One of each of as many stretches: all different, and without a sort. Drawn
   # at once, for XLA compiles every call anew.
   bounds = [
@@ -212,7 +213,7 @@ def _draws(
   lowest = np.concatenate([b[:-1] for b in bounds])
   above = np.concatenate([b[1:] for b in bounds])
   drawn = jax.random.randint(key, (num_iters, len(lowest)), lowest, above)
-  chosen = jnp.split(drawn, np.cumsum(shares)[:-1], axis=1)
+  chosen = jnp.split(drawn, stops[:-1], axis=1)
   return [
     [leaf[:, own[i]] for leaf, own in zip(leaves, chosen, strict=True)]
     for i in range(num_iters)
