@@ -23,7 +23,7 @@ def start(args, out, err=None, *, cache=None, file_size=None):
 
   Args:
     args: of the command line.
-    out: file that its output is added to.
+    out: file or named pipe that its output is added to.
     err: file for its errors; by default the same.
     cache: folder of compiled programs, where the environment names none.
     file_size: bytes that no file it writes can grow beyond.

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import jax
@@ -55,6 +56,8 @@ class Runs:
     setting = setting or self.setting
     args = [f'--config={setting}', f'--workdir={workdir}', *args]
     log = next(self._logs)  # not where the run's disk may be full
+    if file_size:
+      os.mkfifo(log)  # so that the limit does not cut what is said about it
     process = processes.start(args, log, cache=self._cache, file_size=file_size)
     process.log = log
     return process
@@ -62,8 +65,14 @@ class Runs:
   def finish(self, workdir, *args, **options):
     """Returns the exit code and what was written."""
     process = self.start(workdir, *args, **options)
-    process.join(PATIENCE)
-    return process.exitcode, process.log.read_text()
+    deadline = threading.Timer(PATIENCE, process.kill)
+    deadline.start()
+    if not process.log.is_fifo():
+      process.join()
+    written = process.log.read_text()  # of a pipe: until its other end is shut
+    process.join()
+    deadline.cancel()
+    return process.exitcode, written
 
 
 @pytest.fixture(scope='module')
