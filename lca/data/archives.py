@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import tensorflow_datasets as tfds
+
 _PROBE_SECONDS = 10
 
 
@@ -146,11 +148,25 @@ class Archives:
       ConnectionError: They cannot.
     """
     url = next(iter(self.urls.values()))
-    try:
+    with self.downloading(url):
       urllib.request.urlopen(url, timeout=_PROBE_SECONDS).close()
-    except OSError as error:
+
+  @contextlib.contextmanager
+  def downloading(self, what: str) -> Iterator[None]:
+    """Lets an error of a download name it and tell how to do without.
+
+    Args:
+      what: That is downloaded.
+
+    Raises:
+      ConnectionError: It cannot be.
+    """
+    try:
+      yield
+    # A page in the file's place, as of Google Drive, is a ValueError to TFDS.
+    except (OSError, ValueError, tfds.download.DownloadError) as error:
       raise ConnectionError(
-        f'cannot download {url} ({error})\n{self.instructions}'
+        f'cannot download {what} ({error})\n{self.instructions}'
       ) from error
 
 

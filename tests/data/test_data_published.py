@@ -2,19 +2,23 @@
 
 import gzip
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import published
 import pytest
+import requests
 from PIL import Image
 
 from configs import celeba as celeba_config
 from lca.data import federate, jpeg, load, prepared
+from lca.data.archives import Archives
 from lca.data.builders import celeba
 from lca.data.builders.base import ArchiveBuilder
 
@@ -415,6 +419,72 @@ def test_a_download_of_something_else(
   (archive_dir / url.removeprefix(server)).write_bytes(b'<html>quota</html>')
   with pytest.raises(ValueError, match=f'not the published {file}') as info:
     load(name, data_dir=data_dir)
+  check_refused(info, data_dir)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_download_that_ends_early(
+  name, server, archive_dir, data_dir, monkeypatch
+):
+  archives = serve(monkeypatch, name, archive_dir, server)
+  # The last file is not there; the first one is, and is all that is probed.
+  url = list(archives.urls.values())[-1]
+  (archive_dir / url.removeprefix(server)).unlink()
+  if len(archives.urls) > 1:
+    archives.probe()
+  with pytest.raises(ConnectionError, match='404') as info:
+    load(name, data_dir=data_dir)
+  assert url in str(info.value)
+  check_refused(info, data_dir)
+
+
+CONFIRM = 'https://drive.usercontent.google.com/download'
+DRIVE_PAGE = f"""<html><title>Google Drive can't scan this file</title>
+<form action="{CONFIRM}" method="get"><input type="hidden" name="id"
+value="ID"><input type="hidden" name="confirm" value="t"></form></html>"""
+
+
+@pytest.fixture
+def drive(archive_dir, monkeypatch):
+  """Google Drive in front of the archives; returns its pages' text by ID."""
+  published.WRITERS['celeba'](archive_dir)
+  url = celeba.Celeba.ARCHIVES.url
+  published.publish(monkeypatch, 'celeba', archive_dir, url=url)
+  names = {v: k for k, v in celeba.Celeba.ARCHIVES.links.items()}
+  pages = {link: DRIVE_PAGE.replace('ID', link) for link in names}
+
+  def send(_, request, **__):
+    link = parse_qs(urlsplit(request.url).query)['id'][0]
+    response = requests.Response()
+    response.status_code, response.url = 200, request.url
+    if request.url.startswith(CONFIRM):
+      assert 'confirm=t' in request.url
+      content = (archive_dir / names[link]).read_bytes()
+      response.headers['Content-Disposition'] = f'filename="{names[link]}"'
+    else:
+      content = pages[link].encode()
+    response.raw = io.BytesIO(content)
+    return response
+
+  monkeypatch.setattr(requests.adapters.HTTPAdapter, 'send', send)
+  monkeypatch.setattr(Archives, 'probe', lambda self: None)  # by other means
+  return pages
+
+
+def test_google_drive_asks_to_confirm(drive, archive_dir, data_dir):
+  downloaded = load('celeba', data_dir=data_dir)
+  shutil.rmtree(data_dir)
+  local = load('celeba', data_dir=data_dir, archive_dir=archive_dir)
+  for a, b in ((downloaded.train, local.train), (downloaded.test, local.test)):
+    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.owners, b.owners)
+
+
+def test_google_drive_refuses(drive, data_dir):
+  drive[list(drive)[-1]] = '<html>Quota exceeded</html>'
+  with pytest.raises(ConnectionError, match='cannot download') as info:
+    load('celeba', data_dir=data_dir)
+  assert 'list_eval_partition.txt' in str(info.value)
   check_refused(info, data_dir)
 
 

@@ -71,7 +71,8 @@ class FromArchives(abc.ABC):
     """Returns the verified archives' paths, by name."""
     if self._manual_paths is not None:
       return self._manual_paths
-    downloaded = dl_manager.download(self.ARCHIVES.urls)
+    with self.ARCHIVES.downloading(', '.join(self.ARCHIVES.urls)):
+      downloaded = dl_manager.download(self.ARCHIVES.urls)
     paths = {name: Path(path) for name, path in downloaded.items()}
     for name, path in paths.items():
       self.ARCHIVES.verify(name, path)
