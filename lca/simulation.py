@@ -371,7 +371,7 @@ class Simulation:
     return train.lower(variables, clients, client_ids, key)
 
   def run_round(
-    self, state: ServerState, round_idx: int
+    self, state: ServerState, round_idx: int, last: bool = False
   ) -> tuple[ServerState, dict[str, float]]:
     """Runs one round.
 
@@ -379,6 +379,7 @@ class Simulation:
       state: after the round before. What the rule and the workers remember
         is written to in place: ask the new state for it.
       round_idx: counted from 0; decides all that is random in the round.
+      last: no round follows, whose clients would be read meanwhile.
 
     Returns:
       The new state, and `train_loss`, the mean local training loss of the
@@ -391,7 +392,8 @@ class Simulation:
     draw, self._next = self._next, None
     if draw is None or draw.round_idx != round_idx:
       draw = self._draw(round_idx)
-    self._next = self._draw(round_idx + 1)
+    if not last:
+      self._next = self._draw(round_idx + 1)
     variables = jax.device_put(state.variables, self._everywhere)
     updates, losses = self.programs.train(
       variables,

@@ -194,8 +194,9 @@ def _round(
   round_idx: int,
   config: ConfigDict,
 ) -> tuple[ServerState, Row]:
-  state, metrics = simulation.run_round(state, round_idx)
   row = {'round': round_idx + 1}
+  last = row['round'] == config.num_rounds
+  state, metrics = simulation.run_round(state, round_idx, last)
   if _due(row['round'], config.eval.every, config.num_rounds):
     row |= simulation.evaluate(state)
   return state, row | metrics

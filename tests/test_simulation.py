@@ -280,7 +280,8 @@ def test_the_next_rounds_clients_are_read_ahead(data, monkeypatch):
   sim = simulation(data)
   state, _ = sim.run_round(sim.init(), 0)
   state, _ = sim.run_round(state, 1)
-  sim.run_round(state, 5)
+  state, _ = sim.run_round(state, 5)
+  sim.run_round(state, 6, last=True)  # there is no round 7 to read for
   for round_idx in (0, 1, 2, 5, 6):
     ids, _ = POPULATION.sample(3, round_idx)
     assert gathered.get(timeout=60) == ids.tolist()

@@ -136,10 +136,10 @@ def test_rounds_after_the_last_checkpoint_are_run_again(
 ):
   run_round = train.Simulation.run_round
 
-  def killed(self, state, round_idx):
+  def killed(self, state, round_idx, last):
     if round_idx == 3:
       raise KeyboardInterrupt
-    return run_round(self, state, round_idx)
+    return run_round(self, state, round_idx, last)
 
   monkeypatch.setattr(train.Simulation, 'run_round', killed)
   with pytest.raises(KeyboardInterrupt):
