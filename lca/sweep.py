@@ -137,19 +137,20 @@ def run_all(
     free.put(job)
 
   def run(name):
-    config, path = runs[name], places[name]
+    config, path, job = runs[name], places[name], free.get()
     try:
       before = rundir.RunDirectory(path, config.to_dict())
+      done = before.finished(config.num_rounds) or _in_a_process(
+        config, path, (job, jobs), stopping
+      )
+      why = _end_of_log(path)
     except (OSError, ValueError) as error:
-      print(f'{path.name} FAILED: {name}: {error}', flush=True)
-      return False
-    job = free.get()
-    done = before.finished(config.num_rounds) or _in_a_process(
-      config, path, (job, jobs), stopping
-    )
-    free.put(job)
+      done, why = False, error
+    finally:
+      free.put(job)
     end = 'finished' if done else 'stopped' if stopping() else 'FAILED'
-    print(f'{path.name} {end}: {name}', flush=True)
+    said = f': {why}' if end == 'FAILED' else ''
+    print(f'{path.name} {end}: {name}{said}', flush=True)
     return done
 
   failed = list(todo.values())
@@ -207,6 +208,13 @@ def _in_a_process(
     if stopping():
       process.terminate()
   return process.exitcode == 0
+
+
+def _end_of_log(path: pathlib.Path) -> str:
+  """What a run has said last, and where the rest stands; '' if nothing."""
+  log = path.with_suffix('.log')
+  lines = log.read_text().splitlines() if log.exists() else []
+  return f'{lines[-1]} (see {log})' if lines else ''
 
 
 def _train(

@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +79,8 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   (log,) = tmp_path.glob('*.log')
   assert log.stem == places['b/wrong/0']
   assert log.read_text().count('min_examples=10000') >= 2  # tried twice
+  (said, _) = re.findall('FAILED: b/wrong/0: (.*)', capfd.readouterr().out)
+  assert 'min_examples=10000' in said and f'(see {log})' in said
   finished = sorted(path.parent for path in tmp_path.glob('*/summary.json'))
   assert len(finished) == 2
   assert not list(tmp_path.glob('*/checkpoints'))
@@ -88,6 +92,21 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
   assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
   assert sweep.names(tmp_path) == places
+
+
+def test_processes_that_cannot_start_fail_alone(tmp_path, capfd, monkeypatch):
+  class NoMore:
+    def __init__(self, **_):
+      pass
+
+    def start(self):
+      raise OSError('no more processes')
+
+  context = multiprocessing.get_context('spawn')
+  monkeypatch.setattr(context, 'Process', NoMore)
+  runs = sweep.choose(RUNS, ['a'])
+  assert sweep.run_all(runs, tmp_path) == ['a/krum/0', 'a/median/0']
+  assert capfd.readouterr().out.count('/0: no more processes') == 4
 
 
 def test_a_directory_that_is_no_run_fails_alone(tmp_path, capsys):
