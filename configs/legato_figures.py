@@ -7,8 +7,7 @@ There are 49 different runs a seed, of which two take eleven minutes on two CPU
 cores with --jobs=2; Fig. 7's deep networks take half an hour. With
 --set=data.name=fashion_mnist they run where MNIST cannot be had.
 
-With --scale=cifar10 come the runs of Fig. 5's other half, whose figure is
-`legato_5_cifar10`.
+With --scale=cifar10, of both commands, come the runs of Fig. 5's other half.
 """
 
 from configs import legato_cifar10, legato_mnist
@@ -28,7 +27,7 @@ def get_runs(scale: str = 'mnist'):
     return _mnist()
   if scale == 'cifar10':
     return {
-      f'fig5_cifar10/{rule}': _config(f'fig5,{rule}', legato_cifar10)
+      f'cifar10/fig5/{rule}': _config(f'fig5,{rule}', legato_cifar10)
       for rule in RULES
     }
   raise ValueError(f'unknown scale {scale!r}; there are mnist and cifar10')

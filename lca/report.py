@@ -6,8 +6,8 @@
 draws the figures as PNG and SVG into WORKDIR/figures, beside a table of their
 numbers, and writes the tables (see `lca.tables`) as Markdown, CSV and LaTeX
 into WORKDIR/tables. The runs are those of a sweep (see `lca.sweep`), by their
-names there: `GROUP/LINE/SEED`. Those of a sweep with --scale=SCALE are read
-with the same flag.
+names there: `GROUP/LINE/SEED`. Those of a sweep with --scale=SCALE, where that
+is not its default, are read with the same flag.
 """
 
 import functools
@@ -170,8 +170,6 @@ IMAGES = {'cnn': (28, 28, 1), 'efficientnet_b0': (224, 224, 3)}
 
 def layer_sizes(_: pathlib.Path, model: str) -> dict[str, int]:
   """Parameters of every layer, the paper's: of each weight, bias, statistic."""
-  if model not in IMAGES:
-    raise ValueError(f'unknown model {model!r}; there are {sorted(IMAGES)}')
   module = models.MODELS[model](num_classes=10)
   images = jnp.zeros((1, *IMAGES[model]))
   variables = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -237,9 +235,6 @@ FIGURES = {
     {'no attack': 'fig4_none', 'Gaussian, sigma = 200': 'fig4_sigma200'}, pilot
   ),
   'legato_5': Spec({'Fall of Empires, 11 of 25': 'fig5'}, accuracy),
-  'legato_5_cifar10': Spec(
-    {'Fall of Empires, 11 of 25, CIFAR-10': 'fig5_cifar10'}, accuracy
-  ),
   'legato_6': Spec({k: f'fig6_{v}' for k, v in _FIG6.items()}, accuracy),
   'legato_7': Spec({'Gaussian, sigma = 20': 'fig7'}, accuracy),
   'legato_8': Spec(
@@ -281,12 +276,15 @@ def draw(
     The numbers of each panel.
 
   Raises:
-    ValueError: an unknown figure, or runs that are missing or not finished.
-      Of Figures 3 to 8 of the layerwise cosine paper, one is enough.
+    ValueError: an unknown figure; runs that are missing or not finished, of
+      Figures 3 to 8 of the layerwise cosine paper all of them; a prefix, of a
+      figure that reads no runs.
   """
   if name not in FIGURES:
     raise ValueError(f'unknown figure {name!r}; there are {sorted(FIGURES)}')
   panels, draw_panel, (width, height), read = FIGURES[name]
+  if prefix and read is layer_sizes:
+    raise ValueError(f'{name} shows networks, not runs {prefix}...: no --scale')
   contents = {t: read(workdir, prefix + group) for t, group in panels.items()}
   contents = {title: content for title, content in contents.items() if content}
   if not contents:
@@ -338,9 +336,7 @@ def _define_flags() -> None:
   flags.DEFINE_list('figure', [], f'Of {", ".join(FIGURES)}.')
   flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
   flags.DEFINE_string('workdir', None, 'Of a sweep.')
-  flags.DEFINE_string(
-    'scale', None, "Of the sweep's runs, if not the full one."
-  )
+  flags.DEFINE_string('scale', None, "Of the sweep's runs, if not its default.")
   flags.DEFINE_string(
     'output', None, 'Folder; WORKDIR/figures and WORKDIR/tables by default.'
   )

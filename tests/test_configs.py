@@ -394,9 +394,9 @@ def test_legatos_experiments_are_the_papers():
 
 def test_the_other_half_of_legatos_fig_5():
   runs = legato_figures.get_runs('cifar10')
-  assert list(runs) == [f'fig5_cifar10/{rule}' for rule in legato_figures.RULES]
+  assert list(runs) == [f'cifar10/fig5/{rule}' for rule in legato_figures.RULES]
   for name, config in runs.items():
-    rule = name.split('/')[1]
+    rule = name.split('/')[2]
     assert config.aggregator.name == {'fedavg': 'mean'}.get(rule, rule)
     assert (config.data.name, config.attack.num_byzantine) == ('cifar10', 11)
   with pytest.raises(ValueError, match="unknown scale 'emnist'"):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lca import report
+from lca import report, sweep
 
 LAYERS = ['params/Conv_0/bias', 'params/Dense_0/kernel']
 
@@ -176,5 +176,16 @@ def test_parameters_of_the_papers_networks(tmp_path):
   assert efficientnet[1][:2] == ('params/head/conv/kernel', '409,600')
   total = 5_288_548 - 1281 * 1000 + 1281 * 10 + 42_016
   assert efficientnet[-1][:2] == ('all', f'{total:,}')
-  with pytest.raises(ValueError, match='unknown model'):
+  with pytest.raises(ValueError, match='lca_1 shows networks, not runs'):
     report.draw('lca_1', tmp_path, tmp_path, prefix='reduced/')
+
+
+def test_a_scale_is_read_by_its_prefix(tmp_path):
+  runs = sweep.load('configs/legato_figures.py', 'cifar10')
+  for name in runs:
+    columns = {'round': [1, 2], 'test_accuracy': [0.5, 0.75]}
+    write_run(tmp_path, f'{name}/0', columns)
+  with pytest.raises(ValueError, match='holds no runs fig5/'):
+    report.draw('legato_5', tmp_path, tmp_path)
+  (table,) = report.draw('legato_5', tmp_path, tmp_path, 'cifar10/').values()
+  assert [row[0] for row in table[1:]] == ['fedavg', 'krum', 'legato', 'median']
