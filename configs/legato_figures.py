@@ -3,9 +3,12 @@
     python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
     python -m lca.report --figure=legato_5 --workdir=runs/legato
 
-There are 49 different runs a seed, of which two take eleven minutes on two CPU
+There are 51 different runs a seed, of which two take eleven minutes on two CPU
 cores with --jobs=2; Fig. 7's deep networks take half an hour. With
 --set=data.name=fashion_mnist they run where MNIST cannot be had.
+
+`iid_none` is no figure of the paper's: the four rules on IID data without an
+attack, which its section V compares in words.
 
 With --scale=cifar10, of both commands, come the runs of Fig. 5's other half.
 """
@@ -40,6 +43,8 @@ def _mnist():
     for rule in rules:
       runs[f'{figure}/{rule}'] = _config(f'{figure},{rule}')
 
+  for rule in RULES:
+    runs[f'iid_none/{rule}'] = _config(rule)
   runs['fig2/none'] = _config('fedavg')
   for sigma in (1, 20, 50, 100, 200):
     runs[f'fig2/sigma={sigma}'] = _config(

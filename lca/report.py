@@ -227,6 +227,7 @@ FIGURES = {
   'attacks': Spec(
     {'test accuracy, 3 Byzantine of 15': 'attacks'}, heat_map, (7, 6)
   ),
+  'legato_iid_none': Spec({'IID, no attack': 'iid_none'}, accuracy),
   'legato_2': Spec({'mean, 4 Gaussian attackers of 25': 'fig2'}, accuracy),
   'legato_3': Spec(
     {'IID': 'fig3_iid', 'one class per worker': 'fig3_non_iid'}, accuracy
