@@ -1,0 +1,168 @@
+"""What the layerwise cosine paper says of updates, looked up in real ones.
+
+    python -m benchmarks.updates --output=updates.json
+
+Rounds of the reduced Fashion-MNIST of `configs/tables.py` under layerwise
+cosine Krum, without an attack and under model replacement. Of the whole model
+and of each layer, in every round:
+
+- whether the median of all clients' norms, to which the cosine rules clip, lies
+  among the norms of the honest ones;
+- the spread of the honest updates, `sqrt(E |G - g|^2) / |g|` with g their mean.
+  Times eta(n, f) it is the sine of Krum's angle (Blanchard et al. 2017), which
+  the paper holds to be smaller by layer: the largest of the layers is compared
+  with the whole model's.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+import lca
+from benchmarks import record
+from configs import tables
+from lca import attacks, clients, data, host, models, optimizers
+from lca.aggregators import layer_names
+from lca.simulation import Simulation, population_from
+
+_ROUNDS = flags.DEFINE_integer('rounds', 30, 'Of each setting.', lower_bound=1)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'A JSON file for what was measured.'
+)
+
+F = 1
+WHOLE = 'whole model'
+
+
+def with_grams(rule: lca.Aggregator, n: int) -> lca.Aggregator:
+  """Of n clients; its state is the last round's Gram matrices by layer."""
+
+  def init(params):
+    return jnp.zeros((len(jax.tree.leaves(params)), n, n))
+
+  def update(updates, state, **brought):
+    del state
+    update, _ = rule.update(updates, (), **brought)
+    return update, jnp.stack([lca.gram(x) for x in jax.tree.leaves(updates)])
+
+  return lca.Aggregator(init, update)
+
+
+def rounds_of(config, num_rounds: int):
+  """Yields the Gram matrices by layer, and the Byzantine mask `[n]`."""
+  source, keys = config.data, config.client
+  federated = data.federate(
+    data.load(source.name, archive_dir=source.archive_dir),
+    partition=source.partition,
+    num_clients=source.num_clients,
+    min_examples=source.min_examples,
+    seed=config.seed,
+  )
+  classifier = models.Classifier(
+    models.CNN(10), federated.dataset.mean, federated.dataset.std
+  )
+  backend = jax.default_backend()
+  train = clients.LocalTraining(
+    losses=classifier.losses,
+    optimizer=optimizers.make(keys.optimizer, keys.learning_rate),
+    batch_size=keys.batch_size,
+    local_epochs=keys.local_epochs,
+    microbatch_size=clients.default_microbatch_size(backend),
+  )
+  population = population_from(config.server, config.attack, source.num_clients)
+  rule = lca.layerwise(lca.cosine(lca.krum))
+  simulation = Simulation(
+    data=federated,
+    population=population,
+    classifier=classifier,
+    train=train,
+    attack=attacks.make(config.attack),
+    aggregator=with_grams(
+      lca.stateless(rule, f=F), population.clients_per_round
+    ),
+    optimizer=optimizers.make('sgd', 1.0),
+    seed=config.seed,
+    mesh=clients.clients_mesh(),
+    chunk_size=clients.default_chunk_size(backend),
+    eval_batch_size=config.eval.batch_size,
+  )
+  state = simulation.init()
+  for i in range(num_rounds):
+    state, _ = simulation.run_round(state, i)
+    _, byzantine = population.sample(config.seed, i)
+    grams = np.asarray(state.aggregator, np.float64)
+    by_layer = dict(zip(layer_names(state.variables), grams, strict=True))
+    yield by_layer | {WHOLE: grams.sum(0)}, byzantine
+
+
+def looked_up(gram: np.ndarray, byzantine: np.ndarray) -> dict[str, float]:
+  """Norms and spread, from inner products `[n, n]`."""
+  norms, honest = np.sqrt(np.diagonal(gram)), ~byzantine
+  products = gram[np.ix_(honest, honest)]
+  square = products.mean()  # of the norm of their mean
+  count = len(products)
+  variance = (np.trace(products) - count * square) / (count - 1)
+  return {
+    'median norm': float(np.median(norms)),
+    'least honest': float(norms[honest].min()),
+    'largest honest': float(norms[honest].max()),
+    'spread': float(np.sqrt(variance / square)),
+  }
+
+
+def eta(n: int, f: int) -> float:
+  """Of Krum's angle (Blanchard et al. 2017, proposition 1)."""
+  inner = (f * (n - f - 2) + f**2 * (n - f - 1)) / (n - 2 * f - 2)
+  return float(np.sqrt(2 * (n - f + inner)))
+
+
+def said(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
+  """What was found, in words."""
+  cases = [found for layers in rounds for found in layers.values()]
+  among = sum(
+    x['least honest'] <= x['median norm'] <= x['largest honest'] for x in cases
+  )
+  whole = np.array([layers[WHOLE]['spread'] for layers in rounds])
+  largest = np.array(
+    [
+      max(x['spread'] for name, x in layers.items() if name != WHOLE)
+      for layers in rounds
+    ]
+  )
+  return [
+    f'the median norm lies among the honest in {among} of {len(cases)}',
+    f'spread, median of the rounds: {np.median(whole):.2f} of the whole model,'
+    f' {np.median(largest):.2f} of the layer with the largest',
+    f"which is larger than the whole model's in {np.sum(largest > whole)} of "
+    f'{len(rounds)} rounds',
+  ]
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'what is {argv[1:]}?')
+  host.use_all_cores()
+  runs, results = tables.get_runs('reduced'), {}
+  for attack in tables.ATTACKS:
+    config = runs[f'reduced/beyond_{attack}/fashion_mnist/fedavg']
+    results[attack] = [
+      {name: looked_up(gram, byzantine) for name, gram in grams.items()}
+      for grams, byzantine in rounds_of(config, _ROUNDS.value)
+    ]
+    print(attack, *said(results[attack]), sep='\n  ')
+  n = config.server.clients_per_round
+  print(f'eta({n}, {F}) = {eta(n, F):.2f}')
+  if _OUTPUT.value:
+    about = {
+      'environment': record.environment(with_others=False),
+      'rounds': results,
+    }
+    pathlib.Path(_OUTPUT.value).write_text(json.dumps(about, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
