@@ -1,0 +1,117 @@
+"""Depthwise convolutions beside XLA's own, in milliseconds a client's batch.
+
+    python -m benchmarks.depthwise --output=depthwise.json
+
+EfficientNet-B0's depthwise convolutions at 64-pixel images: a batch of 32, its
+output and both gradients, for several clients, each with its own kernel. They
+are taken in a loop, one after the other as clients train on a CPU device, and
+by `vmap`, as on an accelerator.
+"""
+
+import functools
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax import lax
+
+from benchmarks import record
+from lca.models import depthwise
+
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'A JSON file for what was measured.'
+)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each.', lower_bound=1)
+
+CLIENTS, BATCH = 4, 32
+# Side, channels, kernel and stride of one layer of each stage.
+LAYERS = [
+  (32, 32, 3, 1),
+  (32, 96, 3, 2),
+  (16, 144, 5, 2),
+  (8, 240, 3, 2),
+  (4, 480, 5, 1),
+  (4, 672, 5, 2),
+  (2, 1152, 3, 1),
+]
+
+
+def native(x, kernel, strides, padding):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[-1],
+  )
+
+
+def step(conv, strides, padding, x, kernel):
+  """What training takes of a layer: its output and both gradients."""
+  out, gradients = jax.vjp(lambda x, k: conv(x, k, strides, padding), x, kernel)
+  return jnp.sum(out), gradients(out)
+
+
+def in_turns(function):
+  return lambda x, kernel: lax.map(lambda pair: function(*pair), (x, kernel))
+
+
+def milliseconds(
+  layer: tuple[int, int, int, int],
+) -> dict[str, dict[str, list[float]]]:
+  """By way and form; they take turns."""
+  side, channels, size, stride = layer
+  low = (size - 1) // 2
+  keys = jax.random.split(jax.random.key(0))
+  x = jax.random.normal(keys[0], (CLIENTS, BATCH, side, side, channels))
+  kernel = jax.random.normal(keys[1], (CLIENTS, size, size, 1, channels))
+  calls = {}
+  for name, conv in (('lca', depthwise.conv), ('native', native)):
+    of_one = functools.partial(
+      step, conv, (stride, stride), ((low, low), (low, low))
+    )
+    for way, function in (
+      ('in turns', in_turns(of_one)),
+      ('vmap', jax.vmap(of_one)),
+    ):
+      calls[way, name] = jax.jit(function).lower(x, kernel).compile()
+  found = {}
+  for repeat in range(_REPEATS.value + 1):
+    for (way, name), call in calls.items():
+      start = time.perf_counter()
+      jax.block_until_ready(call(x, kernel))
+      seconds = time.perf_counter() - start
+      if repeat:  # the first is a warm-up
+        times = found.setdefault(way, {}).setdefault(name, [])
+        times.append(1000 * seconds / CLIENTS)
+  return found
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'what is {argv[1:]}?')
+  results = []
+  for layer in LAYERS:
+    found = milliseconds(layer)
+    results.append({'layer': layer, 'milliseconds': found})
+    for way, times in found.items():
+      own, other = (statistics.median(times[k]) for k in ('lca', 'native'))
+      name = '{}x{} {} channels, kernel {}, stride {}'.format(layer[0], *layer)
+      print(f'{name:44} {way:9} {own:7.1f} {other:8.1f} {other / own:6.1f} x')
+  if _OUTPUT.value:
+    about = {
+      'environment': record.environment(with_others=False),
+      'clients': CLIENTS,
+      'batch': BATCH,
+      'results': results,
+    }
+    pathlib.Path(_OUTPUT.value).write_text(json.dumps(about, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
