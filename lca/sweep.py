@@ -143,7 +143,7 @@ def run_all(
       done = before.finished(config.num_rounds) or _in_a_process(
         config, path, (job, jobs), stopping
       )
-      why = _end_of_log(path)
+      why = '' if done else _end_of_log(path)
     except (OSError, ValueError) as error:
       done, why = False, error
     finally:
