@@ -39,7 +39,7 @@ def base() -> ConfigDict:
   config.client.learning_rate = 1e-3
   config.client.batch_size = 256
   config.client.local_epochs = 10
-  _dtypes(config.client)
+  _of_all_clients(config.client)
 
   config.server = ConfigDict(servers()['sgd'])
   config.server.clients_per_round = 100
@@ -77,11 +77,13 @@ def federated_sgd(config: ConfigDict, batch_size: int) -> None:
   config.client.mode = 'gradient'
   config.client.batch_size = batch_size
   config.client.momentum = 0.0  # of the workers
-  _dtypes(config.client)
+  _of_all_clients(config.client)
 
 
-def _dtypes(client: ConfigDict) -> None:
-  """Adds 'float32', or 'bfloat16', which is smaller and rounds."""
+def _of_all_clients(client: ConfigDict) -> None:
+  """Adds the keys of both modes; a dtype is 'float32' or 'bfloat16'."""
+  # The share of a round's honest clients, on average, that do not answer.
+  client.drop_rate = 0.0
   # Of forward and backward passes. Parameters, optimisers and losses, and all
   # of the testing, are float32.
   client.dtype = 'float32'

@@ -197,7 +197,7 @@ def with_momentum(
   Args:
     momenta: stacked `[num_clients, ...]`, zeros before the first round.
     updates: stacked `[n, ...]`, of this round's clients.
-    client_ids: `[n]`, who they are.
+    client_ids: `[n]`, who they are; `num_clients` is nobody.
     momentum: :math:`\beta`.
 
   Returns:
@@ -213,7 +213,9 @@ def with_momentum(
     momenta,
     updates,
   )
-  momenta = jax.tree.map(lambda m, x: m.at[client_ids].set(x), momenta, sent)
+  momenta = jax.tree.map(
+    lambda m, x: m.at[client_ids].set(x, mode='drop'), momenta, sent
+  )
   return momenta, jax.tree.map(lambda s, x: s.astype(x.dtype), sent, updates)
 
 

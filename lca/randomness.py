@@ -20,6 +20,7 @@ class Purpose(enum.IntEnum):
   LABELS = 4
   ATTACK = 5
   AGGREGATE = 6
+  DROP = 7
 
 
 def key_for(seed: int, purpose: Purpose, *ids: int) -> jax.Array:

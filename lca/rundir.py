@@ -56,7 +56,11 @@ _FREE_KEYS = (
 # Keys that are younger than runs which others are compared with, and what those
 # did: without the key a config is the same run's as with this value, and has
 # the same id.
-_LATER = {'client.dtype': 'float32', 'client.update_dtype': 'float32'}
+_LATER = {
+  'client.dtype': 'float32',
+  'client.update_dtype': 'float32',
+  'client.drop_rate': 0.0,
+}
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 

@@ -54,12 +54,15 @@ class Population:
     num_attackers: Byzantine clients in the population.
     num_byzantine: how many of them take part in every round; None leaves it to
       the draw.
+    drop_rate: the chance that an honest client that was drawn does not answer;
+      attackers always do.
   """
 
   num_clients: int
   clients_per_round: int
   num_attackers: int = 0
   num_byzantine: int | None = 0
+  drop_rate: float = 0.0
 
   def __post_init__(self):
     n, attackers = self.clients_per_round, self.num_attackers
@@ -73,6 +76,8 @@ class Population:
         f'num_attackers={attackers} must lie between 0 and the population of '
         f'{self.num_clients} clients'
       )
+    if not 0 <= self.drop_rate < 1:
+      raise ValueError(f'drop_rate={self.drop_rate} must lie in [0, 1)')
     if self.num_byzantine is None:
       return
     if not 0 <= self.num_byzantine <= min(n, attackers):
@@ -114,6 +119,22 @@ class Population:
     ids = np.asarray(jax.random.permutation(shuffled, ids))
     return ids, attackers[ids]
 
+  def dropped(
+    self, seed: int, round_idx: int, byzantine: np.ndarray
+  ) -> np.ndarray:
+    """`[n]` mask of a round's clients that do not answer.
+
+    Args:
+      seed: of the run.
+      round_idx: of the round.
+      byzantine: `[n]` mask, from `sample`.
+    """
+    if not self.drop_rate:
+      return np.zeros(len(byzantine), bool)
+    key = key_for(seed, Purpose.DROP, round_idx)
+    draws = np.asarray(jax.random.uniform(key, byzantine.shape))
+    return (draws < self.drop_rate) & ~byzantine
+
 
 class ServerState(NamedTuple):
   """What the server carries from round to round.
@@ -151,6 +172,7 @@ class _Draw(NamedTuple):
   round_idx: int
   ids: np.ndarray
   byzantine: np.ndarray
+  dropped: np.ndarray
   clients: Future[tuple[ClientData, jax.Array]]
 
 
@@ -308,7 +330,9 @@ class Simulation:
   def more_metrics(self) -> list[str]:
     """The names of the metrics that not every run has, in their order."""
     state = self._shapes
-    metrics = ['floored'] if 'batch_stats' in state.variables else []
+    metrics = ['dropped'] if self._population.drop_rate else []
+    if 'batch_stats' in state.variables:
+      metrics.append('floored')
     if self._layers is None:
       return metrics
     names = layer_names(self._for_rule(state.variables), self._layers)
@@ -344,6 +368,7 @@ class Simulation:
         losses,
         ids,
         byzantine,
+        np.zeros_like(byzantine),
         self.data.num_examples[ids],
         key,
         key,
@@ -383,11 +408,12 @@ class Simulation:
 
     Returns:
       The new state, and `train_loss`, the mean local training loss of the
-      honest clients in nats, `byzantine`, how many attacked, `rejected`, how
-      many updates were not finite or too large to be (see `lca.geometry`),
-      `nonfinite`, how many entries of the aggregate are not finite, and
-      `more_metrics`: `floored`, how many running variances would have become
-      negative, and those of the layers where they were asked for.
+      honest clients that answered in nats, `byzantine`, how many attacked,
+      `rejected`, how many of the updates that came were not finite or too large
+      to be (see `lca.geometry`), `nonfinite`, how many entries of the aggregate
+      are not finite, and `more_metrics`: `dropped`, how many clients did not
+      answer, `floored`, how many running variances would have become negative,
+      and those of the layers where they were asked for.
     """
     draw, self._next = self._next, None
     if draw is None or draw.round_idx != round_idx:
@@ -406,6 +432,7 @@ class Simulation:
       losses,
       draw.ids,
       draw.byzantine,
+      draw.dropped,
       self.data.num_examples[draw.ids],
       key_for(self._seed, Purpose.ATTACK, round_idx),
       key_for(self._seed, Purpose.AGGREGATE, round_idx),
@@ -417,8 +444,9 @@ class Simulation:
 
   def _draw(self, round_idx: int) -> _Draw:
     ids, byzantine = self._population.sample(self._seed, round_idx)
+    dropped = self._population.dropped(self._seed, round_idx, byzantine)
     clients = self._reader.submit(self._read, ids, byzantine)
-    return _Draw(round_idx, ids, byzantine, clients)
+    return _Draw(round_idx, ids, byzantine, dropped, clients)
 
   def _read(self, ids: np.ndarray, byzantine: np.ndarray):
     """The clients' examples, and after them the server's, on the mesh.
@@ -468,6 +496,7 @@ class Simulation:
     losses,
     ids,
     byzantine,
+    dropped,
     num_examples,
     attack_key,
     key,
@@ -480,8 +509,10 @@ class Simulation:
       server_update = jax.tree.map(lambda u: u[n], updates)
     updates = jax.tree.map(lambda u: u[:n], updates)
     if self._momentum:
+      # Nobody's momentum is that of who does not answer.
+      trained = jnp.where(dropped, self._population.num_clients, ids)
       momenta, params = with_momentum(
-        momenta, updates['params'], ids, self._momentum
+        momenta, updates['params'], trained, self._momentum
       )
       updates = updates | {'params': params}
     for_rule = None if server_update is None else self._for_rule(server_update)
@@ -491,7 +522,7 @@ class Simulation:
         self._for_rule(updates),
         aggregator,
         key=key,
-        weights=num_examples.astype(jnp.float32),
+        weights=jnp.where(dropped, 0, num_examples).astype(jnp.float32),
         server_update=for_rule,
       )
       return update | self._statistics(updates, server_update), remembered
@@ -502,6 +533,8 @@ class Simulation:
       key=attack_key,
       aggregate=lambda updates: aggregate(updates)[0],
     )
+    if self._population.drop_rate:
+      updates = jax.tree.map(functools.partial(_without, dropped), updates)
     update, remembered = aggregate(updates)
     # Of rows that are stored in less than the model is.
     update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, variables)
@@ -510,14 +543,17 @@ class Simulation:
     params = variables['params']
     step, opt_state = self._optimizer.update(gradient, opt_state, params)
     variables = variables | {'params': optax.apply_updates(params, step)}
-    honest, squares = ~byzantine, geometry.norms_gram(updates)
+    rejected = geometry.rejected_rows(geometry.norms_gram(updates))
     counts = {
       'byzantine': jnp.sum(byzantine),
-      'rejected': jnp.sum(geometry.rejected_rows(squares)),
+      'rejected': jnp.sum(rejected & ~dropped),
       'nonfinite': sum(
         jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(update)
       ),
     }
+    if self._population.drop_rate:
+      counts['dropped'] = jnp.sum(dropped)
+    honest = ~(byzantine | dropped)
     values = [jnp.sum(jnp.where(honest, losses[:n], 0)) / jnp.sum(honest)]
     if 'batch_stats' in variables:
       moved = jax.tree.map(
@@ -562,6 +598,12 @@ class Simulation:
       'test_loss': float(loss) / size,
       'test_accuracy': float(correct) / size,
     }
+
+
+def _without(dropped, rows):
+  """Rows of NaN in place of those that do not come."""
+  column = dropped.reshape(-1, *[1] * (rows.ndim - 1))
+  return jnp.where(column, jnp.nan, rows)
 
 
 def _placed(x, sharding):
@@ -631,7 +673,10 @@ def _tester(classifier, mesh):
 
 
 def population_from(
-  server: Mapping[str, Any], attack: Mapping[str, Any], num_clients: int
+  server: Mapping[str, Any],
+  attack: Mapping[str, Any],
+  num_clients: int,
+  drop_rate: float = 0.0,
 ) -> Population:
   """Reads a Population from `config.server` and `config.attack`.
 
@@ -642,7 +687,7 @@ def population_from(
   """
   n = server['clients_per_round']
   if attack['name'] == 'none':
-    return Population(num_clients, n)
+    return Population(num_clients, n, drop_rate=drop_rate)
   if attack['sampled'] == ('num_byzantine' in attack):
     raise ValueError(
       'either attack.sampled, and the draw decides how many attack, or '
@@ -652,4 +697,4 @@ def population_from(
   attackers = attack['num_attackers']
   if attackers is None:
     attackers = num_clients // 5
-  return Population(num_clients, n, attackers, num_byzantine)
+  return Population(num_clients, n, attackers, num_byzantine, drop_rate)

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import math
 import os
 import sys
 import time
@@ -18,7 +19,12 @@ from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.checkpoints import Checkpoints
 from lca.rundir import Onlooker, Row, RunDirectory, summarize
-from lca.simulation import ServerState, Simulation, population_from
+from lca.simulation import (
+  Population,
+  ServerState,
+  Simulation,
+  population_from,
+)
 
 
 class Experiment(NamedTuple):
@@ -88,12 +94,15 @@ def set_up(
   num_clients = config.data.num_clients
   if num_clients is None:  # to be found in the data, of any size as yet
     num_clients = sys.maxsize
-  population_from(config.server, config.attack, num_clients)
+  population = _population(config, num_clients)
   _check_layers(config)
   mesh = clients.clients_mesh(config.parallel.mesh)
   _check_aggregator(
-    aggregator, config.server.clients_per_round, config.data.root_examples > 0
+    aggregator,
+    population.clients_per_round,
+    config.data.root_examples > 0,
   )
+  _check_without_the_dropped(config, aggregator, population)
   weights = config.model.get('pretrained', '')
   if weights:
     weights = models.find_pretrained(weights)
@@ -108,7 +117,7 @@ def set_up(
     chunk_size = clients.default_chunk_size(jax.default_backend())
   simulation = Simulation(
     data=data,
-    population=population_from(config.server, config.attack, data.num_clients),
+    population=_population(config, data.num_clients),
     classifier=classifier,
     train=_clients_part(config, classifier),
     attack=attack,
@@ -211,7 +220,8 @@ def _not_finite(simulation: Simulation, row: Row) -> str:
   attackers = f'the attackers were clients {ids}' if ids else 'nobody attacked'
   return (
     f'in round {row["round"]} the aggregate has {row["nonfinite"]} entries '
-    f'that are not finite; {row["rejected"]} updates were not, or too large; '
+    f'that are not finite; {row["rejected"]} updates were not, or too large, '
+    f'and {row.get("dropped", 0)} did not come; '
     f'{attackers}. With train.on_nonfinite=continue the run goes on'
   )
 
@@ -288,6 +298,44 @@ def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
     )
 
 
+def _check_without_the_dropped(
+  config: ConfigDict, aggregator: Aggregator, population: Population
+) -> None:
+  """Runs the rule without as many clients as will not answer on average."""
+  attack, n = population.num_byzantine or 0, population.clients_per_round
+  missing = math.ceil(population.drop_rate * (n - attack))
+  if not missing:
+    return
+  f, rate = config.aggregator.get('f', n), population.drop_rate
+  if f < missing + attack:
+    raise ValueError(
+      f'aggregator.f={f} is too small for client.drop_rate={rate}: of the {n} '
+      f'clients of a round {attack} attack, and about {missing} do not answer'
+    )
+  answered = jnp.arange(n) >= missing
+  rows = jax.random.normal(jax.random.key(0), (n, 1))
+  update, _ = aggregator.update(
+    jnp.where(answered[:, None], rows, jnp.nan),
+    aggregator.init(rows[0]),
+    key=jax.random.key(0),
+    weights=answered.astype(jnp.float32),
+    server_update=rows[0] if config.data.root_examples else None,
+  )
+  if not jnp.all(jnp.isfinite(update)):
+    name = config.aggregator.name
+    hint = " unless aggregator.weights='examples'" if name == 'mean' else ''
+    raise ValueError(
+      f'client.drop_rate={rate}: {name} does not go without {missing} of {n} '
+      f'clients{hint}'
+    )
+
+
+def _population(config: ConfigDict, num_clients: int) -> Population:
+  return population_from(
+    config.server, config.attack, num_clients, config.client.drop_rate
+  )
+
+
 def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
   keys = config.data.to_dict()
   options = ('archive_dir', 'data_dir', 'image_size')
@@ -340,7 +388,13 @@ def _clients_part(
 
 
 _DTYPES = ('float32', 'bfloat16')
-_ALL_CLIENTS_KEYS = {'mode', 'batch_size', 'dtype', 'update_dtype'}
+_ALL_CLIENTS_KEYS = {
+  'mode',
+  'batch_size',
+  'drop_rate',
+  'dtype',
+  'update_dtype',
+}
 _CLIENT_KEYS = {
   'training': {'optimizer', 'learning_rate', 'local_epochs'},
   'gradient': {'momentum'},

@@ -170,6 +170,7 @@ def test_fashion_mnist_is_the_papers():
     'learning_rate': 1e-3,
     'batch_size': 256,
     'local_epochs': 10,
+    'drop_rate': 0.0,
     'dtype': 'float32',
     'update_dtype': 'float32',
   }
@@ -364,6 +365,7 @@ def test_legatos_experiments_are_the_papers():
     'mode': 'gradient',
     'batch_size': 50,
     'momentum': 0.0,
+    'drop_rate': 0.0,
     'dtype': 'float32',
     'update_dtype': 'float32',
   }

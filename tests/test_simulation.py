@@ -91,6 +91,21 @@ def test_sampled_attackers_come_as_the_draw_gives_them():
   assert abs(np.mean(counts) - 7 / 3) < 5 * 0.84 / np.sqrt(300)
 
 
+def test_honest_clients_alone_do_not_answer():
+  population = dataclasses.replace(POPULATION, drop_rate=0.3)
+  counts = np.zeros(7)
+  for round_idx in range(300):
+    _, byzantine = population.sample(3, round_idx)
+    dropped = population.dropped(3, round_idx, byzantine)
+    assert not np.any(dropped & byzantine)
+    np.testing.assert_array_equal(
+      dropped, population.dropped(3, round_idx, byzantine)
+    )
+    counts += dropped
+  # 5 of 7 are honest: 64 of 300 each, with a deviation of 7.
+  assert np.all(np.abs(counts - 300 * 0.3 * 5 / 7) < 35)
+
+
 @pytest.mark.parametrize(
   ('numbers', 'message'),
   [
@@ -100,6 +115,7 @@ def test_sampled_attackers_come_as_the_draw_gives_them():
     ((10, 5, 3, 4), 'num_byzantine=4'),
     ((10, 5, 8, 6), 'num_byzantine=6'),
     ((10, 8, 4, 1), r'7 honest clients, but there are 6'),
+    ((10, 8, 0, 0, 1.0), r'drop_rate=1.0 must lie in \[0, 1\)'),
   ],
 )
 def test_populations_that_cannot_be(numbers, message):
@@ -107,13 +123,23 @@ def test_populations_that_cannot_be(numbers, message):
     Population(*numbers)
 
 
-def test_a_round_is_its_parts(data):
+@pytest.mark.parametrize('drop_rate', [0.0, 0.5])
+def test_a_round_is_its_parts(data, drop_rate):
   attack = attacks.make({'name': 'label_flipping', 'boost': 3.0})
-  sim = simulation(data, attack=attack, devices=2)
+  population = dataclasses.replace(POPULATION, drop_rate=drop_rate)
+  sim = simulation(
+    data,
+    population=population,
+    attack=attack,
+    aggregator=lca.stateless(lca.mean),
+    devices=2,
+  )
   before = sim.init()
   after, metrics = sim.run_round(before, 4)
 
-  ids, byzantine = POPULATION.sample(3, 4)
+  ids, byzantine = population.sample(3, 4)
+  dropped = population.dropped(3, 4, byzantine)
+  assert dropped.any() == (drop_rate > 0)
   clients = data.gather(ids)
   labels = attacks.flip_labels(
     clients.labels,
@@ -123,26 +149,29 @@ def test_a_round_is_its_parts(data):
     key=key_for(3, Purpose.LABELS),
   )
   total, losses = jax.tree.map(jnp.zeros_like, before.variables), []
+  weights = clients.num_examples * ~dropped
   for row, client_id in enumerate(ids):
     one = datasets.ClientData(
       clients.images[row], labels[row], clients.num_examples[row]
     )
     key = key_for(3, Purpose.TRAIN, 4, client_id)
     update, loss = jax.jit(TRAIN)(before.variables, one, key)
-    boost = 3.0 if byzantine[row] else 1.0
+    boost = (3.0 if byzantine[row] else 1.0) * weights[row] / sum(weights)
     boosted = jax.tree.map(jnp.array(boost).__mul__, update)
     total = jax.tree.map(jnp.add, total, boosted)
     losses.append(float(loss))
 
-  expected = jax.tree.map(lambda v, t: v + t / 7, before.variables, total)
+  expected = jax.tree.map(jnp.add, before.variables, total)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     after.variables,
     expected,
   )
-  honest = np.mean(np.array(losses)[~byzantine])
+  honest = np.mean(np.array(losses)[~byzantine & ~dropped])
   np.testing.assert_allclose(metrics['train_loss'], honest, rtol=1e-5)
-  assert metrics['byzantine'] == 2
+  assert (metrics['byzantine'], metrics['rejected']) == (2, 0)
+  assert metrics.get('dropped', 0) == dropped.sum()
+  assert sim.more_metrics == (['dropped'] if drop_rate else [])
 
 
 @pytest.mark.parametrize(('devices', 'chunk_size'), [(4, 1), (2, 3)])
@@ -444,6 +473,24 @@ def test_workers_momentum_is_part_of_the_state(data):
     step(state, start)['params'],
     mean,
   )
+
+
+def test_who_does_not_answer_keeps_its_momentum(data):
+  population = dataclasses.replace(POPULATION, drop_rate=0.5)
+  sim = simulation(
+    data,
+    population=population,
+    aggregator=lca.stateless(lca.median),
+    momentum=0.75,
+  )
+  state, metrics = sim.run_round(sim.init(), 0)
+  ids, byzantine = population.sample(3, 0)
+  dropped = population.dropped(3, 0, byzantine)
+  assert 0 < metrics['dropped'] < 4  # a median of numbers is one
+  moved = np.zeros(population.num_clients, bool)
+  for leaf in jax.tree.leaves(state.momenta):
+    moved |= np.any(np.asarray(leaf), axis=tuple(range(1, leaf.ndim)))
+  np.testing.assert_array_equal(np.flatnonzero(moved), sorted(ids[~dropped]))
 
 
 def test_what_is_remembered_is_written_to_in_place(data):

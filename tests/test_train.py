@@ -294,6 +294,30 @@ def test_a_robust_rule_reports_whom_it_rejected(tmp_path):
   )
 
 
+def test_clients_that_do_not_answer_are_counted_apart(tmp_path):
+  changes = {'client.drop_rate': 0.2, 'aggregator.f': 6, 'parallel.mesh': 3}
+  train.train_and_evaluate(config('krum,non_finite', **changes), tmp_path)
+  found = rows(tmp_path)
+  assert [row['rejected'] for row in found] == ['1', '1', '1']
+  assert [row['nonfinite'] for row in found] == ['0', '0', '0']
+  assert 0 < sum(int(row['dropped']) for row in found) < 18
+
+
+@pytest.mark.parametrize(
+  ('presets', 'f', 'message'),
+  [
+    ('krum', 2, r'f=2 is too small .* 0 attack, and about 3 do not answer'),
+    ('krum,sign_flip', 3, r'f=3 is too small .* of the 15 .* 1 attack'),
+    ('fedavg', None, r"mean does not go without 3 of 15 .*='examples'"),
+    ('monna', 3, 'monna does not go without 3 of 15 clients'),
+  ],
+)
+def test_rules_that_need_every_answer(tmp_path, presets, f, message):
+  changes = {'client.drop_rate': 0.2} | ({'aggregator.f': f} if f else {})
+  with pytest.raises(ValueError, match=message):
+    train.set_up(config(presets, **changes), tmp_path)
+
+
 def test_a_run_killed_before_its_first_round_can_start_again(
   straight, tmp_path, monkeypatch
 ):
