@@ -16,18 +16,20 @@ and of each layer, in every round:
 
 import json
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict
 
 import lca
 from benchmarks import record
 from configs import tables
-from lca import attacks, clients, data, host, models, optimizers
-from lca.aggregators import layer_names
-from lca.simulation import Simulation, population_from
+from lca import host, train
+from lca.aggregators import AGGREGATORS, layer_names
+from lca.simulation import population_from
 
 _ROUNDS = flags.DEFINE_integer('rounds', 30, 'Of each setting.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string(
@@ -38,57 +40,33 @@ F = 1
 WHOLE = 'whole model'
 
 
-def with_grams(rule: lca.Aggregator, n: int) -> lca.Aggregator:
+def krum_with_grams(n: int) -> lca.Aggregator:
   """Of n clients; its state is the last round's Gram matrices by layer."""
+  rule = lca.layerwise(lca.cosine(lca.krum))
 
   def init(params):
     return jnp.zeros((len(jax.tree.leaves(params)), n, n))
 
   def update(updates, state, **brought):
-    del state
-    update, _ = rule.update(updates, (), **brought)
-    return update, jnp.stack([lca.gram(x) for x in jax.tree.leaves(updates)])
+    del state, brought
+    grams = [lca.gram(x) for x in jax.tree.leaves(updates)]
+    return rule(updates, f=F), jnp.stack(grams)
 
   return lca.Aggregator(init, update)
 
 
-def rounds_of(config, num_rounds: int):
+AGGREGATORS[krum_with_grams.__name__] = krum_with_grams
+
+
+def rounds_of(config: ConfigDict, num_rounds: int):
   """Yields the Gram matrices by layer, and the Byzantine mask `[n]`."""
-  source, keys = config.data, config.client
-  federated = data.federate(
-    data.load(source.name, archive_dir=source.archive_dir),
-    partition=source.partition,
-    num_clients=source.num_clients,
-    min_examples=source.min_examples,
-    seed=config.seed,
-  )
-  classifier = models.Classifier(
-    models.CNN(10), federated.dataset.mean, federated.dataset.std
-  )
-  backend = jax.default_backend()
-  train = clients.LocalTraining(
-    losses=classifier.losses,
-    optimizer=optimizers.make(keys.optimizer, keys.learning_rate),
-    batch_size=keys.batch_size,
-    local_epochs=keys.local_epochs,
-    microbatch_size=clients.default_microbatch_size(backend),
-  )
-  population = population_from(config.server, config.attack, source.num_clients)
-  rule = lca.layerwise(lca.cosine(lca.krum))
-  simulation = Simulation(
-    data=federated,
-    population=population,
-    classifier=classifier,
-    train=train,
-    attack=attacks.make(config.attack),
-    aggregator=with_grams(
-      lca.stateless(rule, f=F), population.clients_per_round
-    ),
-    optimizer=optimizers.make('sgd', 1.0),
-    seed=config.seed,
-    mesh=clients.clients_mesh(),
-    chunk_size=clients.default_chunk_size(backend),
-    eval_batch_size=config.eval.batch_size,
+  config = config.copy_and_resolve_references().unlock()
+  n = config.server.clients_per_round
+  config.aggregator = {'name': krum_with_grams.__name__, 'n': n}
+  with tempfile.TemporaryDirectory() as workdir:
+    simulation = train.set_up(config, workdir).simulation
+  population = population_from(
+    config.server, config.attack, config.data.num_clients
   )
   state = simulation.init()
   for i in range(num_rounds):
