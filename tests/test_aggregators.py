@@ -591,10 +591,10 @@ def test_a_median_among_many_has_a_derivative():
   x = jnp.array([[0.0], [1], [2], [3]])
   one = jnp.ones((4, 1))
   rule = functools.partial(lca.geometric_median, tol=1e-6)
-  gradient = jax.grad(lambda x: rule(x)[0])(x)
+  gradient = jax.jit(jax.grad(lambda x: rule(x)[0]))(x)
   assert np.all(np.isfinite(gradient))
   # All rows moved alike move it, too, wherever it lies.
-  moved = jax.jvp(rule, (x,), (one,))[1]
+  moved = jax.jit(lambda x: jax.jvp(rule, (x,), (one,))[1])(x)
   np.testing.assert_allclose(moved, [1], rtol=1e-4)
 
 
@@ -625,7 +625,7 @@ def test_caf_that_filters_nobody_is_the_mean():
 @pytest.mark.parametrize('n', [5, 12, 25])
 def test_caf_follows_the_oracle(n):
   x = reference.stack('leaf', n)
-  for f in range(1, (n + 1) // 2):
+  for f in sorted({1, n // 4, (n - 1) // 2}):
     x[0] += 20
     out = lca.caf(jnp.asarray(x), f=f)
     rows = x.astype(float)
