@@ -59,6 +59,20 @@ def simulation(data, devices=1, **changes):
   return Simulation(**(parts | changes))
 
 
+@pytest.mark.parametrize('shape', [(), (0, 3), (6,), (3, 3, 1, 4), (2, 65537)])
+def test_keys_draw_what_jaxs_own_would(shape):
+  key = jax.random.key(5, impl='threefry2x32')
+  for i in (Purpose.TRAIN, 2, 8):
+    key = jax.random.fold_in(key, i)
+  own = key_for(5, Purpose.TRAIN, 2, 8)
+  for draw in (jax.random.bits, jax.random.normal):
+    np.testing.assert_array_equal(draw(own, shape), draw(key, shape))
+    rows = jax.vmap(functools.partial(draw, shape=shape))
+    np.testing.assert_array_equal(
+      rows(jax.random.split(own, 3)), rows(jax.random.split(key, 3))
+    )
+
+
 def test_sampling_draws_exactly_the_byzantine_asked_for():
   attackers = POPULATION.attackers(seed=3)
   assert attackers.sum() == 4
