@@ -418,7 +418,24 @@ def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
     raise ValueError(
       f'weights must be one a client, ({n},) or (k, {n}), got {shape}'
     )
+  weights = made_once(jnp.asarray(weights))
   return jax.tree.map(functools.partial(_mixed, weights), updates)
+
+
+@jax.jit
+def made_once(x: jax.Array) -> jax.Array:
+  """Returns x, made before it is used.
+
+  XLA's CPU backend fuses what is cheap into each of its uses, which may be one
+  a leaf, and compiles it as often. It does not fuse a sort, even of what is in
+  order.
+  """
+
+  def in_order(x):
+    place = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return lax.sort_key_val(place, x)[1]
+
+  return lax.platform_dependent(x, cpu=in_order, default=lambda x: x)
 
 
 @jax.custom_jvp
@@ -454,9 +471,9 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
   # XLA's CPU backend sums the rows of a large leaf column by column, which is
   # slow. So it walks over those in use, which are few when a rule selects.
   def walk():
-    order = jnp.argsort(weights == 0, stable=True)
-    order = jnp.concatenate([order, jnp.full(_ROWS, order[-1])])
-    w = weights[order].at[len(weights) :].set(0)
+    padded = jnp.pad(weights, (0, _ROWS))
+    number = jnp.arange(len(padded))
+    _, order, w = lax.sort((padded == 0, number, padded), num_keys=1)
 
     # Traced for every shape: indexing by brackets would take twice as long.
     at = functools.partial(

@@ -13,6 +13,7 @@ from lca import data as datasets
 from lca.clients import LocalTraining, clients_mesh, with_momentum
 from lca.models import CNN, Classifier, EfficientNet
 from lca.models.efficientnet import Stage
+from lca.randomness import Purpose, key_for
 from lca.simulation import Population, Simulation
 
 # The largest relative error of rounding to bfloat16's 8 bits.
@@ -152,7 +153,7 @@ def rounds(data):
   model, shape = classifier(dtype=None), (8, 8, 1)
   clients = jax.vmap(local(local_epochs=1), (None, 0, 0))
   keys = jax.random.split(jax.random.key(1), 20)
-  variables = model.init(jax.random.key(0), shape)
+  variables = model.init(key_for(0, Purpose.INIT), shape)
   updates, _ = jax.jit(clients)(variables, data.gather(range(20)), keys)
   rng = np.random.default_rng(0)
   ids = np.stack([rng.permutation(20)[:N] for _ in range(DRAWS)])

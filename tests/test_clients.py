@@ -21,6 +21,7 @@ from lca.clients import (
 )
 from lca.data import ClientData
 from lca.models import CNN, Classifier
+from lca.randomness import Purpose, key_for
 
 SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
 CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
@@ -57,7 +58,7 @@ def client_data(padded_to=16):
 
 
 def variables():
-  return CLASSIFIER.init(jax.random.key(0), (8, 8, 1))
+  return CLASSIFIER.init(key_for(0, Purpose.INIT), (8, 8, 1))
 
 
 def mean_loss(params, images, labels):
@@ -272,7 +273,7 @@ NORMALIZED = Classifier(Normalized(3), (8.0,), (8.0,))
 
 
 def normalized_variables():
-  return NORMALIZED.init(jax.random.key(0), (8, 8, 1))
+  return NORMALIZED.init(key_for(0, Purpose.INIT), (8, 8, 1))
 
 
 @jax.jit

@@ -27,6 +27,7 @@ from lca.models import (
   load_pretrained,
 )
 from lca.models.efficientnet import B0, Stage
+from lca.randomness import Purpose, key_for
 
 TINY = EfficientNet(3, stages=(Stage(1, 3, 1, 32, 1), Stage(2, 5, 2, 8, 2)))
 KEYS = jax.random.split(jax.random.key(3), 4)
@@ -532,8 +533,10 @@ def test_a_classifier_starts_from_them(tmp_path):
   path = write_safetensors(tmp_path / 'w.safetensors', tensors)
   module = EfficientNet(7, stages=B0[:1])
   classifier = Classifier(module, (127.0,), (128.0,), pretrained=path)
-  drawn = Classifier(module, (127.0,), (128.0,)).init(KEYS[0], (32, 32, 3))
-  got = classifier.init(KEYS[0], (32, 32, 3))
+  drawn = Classifier(module, (127.0,), (128.0,)).init(
+    key_for(0, Purpose.INIT), (32, 32, 3)
+  )
+  got = classifier.init(key_for(0, Purpose.INIT), (32, 32, 3))
   jax.tree.map(np.testing.assert_array_equal, got, load_pretrained(drawn, path))
   np.testing.assert_array_equal(
     got['batch_stats']['stem']['norm']['mean'],

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from lca.models import layers, pooling, winograd
+from lca.randomness import Purpose, key_for
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
@@ -34,6 +35,10 @@ def arrays(batch, channels, features, size=8, kernel=3):
   x = rng.normal(size=(batch, size, size, channels))
   k = rng.normal(size=(kernel, kernel, channels, features))
   return jnp.asarray(x, 'float32'), jnp.asarray(k, 'float32')
+
+
+def normals(*shape):
+  return jnp.float32(np.random.default_rng(1).normal(size=shape))
 
 
 def value_and_gradients(conv, x, kernel, padding, stride=(1, 1), groups=1):
@@ -78,7 +83,7 @@ def test_conv_and_its_gradients_equal_xlas(batch, channels, kernel, padding):
 def test_conv_under_vmap_and_in_a_loop_equals_one_by_one():
   x, _ = arrays(15, 3, 4)
   x = x.reshape(5, 3, 8, 8, 3)
-  kernels = jax.random.normal(jax.random.key(9), (5, 3, 3, 3, 4))
+  kernels = normals(5, 3, 3, 3, 4)
 
   def step(x, kernel):
     def body(_, kernel):
@@ -211,7 +216,7 @@ def test_flax_takes_conv_through_its_door(options):
   x, _ = arrays(3, 4, 8)
   plain = nn.Conv(8, (3, 3), **options)
   ours = nn.Conv(8, (3, 3), conv_general_dilated=layers.conv, **options)
-  variables = plain.init(jax.random.key(0), x)
+  variables = plain.init(key_for(0, Purpose.INIT), x)
   np.testing.assert_allclose(
     ours.apply(variables, x), plain.apply(variables, x), **CLOSE
   )
@@ -310,7 +315,7 @@ def test_conv_max_pool_goes_through_flaxs_door(channels, size):
   x, _ = arrays(3, channels, 1, size=size)
   plain = nn.Conv(64, (3, 3))
   ours = nn.Conv(64, (3, 3), conv_general_dilated=layers.conv_max_pool)
-  variables = plain.init(jax.random.key(0), x)
+  variables = plain.init(key_for(0, Purpose.INIT), x)
   variables['params']['bias'] += 0.5
 
   def last(variables, x):
@@ -337,7 +342,7 @@ def test_conv_max_pool_goes_through_flaxs_door(channels, size):
 def test_conv_max_pool_under_vmap_equals_one_by_one():
   x, _ = arrays(4, 32, 1, size=16)
   x = x.reshape(2, 2, *x.shape[1:])
-  kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 32, 64))
+  kernels = normals(2, 3, 3, 32, 64)
 
   def gradients(x, kernel):
     return value_and_gradients(layers.conv_max_pool, x, kernel, 'SAME')

@@ -12,6 +12,7 @@ from configs import digits, legato_cifar10, legato_mnist
 from lca import models
 from lca.models import CNN, Classifier
 from lca.models.layers import dropout
+from lca.randomness import Purpose, key_for
 
 
 def sizes(variables):
@@ -86,7 +87,7 @@ def test_a_test_drops_nothing_out():
   module = CNN(3, features=(2, 2), hidden=(4,), dropout=(0.5, 0.5))
   plain = CNN(3, features=(2, 2), hidden=(4,))
   images = np.ones((2, 8, 8, 1), np.float32)
-  variables = module.init(jax.random.key(0), images)
+  variables = module.init(key_for(0, Purpose.INIT), images)
   np.testing.assert_array_equal(
     module.apply(variables, images), plain.apply(variables, images)
   )
@@ -115,7 +116,7 @@ def test_impossible_options(key, value):
 
 def test_classifier_normalises_and_scores():
   classifier = Classifier(CNN(3, features=(2, 2), hidden=(4,)), (8.0,), (4.0,))
-  variables = classifier.init(jax.random.key(0), (8, 8, 1))
+  variables = classifier.init(key_for(0, Purpose.INIT), (8, 8, 1))
   rng = np.random.default_rng(0)
   images = rng.integers(0, 17, (5, 8, 8, 1)).astype(np.uint8)
   labels = rng.integers(0, 3, 5)

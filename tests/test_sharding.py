@@ -27,11 +27,11 @@ def tree(width=1024):
     'tied': (6, 5),  # nothing of it is divided by 4
     'bias': (12,),
   }
-  keys = jax.random.split(jax.random.key(0), len(shapes))
+  rng = np.random.default_rng(0)
   return {
-    name: jax.random.normal(key, (N, *shape))
+    name: jnp.float32(rng.normal(size=(N, *shape)))
     * (1 + jnp.arange(N)[:, None] if not shape[1:] else 1)
-    for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    for name, shape in shapes.items()
   }
 
 

@@ -142,6 +142,7 @@ class GramRule(Rule):
     """One batch of `[n, n]` problems instead of one trace a layer."""
     grams = jnp.stack([GRAMS[self.needs](layer) for layer in layers])
     verdicts = jax.vmap(functools.partial(self.weigh, **hyper))(grams)
+    verdicts = jax.tree.map(geometry.made_once, verdicts)
     updates = self.combine(layers, verdicts, **hyper)
     return updates, jax.vmap(Verdict.info)(verdicts, grams)
 
