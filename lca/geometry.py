@@ -418,24 +418,32 @@ def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
     raise ValueError(
       f'weights must be one a client, ({n},) or (k, {n}), got {shape}'
     )
-  weights = made_once(jnp.asarray(weights))
   return jax.tree.map(functools.partial(_mixed, weights), updates)
 
 
-@jax.jit
-def made_once(x: jax.Array) -> jax.Array:
-  """Returns x, made before it is used.
+# What brackets do, traced in half the time.
+_at = functools.partial(
+  lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False
+)
 
-  XLA's CPU backend fuses what is cheap into each of its uses, which may be one
-  a leaf, and compiles it as often. It does not fuse a sort, even of what is in
-  order.
+
+@jax.jit
+def rows_of(x: jax.Array) -> list[jax.Array]:
+  """The rows of `[k, ...]` numbers, for k sums of which each takes one.
+
+  XLA's CPU backend would fuse what makes them into every sum, and compile it
+  as often: it does not fuse a sort, even of what is in order. And it compiles
+  equal programs once: sums of equal leaves become such, as the number of the
+  row is read from a place that it does not know.
   """
 
-  def in_order(x):
+  def looked_up(x):
     place = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    return lax.sort_key_val(place, x)[1]
+    place, x = lax.sort_key_val(place, x)
+    first = place[(0,) * x.ndim]
+    return [_at(x, _at(jnp.array([k, -1]), first)) for k in range(len(x))]
 
-  return lax.platform_dependent(x, cpu=in_order, default=lambda x: x)
+  return lax.platform_dependent(x, cpu=looked_up, default=list)
 
 
 @jax.custom_jvp
@@ -475,15 +483,10 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     number = jnp.arange(len(padded))
     _, order, w = lax.sort((padded == 0, number, padded), num_keys=1)
 
-    # Traced for every shape: indexing by brackets would take twice as long.
-    at = functools.partial(
-      lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False
-    )
-
     def step(i, total):
       for j in range(_ROWS):
         k = i * _ROWS + j
-        weight, row = at(w, k), at(rows, at(order, k)).astype(total.dtype)
+        weight, row = _at(w, k), _at(rows, _at(order, k)).astype(total.dtype)
         total += jnp.where(weight != 0, weight * row, 0)
       return total
 

@@ -142,7 +142,6 @@ class GramRule(Rule):
     """One batch of `[n, n]` problems instead of one trace a layer."""
     grams = jnp.stack([GRAMS[self.needs](layer) for layer in layers])
     verdicts = jax.vmap(functools.partial(self.weigh, **hyper))(grams)
-    verdicts = jax.tree.map(geometry.made_once, verdicts)
     updates = self.combine(layers, verdicts, **hyper)
     return updates, jax.vmap(Verdict.info)(verdicts, grams)
 
@@ -171,7 +170,8 @@ def _held(weigh: Callable[..., Verdict]) -> Callable[..., Verdict]:
 
 def _mix_layers(layers, verdicts, **hyper):
   del hyper
-  return list(map(geometry.mix, layers, verdicts.scaled_weights))
+  weights = geometry.rows_of(verdicts.scaled_weights)
+  return list(map(geometry.mix, layers, weights))
 
 
 def gram_rule(weigh: Callable[..., Verdict]) -> GramRule:

@@ -23,14 +23,17 @@ def _of_selected(
   """Takes a statistic of the selected rows; fewer than `count` are averaged."""
   selected = verdicts.weights > 0
   factors = 1 if verdicts.factors is None else verdicts.factors
-  weights = jnp.where(selected, factors, jnp.nan)
+  weights = geometry.rows_of(jnp.where(selected, factors, jnp.nan))
   leaves, treedef = jax.tree.flatten(layers)
   each = [
-    weights[i] for i, layer in enumerate(layers) for _ in jax.tree.leaves(layer)
+    row
+    for row, layer in zip(weights, layers, strict=True)
+    for _ in jax.tree.leaves(layer)
   ]
   taken = columns.take(statistic, leaves, each)
   taken = jax.tree.unflatten(treedef, taken)
-  means = map(geometry.mix, layers, verdicts.scaled_weights)
+  shares = geometry.rows_of(verdicts.scaled_weights)
+  means = map(geometry.mix, layers, shares)
   enough = jnp.sum(selected, axis=1) == count
   return [
     jax.tree.map(functools.partial(jnp.where, all_there), of_all, mean)
