@@ -483,15 +483,17 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     number = jnp.arange(len(padded))
     _, order, w = lax.sort((padded == 0, number, padded), num_keys=1)
 
+    def weighed(k):
+      weight, row = _at(w, k), _at(rows, _at(order, k)).astype(w.dtype)
+      return jnp.where(weight != 0, weight * row, 0)
+
     def step(i, total):
-      for j in range(_ROWS):
-        k = i * _ROWS + j
-        weight, row = _at(w, k), _at(rows, _at(order, k)).astype(total.dtype)
-        total += jnp.where(weight != 0, weight * row, 0)
+      for k in range(1, _ROWS + 1):
+        total += weighed(i * _ROWS + k)
       return total
 
-    steps = -(-jnp.sum(weights != 0) // _ROWS)
-    return lax.fori_loop(0, steps, step, jnp.zeros(rows.shape[1], w.dtype))
+    more = jnp.sum(weights != 0) - 1
+    return lax.fori_loop(0, -(-more // _ROWS), step, weighed(0))
 
   if rows.shape[1] <= _FEW_COLUMNS:
     return fused()

@@ -280,6 +280,14 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.parametrize('shape', [(1, 1), (1, 6), (5, 1), (4, 3, 7)])
+def test_rows_of_are_the_rows(shape):
+  x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+  x[0, ..., -1] = np.nan
+  got = jax.jit(lambda x: lca.geometry.rows_of(x + 1))(x)
+  np.testing.assert_array_equal(np.stack(got), x + 1)
+
+
 @pytest.mark.parametrize('name', ['cnn', 'edge'])
 @pytest.mark.parametrize('weights', WEIGHTS.values(), ids=WEIGHTS)
 def test_mix_follows_the_oracle(name, weights):
