@@ -533,10 +533,9 @@ def test_a_classifier_starts_from_them(tmp_path):
   path = write_safetensors(tmp_path / 'w.safetensors', tensors)
   module = EfficientNet(7, stages=B0[:1])
   classifier = Classifier(module, (127.0,), (128.0,), pretrained=path)
-  drawn = Classifier(module, (127.0,), (128.0,)).init(
-    key_for(0, Purpose.INIT), (32, 32, 3)
-  )
-  got = classifier.init(key_for(0, Purpose.INIT), (32, 32, 3))
+  key = key_for(0, Purpose.INIT)
+  drawn = Classifier(module, (127.0,), (128.0,)).init(key, (32, 32, 3))
+  got = classifier.init(key, (32, 32, 3))
   jax.tree.map(np.testing.assert_array_equal, got, load_pretrained(drawn, path))
   np.testing.assert_array_equal(
     got['batch_stats']['stem']['norm']['mean'],

@@ -120,14 +120,14 @@ class GramRule(Rule):
     """
     functools.update_wrapper(self, weigh)
     self.weigh = _held(weigh) if held else weigh
-    self.combine, self.mixes = combine or _mix_layers, mixes
+    self.combine, self.mixes = combine or mix_layers, mixes
     self.needs, self.coordinatewise = needs, coordinatewise
     self.__signature__ = rule_signature(hyper_of(weigh).values())
 
   @property
   def sums_rows(self) -> bool:
     """Whether what it makes are sums of rows, not just longer or shorter."""
-    return self.combine is _mix_layers
+    return self.combine is mix_layers
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
     gram = GRAMS[self.needs](updates)
@@ -168,7 +168,10 @@ def _held(weigh: Callable[..., Verdict]) -> Callable[..., Verdict]:
   return held
 
 
-def _mix_layers(layers, verdicts, **hyper):
+def mix_layers(
+  layers: list[Updates], verdicts: Verdict, **hyper: Any
+) -> list[Update]:
+  """Mixes the rows of each layer by its verdict's weights."""
   del hyper
   weights = geometry.rows_of(verdicts.scaled_weights)
   return list(map(geometry.mix, layers, weights))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca import columns, geometry
-from lca.aggregators.base import GramRule, Verdict
+from lca.aggregators.base import GramRule, Verdict, mix_layers
 from lca.aggregators.krum import krum_scores
 from lca.aggregators.selection import average, select_lowest
 from lca.typing import Gram, Update, Updates
@@ -32,8 +32,7 @@ def _of_selected(
   ]
   taken = columns.take(statistic, leaves, each)
   taken = jax.tree.unflatten(treedef, taken)
-  shares = geometry.rows_of(verdicts.scaled_weights)
-  means = map(geometry.mix, layers, shares)
+  means = mix_layers(layers, verdicts)
   enough = jnp.sum(selected, axis=1) == count
   return [
     jax.tree.map(functools.partial(jnp.where, all_there), of_all, mean)
