@@ -19,7 +19,8 @@ import numpy as np
 from jax import lax
 
 from lca import sharding
-from lca.geometry import flat, scale, wide
+from lca.geometry import scale
+from lca.sums import flat, wide
 
 _CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
 _PACKED = 2**18  # columns that are sorted at once elsewhere

@@ -11,6 +11,7 @@ from lca.aggregators.base import (
   gram_rule,
 )
 from lca.aggregators.bulyan import bulyan, bulyan_trimmed
+from lca.aggregators.chain import chain
 from lca.aggregators.clipping import (
   arc,
   centered_clip,
@@ -18,7 +19,7 @@ from lca.aggregators.clipping import (
   static_clip,
 )
 from lca.aggregators.clustering import clipped_clustering, sign_guard
-from lca.aggregators.combinators import chain, cosine, layerwise, stateless
+from lca.aggregators.combinators import cosine, layerwise, stateless
 from lca.aggregators.coordinates import (
   meamed,
   median,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sums
 from lca.typing import Gram, PyTree, Update, Updates
 
 Info = dict[str, jax.Array]
@@ -173,7 +173,7 @@ def mix_layers(
 ) -> list[Update]:
   """Mixes the rows of each layer by its verdict's weights."""
   del hyper
-  weights = geometry.rows_of(verdicts.scaled_weights)
+  weights = sums.rows_of(verdicts.scaled_weights)
   return list(map(geometry.mix, layers, weights))
 
 

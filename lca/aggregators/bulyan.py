@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import columns, geometry
+from lca import columns, geometry, sums
 from lca.aggregators.base import GramRule, Verdict, mix_layers
 from lca.aggregators.krum import krum_scores
 from lca.aggregators.selection import average, select_lowest
@@ -23,7 +23,7 @@ def _of_selected(
   """Takes a statistic of the selected rows; fewer than `count` are averaged."""
   selected = verdicts.weights > 0
   factors = 1 if verdicts.factors is None else verdicts.factors
-  weights = geometry.rows_of(jnp.where(selected, factors, jnp.nan))
+  weights = sums.rows_of(jnp.where(selected, factors, jnp.nan))
   leaves, treedef = jax.tree.flatten(layers)
   each = [
     row

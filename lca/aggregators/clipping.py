@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lca import geometry
+from lca import geometry, sums
 from lca.aggregators.base import (
   Aggregator,
   ExplainedUpdate,
@@ -205,9 +205,9 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     )
 
     def step(_, weights):
-      mixed = geometry.dot(products, weights)
+      mixed = sums.dot(products, weights)
       squares = jnp.diagonal(products) - 2 * mixed
-      squares += geometry.dot(weights, mixed)
+      squares += sums.dot(weights, mixed)
       away = jnp.sqrt(jnp.maximum(squares[:-1], 0))
       shares = geometry.shrink_factors(away, threshold) / len(bad)
       shares = jnp.where(bad, 0, shares)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sums
 from lca.aggregators.base import (
   Aggregator,
   ExplainedUpdate,
@@ -144,7 +144,7 @@ def _sign_shares(
   if fraction < 1:  # drawn at once: XLA would compile every leaf's draw anew
     seen = jax.random.bernoulli(key, fraction, seen.shape)
   counts = sum(
-    geometry.sum_over_columns(count, leaf, own.reshape(1, *leaf.shape[1:]))
+    sums.over_columns(count, leaf, own.reshape(1, *leaf.shape[1:]))
     for leaf, own in zip(leaves, jnp.split(seen, ends[:-1]), strict=True)
   )
   return counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)

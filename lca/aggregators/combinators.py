@@ -3,7 +3,6 @@
     layerwise(rule)   applies a rule to every layer on its own,
     cosine(rule)      replaces its distance by the cosine distance, on updates
                       clipped to their median norm,
-    chain(pre, rule)  applies pre-aggregators first,
     stateless(rule)   makes an Aggregator of it.
 
 The layerwise cosine form of any distance-based rule is
@@ -20,7 +19,6 @@ from jax import lax
 
 from lca import geometry
 from lca.aggregators.base import (
-  GRAMS,
   Aggregator,
   ExplainedUpdate,
   GramRule,
@@ -31,6 +29,7 @@ from lca.aggregators.base import (
   rule_name,
   rule_signature,
 )
+from lca.aggregators.chain import Chain
 from lca.aggregators.layers import Layers, Path, Scope, grouping
 from lca.typing import Update, Updates
 
@@ -74,8 +73,8 @@ def layerwise(
     if getattr(rule.update, 'takes_scope', False):
       raise TypeError('an aggregator that works by layer takes by= itself')
     return _layerwise_aggregator(rule, key)
-  if isinstance(rule, _Sequence):  # every step of it works on the same layers
-    return _Sequence([layerwise(step, by) for step in rule.steps])
+  if isinstance(rule, Chain):  # every step of it works on the same layers
+    return Chain([layerwise(step, by) for step in rule.steps])
   if getattr(rule, 'coordinatewise', False):
     return rule
   return _Layerwise(rule, key)
@@ -235,140 +234,6 @@ class _LeafClipped(Rule):
     )
     parts = self.rule.combine(leaves, of_all._replace(factors=factors), **hyper)
     return jax.tree.unflatten(treedef, parts), verdict.info(total)
-
-
-def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
-  """Applies pre-aggregators in order, then a rule.
-
-  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Where all
-  steps only mix rows, as `nnm`, `bucketing`, the clips, `krum` and `mean` do,
-  they are combined on the `[n, n]` Gram matrix, and no mixed copy of the
-  updates is made.
-
-  Args:
-    *steps: pre-aggregators, and last a rule, an Aggregator or one more
-      pre-aggregator.
-
-  Returns:
-    A rule, or an Aggregator if the last step is one. Its hyper-parameters are
-    those of all steps; what has one name has one value. Before an Aggregator
-    they are to be bound, as in `functools.partial(nnm, f=2)`. `explain` tells
-    of the last step and the rows that it saw; where no copy is made, its
-    weights are those of the rows as they came.
-
-  Raises:
-    TypeError: an Aggregator that is not last, or no step.
-
-  Examples:
-    >>> import jax.numpy as jnp, lca
-    >>> updates = jnp.array([[1.], [1.1], [1.2], [0.8], [99.]])
-    >>> print(lca.chain(lca.nnm, lca.krum)(updates, f=1))
-    [1.025]
-  """
-  if not steps:
-    raise TypeError('chain needs at least one rule')
-  for step in steps[:-1]:
-    if isinstance(step, Aggregator) or not callable(step):
-      raise TypeError(f'a step before the last must be a rule, got {step}')
-  if len(steps) == 1:
-    return steps[0]
-  if isinstance(steps[-1], Aggregator):
-    return _before_aggregator(steps[:-1], steps[-1])
-  if all(isinstance(step, GramRule) and step.mixes for step in steps):
-    return _mixed_chain(steps)
-  return _Sequence(steps)
-
-
-def _named(steps):
-  """The name and the signature of a chain."""
-  names = ', '.join(map(rule_name, steps))
-  hyper = {k: p for step in reversed(steps) for k, p in hyper_of(step).items()}
-  return f'chain({names})', rule_signature(hyper.values())
-
-
-def _given(step, hyper):
-  """What of the hyper-parameters the step takes."""
-  return {k: v for k, v in hyper.items() if k in hyper_of(step)}
-
-
-class _Sequence(Rule):
-  """One step after the other."""
-
-  def __init__(self, steps):
-    self.steps = steps
-    self.__name__, self.__signature__ = _named(steps)
-
-  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
-    self.__signature__.bind(updates, **hyper)
-    *before, last = self.steps
-    for step in before:
-      updates = step(updates, **_given(step, hyper))
-    return explain(last)(updates, **_given(last, hyper))
-
-
-def _mixed_chain(steps):
-  """The steps' weights multiplied, the Gram matrix carried along."""
-  *before, last = steps
-
-  def weigh(gram, **hyper):
-    signature.bind(gram, **hyper)
-    rejected = geometry.rejected_rows(gram)
-    rows = jnp.eye(len(gram), dtype=gram.dtype)  # made so far, of those sent
-    for step in before:
-      weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
-      weights, lost = _without_lost(weights, rejected)
-      rows = geometry.dot(weights, rows)
-      gram = _gram_of(weights, gram, rejected, lost)
-      rejected = lost
-    verdict = last.weigh(gram, **_given(last, hyper))
-    weights, lost = _without_lost(verdict.scaled_weights, rejected)
-    weights = jnp.where(lost[..., None], jnp.nan, geometry.dot(weights, rows))
-    return verdict._replace(weights=weights, factors=None)
-
-  name, signature = _named(steps)
-  rule = GramRule(weigh, held=False, needs=_needs(steps))  # each holds its own
-  rule.__name__, rule.__signature__ = name, signature
-  return rule
-
-
-def _needs(steps):
-  """What the first of the steps and all after it look at.
-
-  Even the norm of a sum of rows takes their inner products.
-  """
-  first, *later = steps
-  if not later or (after := _needs(later)) == 'nothing':
-    return first.needs
-  if first.sums_rows:
-    return 'products'
-  return max(first.needs, after, key=list(GRAMS).index)
-
-
-def _without_lost(weights, rejected):
-  """Weights without NaN, and which of the sums are lost to a rejected row."""
-  lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
-  return jnp.where(lost[..., None], 0, weights), lost
-
-
-def _gram_of(weights, gram, rejected, lost):
-  """The Gram matrix of mixed rows."""
-  inner = geometry.without_rejected(gram, rejected)
-  mixed = geometry.dot(geometry.dot(weights, inner), weights.T)
-  squares = jnp.maximum(jnp.diagonal(mixed), 0)  # of rows that cancel out
-  mixed = jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
-  return jnp.where(lost[:, None] | lost, jnp.nan, mixed)
-
-
-def _before_aggregator(before, aggregator):
-  def explain_update(updates, state, **brought):
-    for step in before:
-      updates = step(updates, **_given(step, brought))
-    return explain(aggregator)(updates, state, **brought)
-
-  takes_scope = getattr(aggregator.update, 'takes_scope', False)
-  return Aggregator(
-    aggregator.init, ExplainedUpdate(explain_update, takes_scope)
-  )
 
 
 _PER_ROUND = ('key', 'weights', 'server_update')

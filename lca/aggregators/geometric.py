@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sums
 from lca.aggregators.base import GramRule, Verdict
 from lca.aggregators.krum import medoid
 from lca.typing import Gram
@@ -116,8 +116,8 @@ def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:
 def _distances(weights: jax.Array, gram: Gram, nu: float = 0) -> jax.Array:
   """`[n]` distances, at least nu, to what the weights mix."""
   inner = geometry.without_rejected(gram)
-  mixed = geometry.dot(inner, weights)
-  squares = jnp.diagonal(inner) - 2 * mixed + geometry.dot(weights, mixed)
+  mixed = sums.dot(inner, weights)
+  squares = jnp.diagonal(inner) - 2 * mixed + sums.dot(weights, mixed)
   return jnp.sqrt(jnp.maximum(squares, nu**2))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sums
 from lca.aggregators.base import FunctionRule
 from lca.aggregators.selection import average
 from lca.typing import Updates
@@ -105,9 +105,7 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
       bits = lax.bitcast_convert_type(magnitude, jnp.int32)
       return jnp.sum(bits >= higher[:, None], axis=1)
 
-    reached = sum(
-      geometry.sum_over_columns(reach, x, whole=(higher,)) for x in kernels
-    )
+    reached = sum(sums.over_columns(reach, x, whole=(higher,)) for x in kernels)
     return jnp.where(reached >= kept, higher, floor)
 
   floor = lax.fori_loop(0, 31, refine, jnp.zeros(n, jnp.int32))
@@ -118,13 +116,13 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
 def _features(leaf, least, factors):
   """`[n]` norms of the clipped sparse rows, and the purity of their signs."""
 
-  def sums(x, least):
+  def moments(x, least):
     kept = jnp.where(jnp.abs(x) > least[:, None], x, 0)
-    wide = kept.astype(geometry.wide(x.dtype))
+    wide = kept.astype(sums.wide(x.dtype))
     sign = jnp.sign(wide)
     return jnp.stack([jnp.sum(y, axis=1) for y in (wide**2, sign, sign**2)])
 
-  squares, signs, count = geometry.sum_over_columns(sums, leaf, whole=(least,))
+  squares, signs, count = sums.over_columns(moments, leaf, whole=(least,))
   return jnp.sqrt(squares) * factors, signs / jnp.maximum(count, 1)
 
 
@@ -138,7 +136,7 @@ def _usual(values, bad, bound):
 @jax.jit
 def _sparse_mix(weights, rows, least):
   """The weighted sum of what of the rows is larger than `least`."""
-  dtype = geometry.wide(rows.dtype)
+  dtype = sums.wide(rows.dtype)
 
   def add(i, total):
     kept = (weights[i] != 0) & (jnp.abs(rows[i]) > least[i])

@@ -8,6 +8,7 @@ from typing import Any
 from lca.aggregators.averages import cge, monna
 from lca.aggregators.base import Aggregator, GramRule
 from lca.aggregators.bulyan import bulyan, bulyan_trimmed
+from lca.aggregators.chain import chain
 from lca.aggregators.clipping import (
   arc,
   centered_clip,
@@ -15,7 +16,7 @@ from lca.aggregators.clipping import (
   static_clip,
 )
 from lca.aggregators.clustering import clipped_clustering, sign_guard
-from lca.aggregators.combinators import chain, cosine, layerwise, stateless
+from lca.aggregators.combinators import cosine, layerwise, stateless
 from lca.aggregators.coordinates import (
   meamed,
   median,

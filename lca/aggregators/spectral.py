@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sums
 from lca.aggregators.base import FunctionRule, Verdict, gram_rule
 from lca.aggregators.selection import average, check_majority, select_lowest
 from lca.typing import Gram, Updates
@@ -29,14 +29,14 @@ def _deviations(gram: Gram, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     \mu\rangle^2` with the weighted mean :math:`\mu`.
   """
   share = weights / jnp.sum(weights)
-  mixed = geometry.dot(gram, share)
-  centred = gram - mixed[:, None] - mixed + geometry.dot(share, mixed)
+  mixed = sums.dot(gram, share)
+  centred = gram - mixed[:, None] - mixed + sums.dot(share, mixed)
   # Of magnitude 1, so that squares of large updates do not overflow.
   size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
   centred, root = centred / size, jnp.sqrt(share)
   values, vectors = jnp.linalg.eigh(root[:, None] * centred * root)
   value, vector = jnp.maximum(values[-1], 0), root * vectors[:, -1]
-  squares = geometry.dot(centred, vector) ** 2
+  squares = sums.dot(centred, vector) ** 2
   return size * value, size * squares / jnp.where(value > 0, value, 1)
 
 
@@ -191,7 +191,7 @@ def _draws(
   updates: Updates, num_iters: int, dim: int, key: jax.Array | None
 ) -> list[Updates]:
   """`num_iters` times `dim` coordinates; every leaf gives its share."""
-  leaves = list(map(geometry.flat, jax.tree.leaves(updates)))
+  leaves = list(map(sums.flat, jax.tree.leaves(updates)))
   sizes = [leaf.shape[1] for leaf in leaves]
   ends = np.cumsum(sizes)
   if key is None:

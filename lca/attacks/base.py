@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry, sharding
+from lca import geometry, sharding, sums
 from lca.attacks.options import Check
 from lca.typing import Update, Updates
 
@@ -189,7 +189,7 @@ def draw_rows(
     The leaves with those rows, in their dtypes.
   """
   order = jnp.argsort(~byzantine, stable=True)  # theirs come first
-  dtype = geometry.wide(jnp.result_type(*leaves))
+  dtype = sums.wide(jnp.result_type(*leaves))
   sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
   ends = list(itertools.accumulate(sizes))
 

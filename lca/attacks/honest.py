@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import geometry, sums
 from lca.typing import Gram, Update, Updates
 
 
@@ -22,7 +22,7 @@ def honest_rows(updates: Updates, byzantine: jax.Array) -> jax.Array:
 
 def mean(updates: Updates, honest: jax.Array) -> Update:
   """The mean of the honest rows."""
-  wide = jax.tree.map(lambda x: x.astype(geometry.wide(x.dtype)), updates)
+  wide = jax.tree.map(lambda x: x.astype(sums.wide(x.dtype)), updates)
   return geometry.mix(wide, _shares(honest))
 
 
@@ -68,7 +68,7 @@ def _leaf_extremes(honest, leaf):
 
   start = jnp.full(leaf.shape[1:], jnp.inf, leaf.dtype)
   found = lax.fori_loop(0, len(leaf), step, (start, -start))
-  wide = geometry.wide(leaf.dtype)
+  wide = sums.wide(leaf.dtype)
   return tuple(jnp.where(jnp.any(honest), x, 0).astype(wide) for x in found)
 
 
@@ -92,7 +92,7 @@ def centred_gram(
 
   def products(x, *rows):
     rows = jnp.concatenate([x, *rows])
-    return geometry.dot(rows, rows.T)
+    return sums.dot(rows, rows.T)
 
   return _over_centred(products, updates, honest, mean, *others)
 
@@ -132,10 +132,10 @@ def _over_centred(function, updates, honest, mean, *others):
 
   def one(leaf, *rows):
     rows = [jnp.asarray(row)[None] for row in rows]
-    return geometry.sum_over_columns(block, leaf, *rows, whole=(honest,))
+    return sums.over_columns(block, leaf, *rows, whole=(honest,))
 
-  sums = jax.tree.map(one, updates, mean, *others)
-  return functools.reduce(jnp.add, jax.tree.leaves(sums))
+  parts = jax.tree.map(one, updates, mean, *others)
+  return functools.reduce(jnp.add, jax.tree.leaves(parts))
 
 
 def _shares(honest):
