@@ -229,7 +229,8 @@ def _over_rows_jvp(primals, tangents):
     # A row left out may hold anything, and has a weight that does not change.
     tangent += dot(weights_dot, _finite(rows))
   if not isinstance(leaf_dot, SymbolicZero):
-    tangent += dot(weights, flat(leaf_dot))
+    used = jnp.any(weights.reshape(-1, len(rows)) != 0, axis=0)
+    tangent += dot(weights, jnp.where(used[:, None], flat(leaf_dot), 0))
   mixed = over_rows(weights, leaf)
   return mixed, tangent.reshape(mixed.shape).astype(leaf.dtype)
 

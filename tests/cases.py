@@ -38,36 +38,34 @@ class Spec(NamedTuple):
   Attributes:
     hyper: its hyper-parameters, from n and f.
     cosine: whether it has a cosine form.
-    promise: what holds whatever f rows hold. 'full': the update is finite and
-      made of acceptable rows; 'hull': every coordinate lies between honest
-      ones; 'finite'; or None. FoolsGold counts as 'full' here, as it mixes
-      acceptable rows alone, though any of them may rule it.
+    promise: what docs/rules.md says of any f rows: 'full', 'hull', 'finite' or
+      'none'.
     takes_one: whether the result is one client's row.
     layers: whether the layerwise rule differs from the rule.
   """
 
   hyper: Callable[[int, int], dict[str, int]]
   cosine: bool = False
-  promise: str | None = 'full'
+  promise: str = 'full'
   takes_one: bool = False
   layers: bool = True
 
 
 RULES = {
-  'mean': Spec(without, promise=None, layers=False),
+  'mean': Spec(without, promise='none', layers=False),
   'krum': Spec(with_f, cosine=True, takes_one=True),
   'multi_krum': Spec(lambda n, f: {'f': f, 'm': min(5, n - f)}, cosine=True),
   'medoid': Spec(without, cosine=True, takes_one=True),
   'cge': Spec(with_f),
-  # The pivot, client 0, is trusted: any row may be bad here.
-  'monna': Spec(with_f, cosine=True, promise=None),
+  # By the pivot, client 0, which is trusted.
+  'monna': Spec(with_f, cosine=True, promise='none'),
   'mda': Spec(lambda n, f: {'f': few(n, f)}, cosine=True),
   'smea': Spec(lambda n, f: {'f': few(n, f)}),
   'median': Spec(without, promise='hull', layers=False),
   'trimmed_mean': Spec(with_f, promise='hull', layers=False),
   'meamed': Spec(with_f, promise='finite', layers=False),
   'sign_majority': Spec(
-    lambda n, f: {'theta': n // 2}, promise=None, layers=False
+    lambda n, f: {'theta': n // 2}, promise='none', layers=False
   ),
   'bulyan': Spec(lambda n, f: {'f': min(f, (n - 3) // 4)}, cosine=True),
   'bulyan_trimmed': Spec(
@@ -77,8 +75,8 @@ RULES = {
   # The oracle goes to the end, which is slow near a client's row.
   'geometric_median': Spec(lambda n, f: {'num_iters': 2000}),
   'caf': Spec(with_f),
-  'dnc': Spec(with_f),
-  'foolsgold': Spec(without),
+  'dnc': Spec(with_f, promise='finite'),
+  'foolsgold': Spec(without, promise='none'),
   'fltrust': Spec(without),
   'sign_guard': Spec(lambda n, f: {'fraction': 1.0}),
   'lasa': Spec(without),
@@ -210,7 +208,11 @@ def mostly_once(cases):
 
 
 MOST = mostly_once(SHORT)
-ROBUST = [case for case in SHORT if case.spec.promise == 'full']
+FULL = [case for case in SHORT if case.spec.promise == 'full']
+# These mix acceptable rows alone, whether or not they promise a length.
+ROBUST = [
+  case for case in SHORT if case in FULL or case.name in ('dnc', 'foolsgold')
+]
 SELECTING = [*reference.SCORES, *reference.OBJECTIVES, 'bulyan']
 
 cases = functools.partial(pytest.mark.parametrize, 'case', ids=str)

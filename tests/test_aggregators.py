@@ -39,7 +39,7 @@ def test_mean_leaves_out_a_client_without_weight():
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out))
 
 
-@pytest.mark.parametrize('power', [1, 2])
+@pytest.mark.parametrize('power', [1, 2, 4])
 @pytest.mark.parametrize('num_neighbors', [None, 1, 6])
 @pytest.mark.parametrize('f', [0, 1, 4])
 def test_krum_options_follow_the_oracle(f, num_neighbors, power):
@@ -102,6 +102,7 @@ def test_ties_go_to_the_lowest_index():
     (4, {'f': 1}, ['n=4', 'f=1']),
     (5, {'f': 2}, ['n=5', 'f=2']),
     (11, {'f': -1}, ['f=-1']),
+    (11, {'f': 2.0}, ['integer', 'f=2.0']),
     (11, {'f': 2, 'num_neighbors': 0}, ['num_neighbors=0']),
     (11, {'f': 2, 'num_neighbors': 11}, ['n=11', 'num_neighbors=11']),
     (11, {'f': 2, 'power': 3}, ['power', '3']),
@@ -228,6 +229,26 @@ def test_make_aggregator_options_arrive():
   assert config == {'name': 'krum', 'f': 2, 'distance': 'cosine'}
 
 
+def test_make_aggregator_gives_the_distance_to_those_that_have_one():
+  """Alike before a rule, one without a distance, and one with a state."""
+  x = jnp.asarray(reference.stack('leaf', 11))
+  keys = {'pre': ('nnm',), 'f': 2, 'distance': 'cosine', 'clip': None}
+  nnm = functools.partial(lca.cosine(lca.nnm, clip=None), f=2)
+  for name, rule, own in [
+    ('krum', functools.partial(lca.cosine(lca.krum, clip=None), f=2), {}),
+    ('trimmed_mean', functools.partial(lca.trimmed_mean, f=2), {}),
+    ('centered_clip', None, {'threshold': 1.0}),
+  ]:
+    aggregator = lca.make_aggregator({'name': name, **keys, **own})
+    out, _ = aggregator.update(x, aggregator.init(x[0]))
+    if rule is None:
+      alone = lca.centered_clip(**own)
+      want, _ = alone.update(nnm(x), alone.init(x[0]))
+    else:
+      want = rule(nnm(x))
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+
+
 def test_make_aggregator_weights():
   x = jnp.asarray(reference.stack('leaf', 11))
   weights = jnp.arange(11.0)
@@ -299,6 +320,15 @@ def test_monna_is_lost_without_its_pivot():
   assert np.all(np.isfinite(lca.monna(x, f=4, pivot=4)))
 
 
+@pytest.mark.parametrize('rule', [lca.mda, lca.smea])
+def test_subsets_are_compared_a_few_at_a_time(rule):
+  updates = {str(i): jnp.ones((60, 4 + i)) for i in range(5)}
+  form = jax.jit(functools.partial(lca.layerwise(rule), f=2))
+  used = form.lower(updates).compile().memory_analysis()
+  # All of the 1,770 subsets' products of 58 clients would take 119 MB.
+  assert used.temp_size_in_bytes < 30e6
+
+
 @pytest.mark.parametrize(
   ('rule', 'hyper', 'message'),
   [
@@ -330,6 +360,7 @@ KEY = jax.random.key(0)
     ('trimmed_mean', {'f': -1}, ['f=-1']),
     ('trimmed_mean', {'f': 2, 'f_above': 4}, ['n=6', 'f=2', 'f_above=4']),
     ('trimmed_mean', {'f': 2, 'f_above': -1}, ['f_above=-1']),
+    ('trimmed_mean', {'f': 0.1}, ['trimmed_mean', 'integer', 'f=0.1']),
     ('meamed', {'f': 3}, ['meamed', 'n=6', 'f=3']),
     ('meamed', {'f': -1}, ['f=-1']),
     ('sign_majority', {'theta': 7}, ['sign_majority', 'n=6', 'theta=7']),
@@ -345,7 +376,10 @@ KEY = jax.random.key(0)
     ('geometric_median', {'num_iters': 0}, ['num_iters=0']),
     ('geometric_median', {'nu': 0.0}, ['nu=0']),
     ('geometric_median', {'tol': -1.0}, ['tol=-1']),
+    ('geometric_median', {'nu': np.nan}, ['nu=nan']),
+    ('geometric_median', {'tol': np.nan}, ['tol=nan']),
     ('geometric_median', {'init': 'origin'}, ["'origin'"]),
+    ('caf', {'f': 1.5}, ['caf', 'integer', 'f=1.5']),
     ('caf', {'f': 3}, ['caf', 'n=6', 'f=3']),
     ('caf', {'f': -1}, ['f=-1']),
     ('dnc', {'f': -1}, ['dnc', 'f=-1']),
@@ -359,11 +393,14 @@ KEY = jax.random.key(0)
     ('dnc', {'f': 1, 'subsample_dim': 0, 'key': KEY}, ['subsample_dim=0']),
     ('dnc', {'f': 1, 'filter_fraction': -1.0}, ['filter_fraction=-1']),
     ('dnc', {'f': 2, 'filter_fraction': 3.0}, ['filter_fraction=3', 'n=6']),
+    ('dnc', {'f': 2, 'filter_fraction': np.nan}, ['filter_fraction=nan']),
     ('sign_guard', {'key': KEY, 'fraction': 0.0}, ['fraction=0']),
     ('sign_guard', {'key': KEY, 'fraction': 1.5}, ['fraction=1.5']),
     ('sign_guard', {'key': KEY, 'lower': 4.0}, ['lower=4', 'upper=3']),
     ('lasa', {'sparsity': 1.0}, ['sparsity=1']),
     ('lasa', {'sparsity': -0.5}, ['sparsity=-0.5']),
+    ('lasa', {'norm_bound': np.nan}, ['norm_bound=nan']),
+    ('lasa', {'sign_bound': -1.0}, ['sign_bound=-1']),
   ],
 )
 def test_what_rules_need(name, hyper, values):
@@ -596,6 +633,20 @@ def test_a_median_among_many_has_a_derivative():
   # All rows moved alike move it, too, wherever it lies.
   moved = jax.jit(lambda x: jax.jvp(rule, (x,), (one,))[1])(x)
   np.testing.assert_allclose(moved, [1], rtol=1e-4)
+
+
+def test_the_geometric_median_has_a_derivative_beside_a_row_far_away():
+  x, along = np.random.default_rng(0).normal(size=(2, 6, 3))
+  x[5] *= 1e8
+  rule = functools.partial(lca.geometric_median, tol=1e-7)
+  single = jnp.asarray(x, jnp.float32), jnp.asarray(along, jnp.float32)
+  _, got = jax.jit(lambda x, v: jax.jvp(rule, (x,), (v,)))(*single)
+  with jax.enable_x64(True):
+    exact = functools.partial(lca.geometric_median, tol=1e-14, num_iters=9000)
+    step = 1e-5
+    ahead, behind = (exact(jnp.asarray(x + s * along)) for s in (step, -step))
+    want = (ahead - behind) / (2 * step)
+  np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
 def test_geometric_median_on_a_line_is_the_median():

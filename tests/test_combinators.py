@@ -347,6 +347,10 @@ def test_cosine_near_overflow(name):
 def test_cosine_refuses():
   with pytest.raises(TypeError, match=r'layerwise\(cosine\(krum\)\)'):
     lca.cosine(lca.layerwise(lca.krum))
+  with pytest.raises(TypeError, match=r'chain\(nnm, krum\).*steps'):
+    lca.cosine(lca.chain(lca.nnm, lca.krum))
+  with pytest.raises(TypeError, match=r'chain\(nnm, bulyan\).*steps'):
+    lca.cosine(lca.chain(lca.nnm, lca.bulyan))
   with pytest.raises(TypeError, match='mean'):
     lca.cosine(lca.mean)
   with pytest.raises(TypeError, match='clip_to_median_norm'):
@@ -418,6 +422,13 @@ def test_explain_says_what_was_decided(name):
     assert np.sum(info['rejected']) == 1
     if shape == (11,):
       same(update, jax.jit(lca.mix)(tree, info['weights']))
+
+
+def test_explain_tells_no_weights_of_what_is_not_mixed_by_them():
+  x = stack('leaf')
+  for rule in (lca.bulyan, lca.layerwise(lca.bulyan), lca.cosine(lca.bulyan)):
+    _, info = explain(rule, x, f=2)
+    assert set(info) == {'selected', 'rejected'}
 
 
 def test_explain_of_a_plain_function_has_nothing_to_say():

@@ -330,6 +330,16 @@ def test_mix_lets_a_weighed_nan_through():
   assert np.isnan(out[0])
 
 
+def test_a_row_of_weight_zero_has_no_tangent():
+  x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+  along = jnp.array([[1.0, 1.0], [jnp.nan, jnp.inf]])
+  for weights in (jnp.array([2.0, 0.0]), jnp.array([[2.0, 0.0], [1.0, 0.0]])):
+    _, moved = jax.jvp(lambda x, w=weights: lca.mix(x, w), (x,), (along,))
+    np.testing.assert_array_equal(
+      moved, np.multiply.outer(weights[..., 0], [1, 1])
+    )
+
+
 def test_mix_of_numpy_arrays():
   x, weights = np.eye(3, dtype=np.float32), np.array([0, 1, 0], np.float32)
   np.testing.assert_array_equal(lca.mix(x, weights), x[1])

@@ -7,6 +7,7 @@ import pytest
 import reference
 from cases import (
   ACCEPTED,
+  FULL,
   REJECTED,
   ROBUST,
   RULES,
@@ -54,7 +55,7 @@ def test_any_rows_are_survived(case, kind):
     changed = with_rows(tree, rows, kind)
     out, info = case(changed)
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves_of(out))
-    if case.name not in ('dnc', 'foolsgold'):  # which promise no length
+    if case.spec.promise == 'full':
       assert_bounded_by_the_honest(case, out, changed, rows)
     if 'rejected' in info:
       rejected = np.asarray(info['rejected'])[..., rows]
@@ -66,6 +67,18 @@ def test_any_rows_are_survived(case, kind):
       changed = with_rows(tree, rows, 'zeros')
       out = jax.tree.map(lambda x: np.where(np.abs(x) < 1e-37, 0, x), out)
     check(case, changed, out, info)
+
+
+@cases(argvalues=[case for case in FULL if case.by == 'model'])
+@pytest.mark.parametrize('size', [1e3, 1e7, 1e10, 1e14])
+def test_a_row_as_long_as_may_be_hides_no_other(case, size):
+  """One row is nearly rejected, the others in directions of their own."""
+  x = reference.stack('leaf', 11)
+  rows = np.arange(case.bad_rows(11))
+  x[rows] = 0
+  x[rows, rows] = [*[size] * (len(rows) - 1), 4e18]
+  out, _ = case(x)
+  assert_bounded_by_the_honest(case, out, x, rows)
 
 
 def assert_bounded_by_the_honest(case, out, updates, rows):
@@ -152,8 +165,10 @@ def test_one_left_is_the_answer(case):
 @cases(argvalues=mostly_once(ROBUST))
 def test_the_answer_is_made_of_acceptable_rows(case, data):
   """Whatever f rows hold, and wherever they are."""
-  tree, _ = draw_updates(case, data)
+  tree, rows = draw_updates(case, data)
   out, info = case(tree)
+  if case.spec.promise == 'full':
+    assert_bounded_by_the_honest(case, out, tree, rows)
   # What may be mixed: the rows said to be selected, or those not rejected.
   selected = np.reshape(
     info.get('selected', acceptable(tree, case.by)), (-1, 11)
@@ -191,6 +206,7 @@ def draw_updates(case, data):
   anything = st.one_of(
     st.sampled_from([*(REJECTED | ACCEPTED).values()]),
     st.floats(width=32),
+    st.floats(-25, 20).map(lambda digits: 10.0**digits),
   )
   for row in rows:
     value = np.float32(data.draw(anything, f'row {row}'))
@@ -242,6 +258,34 @@ def test_fltrust_is_never_longer_than_the_server(case, data):
       np.concatenate([trusted[p].ravel() for p in positions])
     )
     assert length <= limit * (1 + 1e-5)
+
+
+def test_fltrust_does_not_lengthen_rows_of_lost_squares():
+  """float32 knows of the last row's entries one square, of 20,000."""
+  server = np.zeros(20_000, np.float32)
+  server[0] = 1
+  x = np.stack([server, server, np.full_like(server, 1e-19)])
+  x[2, 0] = 1.2e-19
+  out = lca.fltrust(jnp.asarray(x), server_update=jnp.asarray(server))
+  np.testing.assert_allclose(out, server, rtol=1e-6)
+
+
+@cases(argvalues=cases_of('model', 'leaf', names=['monna']))
+@pytest.mark.parametrize('kind', KINDS)
+def test_monna_survives_any_rows_but_its_pivots(case, kind):
+  rows = 1 + at_random(10, 4)
+  tree = with_rows(reference.stack('cnn', 11), rows, kind)
+  out, _ = case(tree)
+  assert all(np.all(np.isfinite(leaf)) for leaf in leaves_of(out))
+  assert_bounded_by_the_honest(case, out, tree, rows)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_mean_of_clipped_rows_survives_any(kind):
+  tree = with_rows(reference.stack('cnn', 11), at_random(11, 4), kind)
+  out = lca.chain(lca.static_clip, lca.mean)(tree, threshold=2.0)
+  length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves_of(out)))
+  assert length <= 2 * (1 + 1e-5)
 
 
 # Rules on coordinates ------------------------------------------------------

@@ -24,6 +24,8 @@ def cge(gram: Gram, *, f: int) -> Verdict:
   update is NaN. Whatever at most f clients send, the result is no longer than
   the longest honest update.
 
+  Promise (docs/rules.md): full.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
@@ -69,12 +71,14 @@ def monna(
   is NaN if the pivot is rejected. The rule depends on the order of the
   clients through the pivot alone.
 
+  Promise (docs/rules.md): none; full if the pivot is honest.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     pivot: index of the trusted client; byzfl's default is 0, too.
     distance: `'euclidean'` or `'cosine'`.
-    power: of the Euclidean distance, 1 or 2, which ranks the same; None is 2.
+    power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
 
   Returns:
     One update.

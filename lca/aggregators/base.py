@@ -134,7 +134,7 @@ class GramRule(Rule):
     verdict = self.weigh(gram, **hyper)
     one_layer = jax.tree.map(lambda x: x[None], verdict)
     (update,) = self.combine([updates], one_layer, **hyper)
-    return update, verdict.info(gram)
+    return update, self._info(verdict, gram)
 
   def explain_layers(
     self, layers: list[Updates], **hyper: Any
@@ -143,7 +143,12 @@ class GramRule(Rule):
     grams = jnp.stack([GRAMS[self.needs](layer) for layer in layers])
     verdicts = jax.vmap(functools.partial(self.weigh, **hyper))(grams)
     updates = self.combine(layers, verdicts, **hyper)
-    return updates, jax.vmap(Verdict.info)(verdicts, grams)
+    return updates, jax.vmap(self._info)(verdicts, grams)
+
+  def _info(self, verdict: Verdict, gram: Gram) -> Info:
+    """Without the weights, where the rows are not just mixed by them."""
+    info = verdict.info(gram)
+    return {k: info[k] for k in info if self.mixes or k != 'weights'}
 
 
 def _nothing(updates: Updates) -> Gram:

@@ -10,7 +10,7 @@ from jax import lax
 from lca import columns, geometry, sums
 from lca.aggregators.base import GramRule, Verdict, mix_layers
 from lca.aggregators.krum import krum_scores
-from lca.aggregators.selection import average, select_lowest
+from lca.aggregators.selection import average, check_integers, select_lowest
 from lca.typing import Gram, Update, Updates
 
 
@@ -73,13 +73,15 @@ def bulyan(
   and with none the update is NaN. Whatever at most f clients send, every
   coordinate lies between those of selected clients, most of them honest.
 
+  Promise (docs/rules.md): full.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     selection: `'iterative'`; or `'once'`, the lowest scores of a single Krum
       (Flower's message API).
     distance: `'euclidean'` or `'cosine'`, of the selection.
-    power: of the Euclidean distance, 1 or 2; None is 2.
+    power: of the Euclidean distance, 1, 2 or 4; None is 2.
 
   Returns:
     One update.
@@ -98,6 +100,7 @@ def bulyan(
     learning in Byzantium, ICML 2018.
   """
   n = len(gram)
+  check_integers('bulyan', f=f)
   if f < 0 or n < 4 * f + 3:
     raise ValueError(f'bulyan needs f >= 0 and n >= 4f + 3, got n={n}, f={f}')
   if selection == 'once':
@@ -157,6 +160,8 @@ def bulyan_trimmed(
   the update is NaN. Whatever at most f clients send, every coordinate lies
   between those of selected clients.
 
+  Promise (docs/rules.md): full.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
@@ -164,7 +169,7 @@ def bulyan_trimmed(
     trim: how many entries to trim on each side; None is f.
     num_neighbors: how many neighbours a score sums over; None is n - f - 2.
     distance: `'euclidean'` or `'cosine'`, of the selection.
-    power: of the Euclidean distance, 1 or 2; None is 2.
+    power: of the Euclidean distance, 1, 2 or 4; None is 2.
 
   Returns:
     One update.
@@ -183,6 +188,7 @@ def bulyan_trimmed(
     García-Márquez et al. 2025, section 2.4.
   """
   n, sides = len(gram), f if trim is None else trim
+  check_integers('bulyan_trimmed', f=f, m=m, trim=sides)
   if sides < 0 or not 2 * sides < m <= n - f:
     raise ValueError(
       f'bulyan_trimmed needs trim >= 0 and 2 trim < m <= n - f, got n={n}, '

@@ -90,6 +90,10 @@ class Chain(Rule):
     return explain(last)(updates, **_given(last, hyper))
 
 
+class MixedChain(GramRule):
+  """All steps as one, on the Gram matrix."""
+
+
 def _mixed_chain(steps):
   """The steps' weights multiplied, the Gram matrix carried along."""
   *before, last = steps
@@ -110,7 +114,7 @@ def _mixed_chain(steps):
     return verdict._replace(weights=weights, factors=None)
 
   name, signature = _named(steps)
-  rule = GramRule(weigh, held=False, needs=_needs(steps))  # each holds its own
+  rule = MixedChain(weigh, held=False, needs=_needs(steps))  # held by each
   rule.__name__, rule.__signature__ = name, signature
   return rule
 

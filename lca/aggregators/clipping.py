@@ -154,7 +154,11 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
   from v the last aggregate, zero before the first round. A client moves the
   result by no more than :math:`\tau / n` an iteration. Rejected rows (see
   `lca.geometry`) contribute nothing; n stays. Only the coefficients of v in
-  the clients' and the last aggregate's span are iterated.
+  the clients' and the last aggregate's span are iterated: float32 tells a
+  client's distance from v to 3e-4 of the longer of the two, and a threshold
+  below that bounds no more than this does.
+
+  Promise (docs/rules.md): full.
 
   Args:
     threshold: the radius :math:`\tau`, in the updates' unit.

@@ -83,6 +83,8 @@ def sign_guard(
   length, the update is NaN. Whatever fewer than half of the clients send, it is
   no longer than M, and M no longer than the longest honest update.
 
+  Promise (docs/rules.md): full, f < n/2, where its filters leave anybody.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     key: of the draw of coordinates.
@@ -163,6 +165,8 @@ def clipped_clustering(
   count; with nobody left the update is NaN. Whatever fewer than half of the
   clients send, the result is finite, and no longer than :math:`\tau`, which is
   then no longer than the longest honest update remembered.
+
+  Promise (docs/rules.md): full.
 
   Args:
     window: how many norms are remembered, in whole rounds: of a part of one,

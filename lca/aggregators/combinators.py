@@ -29,7 +29,7 @@ from lca.aggregators.base import (
   rule_name,
   rule_signature,
 )
-from lca.aggregators.chain import Chain
+from lca.aggregators.chain import Chain, MixedChain
 from lca.aggregators.layers import Layers, Path, Scope, grouping
 from lca.typing import Update, Updates
 
@@ -172,8 +172,8 @@ def cosine(
     published code).
 
   Raises:
-    TypeError: `rule` has no distance, or is layerwise: the paper's method is
-      `layerwise(cosine(rule))`.
+    TypeError: `rule` has no distance; or is layerwise, as the paper's method is
+      `layerwise(cosine(rule))`; or a chain, of which each step has its own.
     ValueError: unknown `clip`, `clip_by` or `median`, or a way to clip with
       `clip=None`.
   """
@@ -182,6 +182,8 @@ def cosine(
     raise TypeError(
       f'cosine({rule}) has no meaning: write layerwise(cosine({inner}))'
     )
+  if isinstance(rule, (Chain, MixedChain)):
+    raise TypeError(f'cosine({rule}) has no meaning: give it to the steps')
   if not isinstance(rule, GramRule) or 'distance' not in hyper_of(rule):
     raise TypeError(f'cosine needs a rule with a distance: {rule_name(rule)}')
   _check_option('clip', clip, ('median', None))

@@ -11,7 +11,7 @@ import jax
 
 from lca import columns, geometry
 from lca.aggregators.base import FunctionRule
-from lca.aggregators.selection import check_majority
+from lca.aggregators.selection import check_integers, check_majority
 from lca.typing import Updates
 
 Middle = Literal['interpolated', 'lower', 'upper']
@@ -28,6 +28,8 @@ def median(updates: Updates, *, median: Middle = 'interpolated'):
   Exact, ties and infinities included; a NaN counts as +inf. Whatever fewer
   than half of the clients send, every coordinate lies between those of the
   others.
+
+  Promise (docs/rules.md): hull, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -75,6 +77,8 @@ def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
   and subtracted again, so that it leaves no trace; a NaN counts as +inf.
   Whatever f clients send, every coordinate lies between those of the others.
 
+  Promise (docs/rules.md): hull.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many entries to trim on each side.
@@ -97,6 +101,7 @@ def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
   """
   n = geometry.num_clients(updates)
   above = f if f_above is None else f_above
+  check_integers('trimmed_mean', f=f, f_above=above)
   if f < 0 or above < 0 or n <= f + above:
     raise ValueError(
       f'trimmed_mean needs f >= 0, f_above >= 0 and n > f + f_above, got '
@@ -116,6 +121,8 @@ def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
   +inf. The result is finite if at most f entries of a coordinate are not, but
   f clients may move it: an entry needs to be no closer to the median than the
   honest ones that it displaces.
+
+  Promise (docs/rules.md): finite.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -152,6 +159,8 @@ def sign_majority(updates: Updates, *, theta: int):
   Published as a robust learning rate, which is the server's where clients
   agree and minus that elsewhere. Nothing is promised: the mean that it turns
   around is not robust; a NaN counts as +inf.
+
+  Promise (docs/rules.md): none.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

@@ -40,6 +40,8 @@ def geometric_median(
   a multiple of the honest updates' spread. Its derivative is that of the fixed
   point, by the implicit function theorem.
 
+  Promise (docs/rules.md): full, f < n/2.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     num_iters: how many iterations at most.
@@ -66,7 +68,7 @@ def geometric_median(
     Pillutla, Kakade and Harchaoui, Robust aggregation for federated learning,
     IEEE Transactions on Signal Processing 2022; Weiszfeld, 1937.
   """
-  if num_iters < 1 or tol < 0 or nu <= 0:
+  if num_iters < 1 or not tol >= 0 or not nu > 0:
     raise ValueError(
       'geometric_median needs num_iters >= 1, tol >= 0 and nu > 0, got '
       f'num_iters={num_iters}, tol={tol}, nu={nu}'
@@ -98,14 +100,17 @@ def _weights_jvp(num_iters, tol, nu, init, primals, tangents):
   """Of w = T(w, K): dw = (1 - dT/dw)^-1 dT/dK dK.
 
   Where more than one point is a median, as between the middle two of an even
-  number of scalars, it is the smallest such dw.
+  number of scalars, it is the smallest such dw / w.
   """
   (gram,) = primals
   weights = _weights(gram, num_iters, tol, nu, init)
   _, moved = jax.jvp(lambda k: _weiszfeld(weights, k, nu), primals, tangents)
   jacobian = jax.jacfwd(_weiszfeld)(weights, gram, nu)
   left = jnp.eye(len(gram)) - jacobian
-  return weights, jnp.linalg.lstsq(left, moved)[0]
+  # Solved for dw / w, as far rows have weights many decades below the others'.
+  size = jnp.where(weights > 0, weights, 1)
+  left, moved = left * size / size[:, None], moved / size
+  return weights, size * jnp.linalg.lstsq(left, moved)[0]
 
 
 def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from lca import columns, geometry
 from lca.aggregators.base import Verdict, gram_rule
-from lca.aggregators.selection import select_lowest
+from lca.aggregators.selection import check_integers, select_lowest
 from lca.typing import Gram
 
 
@@ -32,6 +32,8 @@ def krum(
   Whatever at most f Byzantine clients send, the result is finite, and close to
   the honest ones in the sense of (α, f)-Byzantine resilience.
 
+  Promise (docs/rules.md): full.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
@@ -40,7 +42,7 @@ def krum(
       other's.
     distance: `'euclidean'` or `'cosine'`, which does not see lengths; with
       `lca.cosine(krum)` the updates are clipped to their median norm as well.
-    power: of the Euclidean distance, 1 or 2; None is 2.
+    power: of the Euclidean distance, 1, 2 or 4, which is Blades'; None is 2.
 
   Returns:
     One update, bit for bit one of the clients'.
@@ -86,13 +88,15 @@ def multi_krum(
   as near to the honest ones as some of these do to each other, up to a factor
   by n.
 
+  Promise (docs/rules.md): full.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     m: how many clients to average.
     num_neighbors: how many neighbours a score sums over; None is n - f - 2.
     distance: `'euclidean'` or `'cosine'`.
-    power: of the Euclidean distance, 1 or 2; None is 2.
+    power: of the Euclidean distance, 1, 2 or 4, which is Blades'; None is 2.
 
   Returns:
     One update.
@@ -111,6 +115,7 @@ def multi_krum(
     Blanchard et al., Machine learning with adversaries: Byzantine tolerant
     gradient descent, NeurIPS 2017.
   """
+  check_integers('multi_krum', f=f, m=m)
   if not 1 <= m <= len(gram) - f:
     raise ValueError(
       f'multi_krum needs 1 <= m <= n - f, got n={len(gram)}, f={f}, m={m}'
@@ -137,14 +142,18 @@ def medoid(
   median, which is no client's update in general.
 
   Ties go to the lowest index. Rejected rows are left out of the sums and never
-  selected; if all are rejected, the update is NaN. The result is always a
-  client's row, but a single client steers *which* one wins, and next to a row
-  of 1e6 times the others' norm float32 no longer tells the others apart.
+  selected; if all are rejected, the update is NaN. Whatever fewer than half of
+  the clients send, the winner is near the honest ones (not with `power=2`), but
+  a single client steers *which* one it is, and next to a row of 1e6 times the
+  others' norm float32 no longer tells the others apart. Scores count from the
+  distances of a row in the middle, which the sums beside them would hide.
+
+  Promise (docs/rules.md): full, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     distance: `'euclidean'` or `'cosine'`.
-    power: of the Euclidean distance, 1 or 2; None is 1.
+    power: of the Euclidean distance, 1, 2 or 4; None is 1.
 
   Returns:
     One update, bit for bit one of the clients'.
@@ -163,9 +172,25 @@ def medoid(
     power = 1
   between = geometry.distances(gram, distance, power)
   bad = geometry.rejected_rows(gram)
+  if (distance, power) == ('euclidean', 1):
+    between = _beside_a_middle_one(between, bad)
   # Divided before they are summed: many distances near the limit overflow.
   scores = jnp.sum(jnp.where(bad, 0, between / len(gram)), axis=1)
   return select_lowest(gram, jnp.where(bad, jnp.inf, scores), 1)
+
+
+def _beside_a_middle_one(between: jax.Array, bad: jax.Array) -> jax.Array:
+  r"""Distances less those of a row r in the middle, which rank the same.
+
+  .. math:: |d_{ij} - d_{rj}| \le d_{ir}
+
+  Beside a row j far away it is rounding alone that breaks this, and would hide
+  all the other distances.
+  """
+  middle = columns.sort(between)[:, jnp.sum(~bad) // 2]
+  r = jnp.argmin(middle)
+  within = between[:, r, None]
+  return jnp.clip(between - between[r], -within, within)
 
 
 def krum_scores(
@@ -178,6 +203,7 @@ def krum_scores(
 ) -> jax.Array:
   """`[n]` sums of the distances to the nearest neighbours."""
   n = len(gram)
+  check_integers(rule, f=f)
   if f < 0 or n <= 2 * f + 2:
     raise ValueError(f'{rule} needs f >= 0 and n > 2f + 2, got n={n}, f={f}')
   k = n - f - 2 if num_neighbors is None else num_neighbors

@@ -34,8 +34,11 @@ def lasa(
   standard deviations. Those kept are averaged; if nobody is, all are.
 
   Rejected rows (see `lca.geometry`) are in no median and never kept; with none
-  left the update is NaN. Whatever fewer than half of the clients send, it is no
-  longer than the longest honest update; nothing is promised beyond this clip.
+  left the update is NaN. Whatever fewer than half of the clients send, no leaf
+  of it is longer than the longest honest update; nothing is promised beyond
+  this clip.
+
+  Promise (docs/rules.md): full, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -60,7 +63,7 @@ def lasa(
     Xu, Zhang and Hu, Achieving Byzantine-resilient federated learning via
     layer-adaptive sparsified model aggregation, WACV 2025.
   """
-  if not 0 <= sparsity < 1 or norm_bound < 0 or sign_bound < 0:
+  if not (0 <= sparsity < 1 and norm_bound >= 0 and sign_bound >= 0):
     raise ValueError(
       'lasa needs 0 <= sparsity < 1, norm_bound >= 0 and sign_bound >= 0, got '
       f'sparsity={sparsity}, norm_bound={norm_bound}, sign_bound={sign_bound}'

@@ -76,6 +76,8 @@ def legato(
   norm. It is then by far the most robust one, whatever it holds: next to a
   layer whose gradient is always zero, the others' factors sum to almost 0.
 
+  Promise (docs/rules.md): none.
+
   Args:
     window: m, the log's size in rounds, this one included.
     by: what a layer is, as in `lca.layerwise`.

@@ -84,11 +84,10 @@ def make(config: Mapping[str, Any]) -> Aggregator:
     config: `name`, one of `RULES` or `AGGREGATORS`; `pre`, names of
       `PRE_AGGREGATORS`, applied before in their order; `scope`, as `by` of
       `lca.layerwise` (`'model'` is the rule itself, and the default; what takes
-      `by` is given it); for rules with a distance `distance`, and with
-      `'cosine'` the keys of `lca.cosine` (`clip`, `clip_by`, `median`), for
-      pre-aggregators with a distance as well; for `mean` `weights`, `'uniform'`
-      or `'examples'`; and the hyper-parameters of all of them, where a name has
-      one value.
+      `by` is given it); for rules and pre-aggregators with a distance
+      `distance`, and with `'cosine'` the keys of `lca.cosine` (`clip`,
+      `clip_by`, `median`); for `mean` `weights`, `'uniform'` or `'examples'`;
+      and the hyper-parameters of all of them, where a name has one value.
 
   Returns:
     The aggregator.
@@ -110,13 +109,14 @@ def make(config: Mapping[str, Any]) -> Aggregator:
     for step in keys.pop('pre', ())
   ]
   rule = _known('rule', name, RULES | AGGREGATORS)
+  *before, rule = _in_distance([*before, rule], keys)
   if name in AGGREGATORS:
     if 'by' in _names(rule):
       before = [layerwise(step, by=scope) for step in before]
       return _with_state(rule, before, keys | {'by': scope})
     aggregator = _with_state(rule, before, keys)
     return aggregator if scope == 'model' else layerwise(aggregator, by=scope)
-  rule = _with_distance(before, rule, keys)
+  rule = chain(*before, rule)
   if 'weights' in inspect.signature(rule).parameters:
     _bind_weights(keys)
   return stateless(
@@ -148,29 +148,31 @@ def _names(function):
   return set(inspect.signature(function).parameters)
 
 
-def _with_distance(before, rule, keys):
-  """The rule after what is before it, in the distance that `keys` name.
+def _in_distance(steps, keys):
+  """The steps in the distance that `keys` name, those that have one.
 
   Takes the keys of `lca.cosine` out of `keys` where they apply.
   """
-  steps = [*before, rule]
-  if keys.get('distance') == 'cosine':
+  with_one = [step for step in steps if 'distance' in _names(step)]
+  if with_one and keys.get('distance') == 'cosine':
     del keys['distance']
     if keys.pop('power', None) is not None:
       raise ValueError(
         'aggregator.power belongs to the Euclidean distance: for the cosine '
         'distance compose a cosine_... preset'
       )
-    clip = {k: keys.pop(k) for k in _CLIP_KEYS if k in keys}
+    clip = {k: keys[k] for k in _CLIP_KEYS if k in keys}
     steps = [
-      cosine(step, **clip)
-      if step is rule or 'distance' in _names(step)
-      else step
-      for step in steps
+      cosine(step, **clip) if step in with_one else step for step in steps
     ]
-  elif clips := sorted(set(_CLIP_KEYS) & set(keys) - _names(chain(*steps))):
+    for key in set(clip).difference(*map(_names, steps)):
+      del keys[key]
+    return steps
+  if clips := sorted(
+    set(_CLIP_KEYS) & set(keys).difference(*map(_names, steps))
+  ):
     raise ValueError(f'{clips} apply to the cosine distance alone')
-  return chain(*steps)
+  return steps
 
 
 def _bind_weights(keys):

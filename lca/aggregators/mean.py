@@ -21,6 +21,8 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
 
   A single client moves the mean anywhere, and one NaN makes it NaN.
 
+  Promise (docs/rules.md): none.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     weights: `[n]`, nonnegative; None weighs all clients the same.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lca import geometry
 from lca.aggregators.base import Verdict
@@ -45,7 +46,15 @@ def average(
   return Verdict(weights.astype(gram.dtype), scores)
 
 
+def check_integers(rule: str, **counts: int) -> None:
+  """Raises a ValueError unless all are integers, such as f."""
+  for name, count in counts.items():
+    if not isinstance(count, (int, np.integer)):
+      raise ValueError(f'{rule} needs an integer {name}, got {name}={count!r}')
+
+
 def check_majority(rule: str, n: int, f: int) -> None:
   """Raises a ValueError unless more than half of the clients are honest."""
+  check_integers(rule, f=f)
   if f < 0 or n <= 2 * f:
     raise ValueError(f'{rule} needs f >= 0 and n > 2f, got n={n}, f={f}')

@@ -26,11 +26,14 @@ def _deviations(gram: Gram, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   Returns:
     The largest eigenvalue, and `[n]` squares :math:`\langle v, x_i -
-    \mu\rangle^2` with the weighted mean :math:`\mu`.
+    \mu\rangle^2` with the weighted mean :math:`\mu`; 0 where the weight is.
   """
   share = weights / jnp.sum(weights)
   mixed = sums.dot(gram, share)
   centred = gram - mixed[:, None] - mixed + sums.dot(share, mixed)
+  # Of those in use alone, however large a row is that has no weight left.
+  used = weights > 0
+  centred = jnp.where(used[:, None] & used, centred, 0)
   # Of magnitude 1, so that squares of large updates do not overflow.
   size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
   centred, root = centred / size, jnp.sqrt(share)
@@ -59,6 +62,8 @@ def caf(gram: Gram, *, f: int) -> Verdict:
   is. Rejected rows (see `lca.geometry`) start with weight 0; with no other the
   update is NaN. What at most f clients send moves the result no farther than a
   multiple of the honest updates' lengths.
+
+  Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -89,7 +94,6 @@ def caf(gram: Gram, *, f: int) -> Verdict:
     weights, least, best = carry
     value, squares = _deviations(inner, weights)
     best = jnp.where(value < least, weights, best)
-    squares = jnp.where(weights > 0, squares, 0)
     largest = jnp.max(squares)
     # Compiled, a quotient of equals may be a rounding away from 1.
     far = squares >= (1 - 1e-6) * largest
@@ -130,6 +134,8 @@ def dnc(
   +inf. With nobody left, the update is NaN. Whatever at most f clients send,
   the result is finite; only along v is what stays bounded.
 
+  Promise (docs/rules.md): finite.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
@@ -143,7 +149,7 @@ def dnc(
     One update.
 
   Raises:
-    ValueError: unless f >= 0, n > 2f, 0 <= int(filter_fraction f) < n,
+    ValueError: unless f >= 0, n > 2f, 0 <= filter_fraction f < n,
       num_iters >= 1 and subsample_dim >= 1; if there is `subsample_dim` and no
       key, or `num_iters` without it.
 
@@ -157,13 +163,14 @@ def dnc(
     poisoning attacks and defenses for federated learning, NDSS 2021.
   """
   gram = geometry.gram(updates)
-  n, dropped = len(gram), int(filter_fraction * f)
+  n = len(gram)
   check_majority('dnc', n, f)
-  if not 0 <= dropped < n:
+  if not 0 <= filter_fraction * f < n:
     raise ValueError(
-      f'dnc needs 0 <= int(filter_fraction f) < n, got n={n}, f={f}, '
+      f'dnc needs 0 <= filter_fraction f < n, got n={n}, f={f}, '
       f'filter_fraction={filter_fraction}'
     )
+  dropped = int(filter_fraction * f)
   if subsample_dim is None:
     if num_iters != 1:
       raise ValueError(

@@ -14,6 +14,8 @@ from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.selection import average, check_majority
 from lca.typing import Gram
 
+_ENTRIES = 2**18  # of the subsets' Gram matrices that are made at once
+
 
 @gram_rule
 def mda(
@@ -36,12 +38,14 @@ def mda(
   farther than a multiple of the honest updates' lengths (not under the cosine
   distance alone, which does not see lengths).
 
+  Promise (docs/rules.md): full.
+
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     max_subsets: an error says so where there are more.
     distance: `'euclidean'` or `'cosine'`.
-    power: of the Euclidean distance, 1 or 2, which ranks the same; None is 2.
+    power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
 
   Returns:
     One update.
@@ -81,6 +85,8 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
   With fewer than n - f rows not rejected (see `lca.geometry`), those are
   averaged, and with none the update is NaN. What at most f clients send moves
   the result no farther than a multiple of the honest updates' lengths.
+
+  Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -134,7 +140,8 @@ def _best(
   """Averages the subset of the least objectives among the most complete."""
   bad = geometry.rejected_rows(gram)
   subsets = jnp.array(members)
-  values = lax.map(objective, subsets, batch_size=4096)
+  at_once = max(1, _ENTRIES // members.shape[1] ** 2)
+  values = lax.map(objective, subsets, batch_size=at_once)
   missing = jnp.sum(bad[subsets], axis=1)
   best = jnp.lexsort((*reversed(values), missing))[0]
   chosen = jnp.zeros(len(gram), bool).at[subsets[best]].set(True)

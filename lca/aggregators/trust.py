@@ -1,5 +1,6 @@
 """Rules that weigh clients by whom they resemble: each other, or the server."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -28,6 +29,8 @@ def foolsgold(gram: Gram) -> Verdict:
   nobody has the full weight. If all weights are 0, as of identical updates,
   all clients weigh the same. Rejected rows (see `lca.geometry`) weigh nothing;
   with none left the update is NaN. A zero row resembles nobody.
+
+  Promise (docs/rules.md): none.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -70,9 +73,13 @@ def fltrust(updates: Updates, *, server_update: Update):
   with g what the server computed on examples of its own. The result is never
   longer than g, whatever any number of clients send.
 
-  Rejected rows (see `lca.geometry`) and zero rows are not trusted. If nobody is
-  trusted, or g is rejected itself, the update is NaN. Its derivative holds the
-  :math:`t_i` fixed; of g it is that of the length.
+  Rejected rows (see `lca.geometry`) are not trusted, nor are rows that are zero
+  or so short that float32 cannot tell their length. If nobody is trusted, or g
+  is rejected itself, the update is NaN. Its derivative holds the :math:`t_i`
+  fixed; of g it is that of the length.
+
+  Promise (docs/rules.md): full: no longer than the server's, where any row
+  agrees with that.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -101,7 +108,10 @@ def fltrust(updates: Updates, *, server_update: Update):
     geometry.norms_gram(geometry.one_client(server_update))
   )
   length = lax.stop_gradient(scale)
-  absent = bad | (lengths == 0)
+  # Entries whose squares are subnormal may be missing from a length.
+  size = sum(leaf[0].size for leaf in jax.tree.leaves(held))
+  tiny = 1e6 * size * jnp.finfo(gram.dtype).tiny
+  absent = bad | (lengths**2 <= tiny)
   along = jnp.where(absent, 0, geometry.inner(held, own))
   safe = jnp.where(absent, 1, lengths)
   trust = jnp.maximum(along / safe / jnp.where(length > 0, length, 1), 0)
