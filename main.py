@@ -5,14 +5,16 @@
 label_flipping --workdir=runs/x --config.server.clients_per_round=50
 """
 
+import contextlib
 import datetime
+import itertools
 import pathlib
 import re
 import sys
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from lca import checkpoints, host, rundir, train
 
@@ -26,8 +28,7 @@ def main(argv: list[str]) -> None:
   args = flags.FLAGS
   try:
     host.join_processes(args.coordinator, args.num_processes, args.process_id)
-    workdir = args.workdir or _new_workdir()
-    experiment = train.set_up(args.config, workdir)
+    experiment = _set_up(args.config, args.workdir)
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
   host.say(f'{experiment.directory.path} on {jax.devices()}')
@@ -44,12 +45,30 @@ def main(argv: list[str]) -> None:
   host.say(rundir.table(summary))
 
 
+def _set_up(config: ConfigDict, workdir: str | None) -> train.Experiment:
+  if workdir:
+    return train.set_up(config, workdir)
+  workdir = _new_workdir()
+  try:
+    return train.set_up(config, workdir)
+  except BaseException:
+    with contextlib.suppress(OSError):  # unless it holds something
+      workdir.rmdir()
+    raise
+
+
 def _new_workdir() -> pathlib.Path:
+  """Makes one; commands of the same second get different ones."""
   if jax.process_count() > 1:
     raise ValueError('several processes need the same --workdir')
   name = re.sub(r'^.*/|\.py', '', flags.FLAGS['config'].config_filename)
   now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%SZ')
-  return pathlib.Path('runs', f'{re.sub(r"[:,]", "-", name)}-{now}')
+  name = f'{re.sub(r"[:,]", "-", name)}-{now}'
+  for number in itertools.count(1):
+    path = pathlib.Path('runs', name if number == 1 else f'{name}-{number}')
+    with contextlib.suppress(FileExistsError):
+      path.mkdir(parents=True)
+      return path
 
 
 def _define_flags() -> None:

@@ -2,14 +2,13 @@
 
 A config is a setting and presets, `configs/SETTING.py:PRESET,PRESET`: one of
 `aggregators()`, one of `attacks()`, one of `partitions()`, one of `models()`,
-one of `servers()`, any of `pre_aggregators()`, and a setting's own shorthands
-for several of them.
+one of `servers()`, any of `pre_aggregators()`, and one of a setting's own
+shorthands for several of them.
 The result is locked and holds exactly the keys that what was chosen knows.
 Where there is a choice, None leaves it to the code, which says there what it
 takes.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -267,10 +266,11 @@ def servers() -> dict[str, dict]:
 def attacks(config: ConfigDict) -> dict[str, dict]:
   """Presets of `config.attack`; without one, nobody attacks."""
   # In the population; by default 20 % of it, of those found if it is None.
-  attackers = {'num_attackers': config.data.get_oneway_ref('num_clients') // 5}
-  # In every round; or `sampled`, as many as the draw gives.
-  fixed = attackers | {'num_byzantine': 1, 'sampled': False}
-  sampled = attackers | {'sampled': True}
+  attackers = config.data.get_oneway_ref('num_clients') // 5
+  sampled = {'num_attackers': attackers, 'sampled': True}
+  # In every round; with `sampled` as many as the draw gives.
+  num_byzantine = _in_a_round(config, attackers)
+  fixed = sampled | {'num_byzantine': num_byzantine, 'sampled': False}
   flipping = {
     'name': 'label_flipping',
     'flip_fraction': 1.0,  # of an attacker's labels
@@ -285,6 +285,18 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   return {name: keys | fixed for name, keys in own.items()} | {
     f'{name}_sampled': keys | sampled for name, keys in own.items()
   }
+
+
+def _in_a_round(
+  config: ConfigDict, attackers: FieldReference
+) -> int | FieldReference:
+  """One attacker; all of them where everybody takes part in each round."""
+  if config.data.num_clients is None:
+    return 1
+  num_clients = config.data.get_oneway_ref('num_clients')
+  absent = num_clients - config.server.get_oneway_ref('clients_per_round')
+  everybody = FieldReference(0) ** absent**2  # 1 if none is absent, else 0
+  return 1 + everybody * (attackers - 1)
 
 
 def _update_attacks() -> dict[str, dict]:
@@ -337,7 +349,8 @@ def compose(
     The config, locked.
 
   Raises:
-    ValueError: an unknown preset, or two of one kind.
+    ValueError: an unknown preset, two of one kind or two shorthands; a
+      pre-aggregator with a key that means something else to the rule.
   """
   shorthands = shorthands or {}
   known = {
@@ -348,13 +361,17 @@ def compose(
     'server': servers(),
     'pre-aggregator': pre_aggregators(),
   }
-  names, values = [], {}
+  names, short, values = [], None, {}
   for name in filter(None, presets.split(',')):
-    if name in shorthands:
-      stands_for, values = shorthands[name]
-      names += stands_for.split(',') if stands_for else []
-    else:
+    if name not in shorthands:
       names.append(name)
+      continue
+    if short:
+      raise ValueError(
+        f'{presets!r} names two shorthands, {short!r} and {name!r}'
+      )
+    short, (stands_for, values) = name, shorthands[name]
+    names += stands_for.split(',') if stands_for else []
   chosen = _by_kind(presets, names, known, shorthands)
   partition = (chosen['partition'] or ['iid'])[0]
   config.data.update(known['partition'][partition])
@@ -366,15 +383,17 @@ def compose(
     config.server.clients_per_round = clients_per_round
   config.attack = ConfigDict({'name': 'none'})
   for name in chosen['attack']:
-    config.attack = ConfigDict(known['attack'][name])
+    # Anew: how many attack depends on the partition and the server.
+    config.attack = ConfigDict(attacks(config)[name])
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
-  before = [pre_aggregators(f)[name] for name in chosen['pre-aggregator']]
   rules = aggregators(f, f if tables_f is None else tables_f)
-  # What the rule has set already, its pre-aggregators share.
-  keys = {k: v for k, v in rules[rule].items() if not _unset(v)}
-  keys = functools.reduce(lambda all, more: more | all, before, keys)
-  config.aggregator = ConfigDict(rules[rule] | keys)
+  keys = rules[rule]
+  for name in chosen['pre-aggregator']:
+    its_keys = pre_aggregators(f)[name]
+    _check_shared(rule, rules[rule], name, its_keys)
+    keys = its_keys | keys
+  config.aggregator = ConfigDict(keys)
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
   if 'f' in config.attack and 'f' in config.aggregator:
     config.attack.f = config.aggregator.get_oneway_ref('f')
@@ -384,8 +403,14 @@ def compose(
   return config.lock()
 
 
-def _unset(value):
-  return isinstance(value, FieldReference) and value.get() is None
+def _check_shared(rule, keys, name, its_keys):
+  """A key that both take has one value: f, or it must be of one meaning."""
+  for key in keys.keys() & its_keys.keys() - {'f'}:
+    if keys[key] != its_keys[key]:
+      raise ValueError(
+        f'the key {key} of {rule!r} is another than that of {name!r}: they do '
+        'not go together'
+      )
 
 
 def _by_kind(presets, names, known, shorthands):

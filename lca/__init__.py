@@ -6,7 +6,7 @@ client, client minus server:
     update = lca.layerwise(lca.cosine(lca.krum))(updates, f=2)
 """
 
-from lca import geometry
+from lca import attacks, geometry
 from lca.aggregators import (
   Aggregator,
   Rule,
@@ -57,6 +57,7 @@ __all__ = [
   'Rule',
   'Verdict',
   'arc',
+  'attacks',
   'bucketing',
   'bulyan',
   'bulyan_trimmed',

@@ -86,7 +86,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Raises:
       CheckpointError: a checkpoint is of another config or another tree, or
-        there are some and each is damaged. Then nothing is deleted.
+        cannot be read for a reason that may pass, or there are some and each
+        is damaged. Then nothing is deleted.
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -143,8 +144,15 @@ class Checkpoints(contextlib.AbstractContextManager):
   def _reading(self, step: int) -> Iterator[None]:
     try:
       yield
-    except Exception as error:  # what bytes can do to a parser has no end
-      raise _Damaged(f'{self._path}/{step} ({_first_line(error)})') from error
+    except Exception as error:
+      cause = _first_cause(error)
+      checkpoint = f'{self._path}/{step} ({_first_line(cause)})'
+      if _is_damage(cause):
+        raise _Damaged(checkpoint) from error
+      raise CheckpointError(
+        f'cannot read {checkpoint}. It may be whole, and nothing is deleted: '
+        'try again later, or delete it to go on from the one before'
+      ) from error
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -158,6 +166,30 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 class _Damaged(Exception):
   pass
+
+
+# What parsers, Orbax's too, make of bytes that are wrong or missing.
+_OF_BYTES = (
+  AttributeError,
+  FileNotFoundError,
+  LookupError,
+  TypeError,
+  ValueError,
+)
+
+
+def _is_damage(error: BaseException) -> bool:
+  """Whether reading once more would fail once more."""
+  # TensorStore raises the system's errors, of a disk say, as ValueErrors.
+  of_the_system = 'os_error_code' in str(error)
+  return isinstance(error, _OF_BYTES) and not of_the_system
+
+
+def _first_cause(error: BaseException) -> BaseException:
+  """What a library raised before another one raised it again."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  return error
 
 
 Leaf = list[Any]
@@ -185,5 +217,5 @@ def _array(kind: list[Any] | None) -> str:
   return 'absent' if kind is None else f'{kind[1]} {kind[0]}'
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0]

@@ -240,7 +240,7 @@ def default_chunk_size(backend: str) -> int:
 def default_microbatch_size(
   backend: str, batch_stats: bool = False
 ) -> int | None:
-  """See `LocalTraining`; accelerators take the batch as a whole.
+  """See `LocalGradient`; accelerators take the batch as a whole.
 
   So must, everywhere, a model with batch statistics.
   """

@@ -8,8 +8,10 @@ share of the coordinates, of all updates and of the server's state (see
 `lca.sharding`).
 """
 
+import contextlib
 import math
 import os
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -267,9 +269,25 @@ def memory_limit(mesh: Mesh, jobs: int = 1) -> float:
   if all('bytes_limit' in s for s in stats):
     return min(s['bytes_limit'] for s in stats)
   if devices[0].platform == 'cpu' and hasattr(os, 'sysconf'):
-    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return host / len(devices) / jobs
+    return _host_memory() / len(devices) / jobs
   return math.inf
+
+
+# Of a container or a batch job, in versions 2 and 1.
+_CGROUP_LIMITS = (
+  '/sys/fs/cgroup/memory.max',
+  '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
+
+
+def _host_memory() -> int:
+  """The machine's, or less where the system grants less of it."""
+  limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+  for file in _CGROUP_LIMITS:
+    # No file, or 'max' in it: no limit.
+    with contextlib.suppress(OSError, ValueError):
+      limits.append(int(pathlib.Path(file).read_text()))
+  return min(limits)
 
 
 def size(num_bytes: float) -> str:

@@ -34,10 +34,10 @@ Table = list[Sequence[str]]
 # What is drawn.
 
 
-def _natural(text: str) -> list[tuple[float, str]]:
+def _natural(text: str) -> tuple[float, str]:
   """Sorts window=5 before window=10."""
   head, _, number = text.rpartition('=')
-  return [(float(number), '') if head else (0, text)]
+  return (float(number), '') if head else (0, text)
 
 
 def accuracy(axes: Axes, lines: Lines) -> Table:

@@ -3,7 +3,8 @@
 config.json    the config, and each environment it ran in: versions,
                devices, commit
 metrics.csv    one row a round
-summary.json   the five metrics of the paper's tables, when it is finished
+summary.json   the five metrics of the paper's tables, when it is finished;
+               null is what is not finite
 events.*       the metrics for TensorBoard
 checkpoints/   Orbax's
 lock           of the process that runs it
@@ -16,12 +17,13 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -82,7 +84,8 @@ class RunDirectory(contextlib.AbstractContextManager):
     config: of the run, as nested dicts.
 
   Raises:
-    ValueError: it holds another config's run, or files but no run of ours.
+    ValueError: it holds another config's run, or files but no run of ours, or
+      a finished run of fewer rounds from which nothing can go on.
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -107,6 +110,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     if file.exists():
       old, self._environments = _read_config(file)
       check_same_run(self.path, old, self.config)
+      self._check_growth()
     elif self.path.exists():
       # What `claim` leaves if it is killed is no stranger's.
       claimed = {'lock', file.name, _draft(file).name}
@@ -115,6 +119,18 @@ class RunDirectory(contextlib.AbstractContextManager):
           f'{self.path} has files in it but no run: choose another --workdir'
         )
 
+  def _check_growth(self) -> None:
+    """Without a checkpoint, a finished run would begin anew and be lost."""
+    summary = self.summary()
+    if summary is None or self.finished(self.config['num_rounds']):
+      return
+    if not any(each.name.isdigit() for each in self.checkpoints.glob('*')):
+      raise ValueError(
+        f'{self.path} holds a finished run of {summary["num_rounds"]} rounds, '
+        'and no checkpoint from which it could go on to '
+        f'num_rounds={self.config["num_rounds"]}; choose another --workdir'
+      )
+
   @property
   def checkpoints(self) -> pathlib.Path:
     """Where the checkpoints go."""
@@ -122,8 +138,8 @@ class RunDirectory(contextlib.AbstractContextManager):
 
   def summary(self) -> dict[str, Any] | None:
     """What a finished run has left, or None."""
-    file = self.path / 'summary.json'
-    return json.loads(file.read_text()) if file.exists() else None
+    there = (self.path / 'summary.json').exists()
+    return read_summary(self.path) if there else None
 
   def finished(self, num_rounds: int) -> bool:
     """Whether the run is complete, with at least as many rounds."""
@@ -148,19 +164,13 @@ class RunDirectory(contextlib.AbstractContextManager):
     write(self.path / 'config.json', _json(about))
 
   def _lock(self) -> None:
-    """The system frees the lock of a process however it ends."""
-    file = self._files.enter_context(open(self.path / 'lock', 'w'))
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      self._files.enter_context(locked(self.path, wait=False))
     except BlockingIOError:
       raise OSError(
         f'another process is running in {self.path}: wait for it, or choose '
         'another --workdir'
       ) from None
-    except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        raise
-      print(f'no locks here: run no second process in {self.path}', flush=True)
 
   def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
     """Writes the rounds run so far, and nothing beyond them.
@@ -186,7 +196,8 @@ class RunDirectory(contextlib.AbstractContextManager):
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes the summary: the run is complete."""
-    write(self.path / 'summary.json', _json(summary))
+    numbers = {k: v if math.isfinite(v) else None for k, v in summary.items()}
+    write(self.path / 'summary.json', _json(numbers))
 
   def _csv(self, rows: Sequence[Row], header: bool) -> str:
     text = io.StringIO()
@@ -228,6 +239,27 @@ class Onlooker(RunDirectory):
     """Writes nothing."""
 
 
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, wait: bool = True) -> Iterator[None]:
+  """Keeps others out of a folder; the system frees it however a process ends.
+
+  Args:
+    folder: which exists; its file `lock` is locked, if the file system can.
+    wait: for who is there.
+
+  Raises:
+    BlockingIOError: somebody is there, and it is not to wait.
+  """
+  with open(folder / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
+      print(f'no locks here: run no second process in {folder}', flush=True)
+    yield
+
+
 def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
   """The five metrics of the paper's tables.
 
@@ -256,6 +288,12 @@ def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
   }
 
 
+def read_summary(run: pathlib.Path) -> dict[str, float]:
+  """Reads what a finished run has left; what was not finite is NaN."""
+  summary = json.loads((run / 'summary.json').read_text())
+  return {k: math.nan if v is None else v for k, v in summary.items()}
+
+
 def table(summary: Mapping[str, Any]) -> str:
   """The summary's metrics, as a person reads them."""
   lines = [
@@ -280,16 +318,10 @@ def environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
   """The checkout's commit, marked when files differ; None outside of one."""
-  here = pathlib.Path(__file__).parent
-  git = [
-    'git',
-    '-C',
-    str(here),
-    'describe',
-    '--always',
-    '--dirty',
-    '--abbrev=40',
-  ]
+  root = pathlib.Path(__file__).resolve().parents[1]
+  # Git would also look above, where an environment may lie in another's.
+  git = ['git', f'--git-dir={root / ".git"}', f'--work-tree={root}']
+  git += ['describe', '--always', '--dirty', '--abbrev=40']
   try:
     done = subprocess.run(git, capture_output=True, text=True, check=True)
   except (OSError, subprocess.CalledProcessError):
@@ -309,6 +341,15 @@ def _read_config(
     ) from None
 
 
+def read_config(run: pathlib.Path) -> dict[str, Any]:
+  """Reads a run's config, as nested dicts.
+
+  Raises:
+    ValueError: what is there is no config of a run.
+  """
+  return _read_config(run / 'config.json')[0]
+
+
 def check_same_run(
   path: str | os.PathLike, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
@@ -322,15 +363,47 @@ def check_same_run(
   Raises:
     ValueError: a key differs that counts; it is named with both values.
   """
-  old, new = _LATER | _flat(old), _LATER | _flat(new)
-  for key in sorted(old.keys() | new.keys()):
-    before, now = old.get(key, '(none)'), new.get(key, '(none)')
-    grows = key == 'num_rounds' and now >= before
-    if before != now and not grows and not _is_free(key):
+  for key, before, now in _differences(old, new):
+    if not (key == 'num_rounds' and now >= before):
       raise ValueError(
         f'{path} holds the run of another config: {key} was {before!r} '
         f'there and is {now!r} now; choose another --workdir'
       )
+
+
+def check_same_line(
+  line: str, configs: Mapping[str | os.PathLike, Mapping[str, Any]]
+) -> None:
+  """Refuses runs that are no seeds of one config.
+
+  Args:
+    line: what they are named by.
+    configs: of each run, by its directory, as nested dicts that were read from
+      JSON.
+
+  Raises:
+    ValueError: a key differs that counts; it is named with two directories.
+  """
+  (first, config), *others = configs.items()
+  for path, other in others:
+    for key, one, two in _differences(config, other):
+      if key != 'seed':
+        raise ValueError(
+          f'{line}: {key} is {one!r} in {first} and {two!r} in {path}, but its '
+          'runs are to differ in nothing but their seeds; choose a --workdir '
+          'for each'
+        )
+
+
+def _differences(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+  """The keys that count and differ, with both values."""
+  old, new = _LATER | _flat(old), _LATER | _flat(new)
+  for key in sorted(old.keys() | new.keys()):
+    before, now = old.get(key, '(none)'), new.get(key, '(none)')
+    if before != now and not _is_free(key):
+      yield key, before, now
 
 
 def run_id(config: Mapping[str, Any]) -> str:

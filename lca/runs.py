@@ -1,14 +1,12 @@
 """Finished runs of a sweep, as numbers."""
 
 import csv
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from lca import sweep
+from lca import rundir, sweep
 
 Metrics = Mapping[str, np.ndarray]
 """The columns of a metrics.csv; NaN where a round has no entry."""
@@ -44,22 +42,21 @@ def evaluated(run: Metrics) -> Metrics:
   return {name: column[tested] for name, column in run.items()}
 
 
-def read_summary(run: pathlib.Path) -> dict[str, float]:
-  """Reads a finished run's `summary.json`, the five metrics of the tables."""
-  return json.loads((run / 'summary.json').read_text())
-
-
-def read_config(run: pathlib.Path) -> dict[str, Any]:
-  """Reads a run's config, as nested dicts."""
-  return json.loads((run / 'config.json').read_text())['config']
-
-
 def by_name(workdir: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   """The runs of all seeds, finished or not, by `GROUP/LINE`."""
   found: dict[str, list[pathlib.Path]] = {}
   for name, place in sweep.names(workdir).items():
-    found.setdefault(name.rpartition('/')[0], []).append(workdir / place)
+    found.setdefault(sweep.line_of(name), []).append(workdir / place)
   return found
+
+
+def check_line(line: str, runs: Sequence[pathlib.Path]) -> None:
+  """Refuses runs, at least one, of which no mean over the seeds can be taken.
+
+  Raises:
+    ValueError: their configs differ in more than the seed.
+  """
+  rundir.check_same_line(line, {run: rundir.read_config(run) for run in runs})
 
 
 def read_lines(
@@ -73,7 +70,8 @@ def read_lines(
     partial: leaves out what is not finished; perhaps nothing is left.
 
   Raises:
-    ValueError: there are none, or one is not finished; not if `partial`.
+    ValueError: there are none, or one is not finished; not if `partial`. The
+      configs of a line differ in more than the seed.
   """
   lines = {}
   for name, runs in by_name(workdir).items():
@@ -82,6 +80,7 @@ def read_lines(
       runs = [run for run in runs if is_finished(run)]
     if found == group and runs:
       lines[line] = [read_metrics(run) for run in runs]
+      check_line(name, runs)
   if not lines and not partial:
     raise ValueError(f'{workdir} holds no runs {group}/...')
   return lines

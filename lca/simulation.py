@@ -121,7 +121,7 @@ class Population:
 
   def dropped(
     self, seed: int, round_idx: int, byzantine: np.ndarray
-  ) -> np.ndarray:
+  ) -> jax.Array:
     """`[n]` mask of a round's clients that do not answer.
 
     Args:
@@ -130,10 +130,37 @@ class Population:
       byzantine: `[n]` mask, from `sample`.
     """
     if not self.drop_rate:
-      return np.zeros(len(byzantine), bool)
+      return jnp.zeros(len(byzantine), bool)
     key = key_for(seed, Purpose.DROP, round_idx)
-    draws = np.asarray(jax.random.uniform(key, byzantine.shape))
+    draws = jax.random.uniform(key, byzantine.shape)
     return (draws < self.drop_rate) & ~byzantine
+
+  def most_dropped(self, seed: int, num_rounds: int) -> tuple[int, int]:
+    """A round in which the most clients do not answer, and how many those are.
+
+    The size of the population matters only where `num_byzantine` is None.
+    """
+    n, population = self.clients_per_round, self
+    if self.num_byzantine is not None:  # which rows attack, not who, counts
+      population = dataclasses.replace(
+        self, num_clients=n, num_attackers=self.num_byzantine
+      )
+
+    # Attackers, who always answer, are counted too: to know them is slow, and
+    # only the rounds of the largest counts need it.
+    def count(round_idx):
+      return jnp.sum(self.dropped(seed, round_idx, np.zeros(n, bool)))
+
+    at_most = np.asarray(lax.map(count, jnp.arange(num_rounds)))
+    worst, most = 0, -1
+    for round_idx in np.argsort(-at_most, kind='stable').tolist():
+      if at_most[round_idx] <= most:
+        break
+      _, byzantine = population.sample(seed, round_idx)
+      found = int(jnp.sum(self.dropped(seed, round_idx, byzantine)))
+      if found > most:
+        worst, most = round_idx, found
+    return worst, most
 
 
 class ServerState(NamedTuple):
@@ -186,16 +213,17 @@ class Simulation:
   this process has seen.
 
   While a round trains, a thread reads the examples of the next one's clients
-  and puts them on the devices, which so hold two rounds' examples and two
-  blocks of test images. No more of the data set is in memory if it is
+  and puts them on the devices. So the devices hold the examples of two rounds,
+  and two blocks of test images. No more of the data set is in memory if it is
   memory-mapped.
 
   Attributes:
     data: what every client holds, and the test set.
     mesh: as below.
     chunk_size: as below.
-    clients_per_device: that train in a round, the server itself and clients
-      without examples, where the devices do not divide n, among them.
+    clients_per_device: how many train on each device in a round. The server
+      is one of them if it has examples of its own, and where the devices do
+      not divide their number, clients without examples fill up the rest.
 
   Args:
     data: as the attribute.
@@ -246,14 +274,7 @@ class Simulation:
     self.data, self._population, self._seed = data, population, seed
     self._classifier, self._optimizer = classifier, optimizer
     self._attack, self._aggregator = attack, aggregator
-    if batch_stats not in BATCH_STATS:
-      raise ValueError(
-        f'model.batch_stats must be one of {BATCH_STATS}, got {batch_stats!r}'
-      )
-    if batch_stats == 'server' and data.server_id is None:
-      raise ValueError(
-        "model.batch_stats='server' needs data.root_examples of the server"
-      )
+    check_batch_stats(batch_stats, data.server_id is not None)
     self._batch_stats = batch_stats
     self._momentum, self._layers = momentum, layers
     self._clients_part = train
@@ -444,7 +465,9 @@ class Simulation:
 
   def _draw(self, round_idx: int) -> _Draw:
     ids, byzantine = self._population.sample(self._seed, round_idx)
-    dropped = self._population.dropped(self._seed, round_idx, byzantine)
+    dropped = np.asarray(
+      self._population.dropped(self._seed, round_idx, byzantine)
+    )
     clients = self._reader.submit(self._read, ids, byzantine)
     return _Draw(round_idx, ids, byzantine, dropped, clients)
 
@@ -509,7 +532,7 @@ class Simulation:
       server_update = jax.tree.map(lambda u: u[n], updates)
     updates = jax.tree.map(lambda u: u[:n], updates)
     if self._momentum:
-      # Nobody's momentum is that of who does not answer.
+      # A client that does not answer keeps its momentum as it was.
       trained = jnp.where(dropped, self._population.num_clients, ids)
       momenta, params = with_momentum(
         momenta, updates['params'], trained, self._momentum
@@ -527,14 +550,14 @@ class Simulation:
       )
       return update | self._statistics(updates, server_update), remembered
 
+    if self._population.drop_rate:  # nor do the attackers see what never came
+      updates = jax.tree.map(functools.partial(_without, dropped), updates)
     updates = self._attack.on_updates(
       updates,
       byzantine=byzantine,
       key=attack_key,
       aggregate=lambda updates: aggregate(updates)[0],
     )
-    if self._population.drop_rate:
-      updates = jax.tree.map(functools.partial(_without, dropped), updates)
     update, remembered = aggregate(updates)
     # Of rows that are stored in less than the model is.
     update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, variables)
@@ -598,6 +621,18 @@ class Simulation:
       'test_loss': float(loss) / size,
       'test_accuracy': float(correct) / size,
     }
+
+
+def check_batch_stats(batch_stats: str, root: bool) -> None:
+  """Who aggregates them must be known, and the server have examples for it."""
+  if batch_stats not in BATCH_STATS:
+    raise ValueError(
+      f'model.batch_stats must be one of {BATCH_STATS}, got {batch_stats!r}'
+    )
+  if batch_stats == 'server' and not root:
+    raise ValueError(
+      "model.batch_stats='server' needs data.root_examples of the server"
+    )
 
 
 def _without(dropped, rows):

@@ -75,15 +75,18 @@ def choose(
     only: regular expressions. A run is chosen if each of them matches the
       whole of one of the parts, between `/`, of its name.
     seeds: of every chosen run.
-    values: of keys, as text, in every config.
+    values: of keys but the seed, as text, in every config.
 
   Returns:
     Configs by name; the seed is the name's last part.
 
   Raises:
-    ValueError: nothing is chosen, or a value is not of its key's type.
+    ValueError: nothing is chosen, or a value is not of its key's type, or of
+      the seed.
     KeyError: a config has no such key.
   """
+  if 'seed' in (values or {}):
+    raise ValueError('the seed is set with --seeds, which names the runs')
   chosen = {}
   for name, config in runs.items():
     parts = name.split('/')
@@ -129,6 +132,9 @@ def run_all(
 
   Returns:
     The names of those that failed twice, or were stopped.
+
+  Raises:
+    ValueError: see `record`.
   """
   places = record(runs, workdir)
   todo = {place: name for name, place in places.items()}  # each place once
@@ -172,16 +178,45 @@ def record(
 
   Returns:
     Each run's own directory by name.
+
+  Raises:
+    ValueError: a run there is of the same name but for the seed, and of a
+      config that differs in more than that. Then nothing is added.
   """
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   places = {k: rundir.run_id(config.to_dict()) for k, config in runs.items()}
-  all_places = names(workdir) | places
-  rundir.write(
-    workdir / 'sweep.json',
-    json.dumps(all_places, indent=1, sort_keys=True) + '\n',
-  )
+  with rundir.locked(workdir):
+    known = names(workdir)
+    _check_lines(workdir, known, runs, places)
+    rundir.write(
+      workdir / 'sweep.json',
+      json.dumps(known | places, indent=1, sort_keys=True) + '\n',
+    )
   return {name: workdir / place for name, place in places.items()}
+
+
+def _check_lines(
+  workdir: pathlib.Path,
+  known: Mapping[str, str],
+  runs: Mapping[str, ConfigDict],
+  places: Mapping[str, str],
+) -> None:
+  """Refuses a line's second config; what has not begun does not count."""
+  begun: dict[str, list[pathlib.Path]] = {}
+  for name, place in known.items():
+    if (workdir / place / 'config.json').exists():
+      begun.setdefault(line_of(name), []).append(workdir / place)
+  for name, config in runs.items():
+    line = line_of(name)
+    configs = {path: rundir.read_config(path) for path in begun.get(line, ())}
+    new = json.loads(json.dumps(config.to_dict()))
+    rundir.check_same_line(line, configs | {workdir / places[name]: new})
+
+
+def line_of(name: str) -> str:
+  """What the runs of all seeds are named by."""
+  return name.rpartition('/')[0]
 
 
 def names(workdir: str | os.PathLike) -> dict[str, str]:
@@ -252,7 +287,10 @@ def main(argv: list[str]) -> None:
   except (ValueError, KeyError, AttributeError) as error:
     sys.exit(f'lca.sweep: error: {error}')
   stopping = host.stopped_by_sigterm()
-  failed = run_all(runs, args.workdir, args.jobs, stopping)
+  try:
+    failed = run_all(runs, args.workdir, args.jobs, stopping)
+  except ValueError as error:
+    sys.exit(f'lca.sweep: error: {error}')
   if stopping():
     sys.exit(host.STOPPED)
   if failed:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lca import runs
+from lca import rundir, runs
 from lca.formats import Number, Table
 
 METRICS = {
@@ -97,7 +97,8 @@ def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
     accuracy over the plain operators; the slopes of the test losses.
 
   Raises:
-    ValueError: no run is finished.
+    ValueError: no run is finished, or the configs of a row's runs differ in
+      more than the seed.
   """
   pattern = (
     re.escape(prefix) + rf'((table[1-6]|beyond_\w+)/({"|".join(DATASETS)})/\w+)'
@@ -116,6 +117,8 @@ def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
     raise ValueError(
       f'{workdir} holds no finished run {prefix}TABLE/DATASET/VARIANT'
     )
+  for name, places in finished.items():
+    runs.check_line(name, places)
   blocks = [
     block
     for block in paper()
@@ -201,7 +204,7 @@ def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
 
 def _values(places: Sequence[pathlib.Path]) -> dict[str, list[float]]:
   """The metrics of all seeds."""
-  summaries = [runs.read_summary(place) for place in places]
+  summaries = [rundir.read_summary(place) for place in places]
   return {metric: [s[metric] for s in summaries] for metric in METRICS}
 
 
@@ -226,7 +229,7 @@ def _words(variant: str) -> str:
 def _settings(names: Sequence[str], finished: Runs) -> list[str]:
   """What was really run: a sweep's runs need not be of the paper's size."""
   places = [place for name in names for place in finished.get(name, ())]
-  texts = {_setting(runs.read_config(place)) for place in places}
+  texts = {_setting(rundir.read_config(place)) for place in places}
   return [f'What ran: {"; ".join(sorted(texts))}.'] if texts else []
 
 

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import math
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lca import aggregators, attacks, clients, host, models, optimizers, plan
@@ -23,6 +23,7 @@ from lca.simulation import (
   Population,
   ServerState,
   Simulation,
+  check_batch_stats,
   population_from,
 )
 
@@ -67,8 +68,8 @@ def set_up(
 ) -> Experiment:
   """Checks all that can be known before the training, and prepares it.
 
-  What needs no data is checked first, and without an error alone the run gets
-  its directory.
+  What needs no data is checked first. The run gets its directory last, once
+  nothing has been found wrong.
 
   Args:
     config: see `configs/common.py` for the keys.
@@ -96,34 +97,41 @@ def set_up(
     num_clients = sys.maxsize
   population = _population(config, num_clients)
   _check_layers(config)
+  _check_partition(config)
   mesh = clients.clients_mesh(config.parallel.mesh)
-  _check_aggregator(
-    aggregator,
-    population.clients_per_round,
-    config.data.root_examples > 0,
-  )
-  _check_without_the_dropped(config, aggregator, population)
-  weights = config.model.get('pretrained', '')
-  if weights:
-    weights = models.find_pretrained(weights)
+  root = config.data.root_examples > 0
+  _check_aggregator(aggregator, population.clients_per_round, root)
+  check_batch_stats(_batch_stats(config), root)
+  chunk_size = config.parallel.chunk_size
+  if chunk_size is None:
+    chunk_size = clients.default_chunk_size(jax.default_backend())
+  _check_clients_part(config, mesh, chunk_size)
+  # Where the draw decides who attacks, it is among the clients in the data.
+  sampled = population.num_byzantine is None
+  if not sampled:
+    _check_without_the_dropped(config, aggregator, population)
+  weights = _weights(config)
   here = RunDirectory if jax.process_index() == 0 else Onlooker
   directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
     return Experiment(config, directory, None, None)
   data = _federated_data(config)
-  classifier = _classifier(config, data, weights)
-  chunk_size = config.parallel.chunk_size
-  if chunk_size is None:
-    chunk_size = clients.default_chunk_size(jax.default_backend())
+  population = _population(config, data.num_clients)
+  if sampled:
+    _check_without_the_dropped(config, aggregator, population)
+  dataset = data.dataset
+  classifier = _classifier(
+    config, dataset.num_classes, (dataset.mean, dataset.std), weights
+  )
   simulation = Simulation(
     data=data,
-    population=_population(config, data.num_clients),
+    population=population,
     classifier=classifier,
     train=_clients_part(config, classifier),
     attack=attack,
     aggregator=aggregator,
     optimizer=optimizer,
-    batch_stats=config.model.get('batch_stats', 'rule'),
+    batch_stats=_batch_stats(config),
     momentum=_momentum(config),
     layers=config.eval.layers,
     seed=config.seed,
@@ -180,15 +188,18 @@ def _run_rounds(
   ) as checkpoints:
     state, rows = checkpoints.restore(simulation.init())
     directory.start(rows, simulation.more_metrics)
-    clock = [time.monotonic()]
-    for round_idx in range(len(rows), config.num_rounds):
+    first, start = len(rows), time.monotonic()
+    for round_idx in range(first, config.num_rounds):
       state, row = _round(simulation, state, round_idx, config)
       rows.append(row)
       directory.add(row)
       if row['nonfinite'] and config.train.on_nonfinite == 'stop':
         raise FloatingPointError(_not_finite(simulation, row))
-      clock.append(time.monotonic())
-      host.say(_line(row, config.num_rounds, clock))
+      now = time.monotonic()
+      seconds = (now - start) / max(1, round_idx - first)
+      host.say(_line(row, config.num_rounds, seconds))
+      if round_idx == first:  # whose compilation is no pace
+        start = now
       stop = host.any_process(stopping())
       if stop or _due(row['round'], config.checkpoint.every, config.num_rounds):
         checkpoints.save(state, rows)
@@ -226,10 +237,8 @@ def _not_finite(simulation: Simulation, row: Row) -> str:
   )
 
 
-def _line(row: Row, num_rounds: int, clock: list[float]) -> str:
-  """What a person sees of a round; the first one's compilation is no pace."""
-  steady = clock[1:] if len(clock) > 2 else clock
-  seconds = (steady[-1] - steady[0]) / (len(steady) - 1)
+def _line(row: Row, num_rounds: int, seconds: float) -> str:
+  """What a person sees of a round, where one takes so many seconds."""
   left = datetime.timedelta(
     seconds=round(seconds * (num_rounds - row['round']))
   )
@@ -271,6 +280,8 @@ def _check_on_nonfinite(value: str) -> None:
 
 def _check_layers(config: ConfigDict) -> None:
   layers, rule = config.eval.layers, config.aggregator
+  if layers:
+    aggregators.layer_names({}, layers)  # raises of an unknown scope
   if layers and rule.name == 'legato' and rule.scope != layers:
     raise ValueError(
       f'eval.layers={layers!r} must be aggregator.scope={rule.scope!r}: the '
@@ -301,16 +312,19 @@ def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
 def _check_without_the_dropped(
   config: ConfigDict, aggregator: Aggregator, population: Population
 ) -> None:
-  """Runs the rule without as many clients as will not answer on average."""
-  attack, n = population.num_byzantine or 0, population.clients_per_round
-  missing = math.ceil(population.drop_rate * (n - attack))
+  """Runs the rule without as many clients as ever do not answer in a round."""
+  if not population.drop_rate:
+    return
+  worst, missing = population.most_dropped(config.seed, config.num_rounds)
   if not missing:
     return
-  f, rate = config.aggregator.get('f', n), population.drop_rate
-  if f < missing + attack:
+  attack, n = population.num_byzantine or 0, population.clients_per_round
+  rule, rate = config.aggregator, population.drop_rate
+  if 'f' in rule and rule.f < missing + attack:
     raise ValueError(
-      f'aggregator.f={f} is too small for client.drop_rate={rate}: of the {n} '
-      f'clients of a round {attack} attack, and about {missing} do not answer'
+      f'aggregator.f={rule.f} is too small for client.drop_rate={rate}: of the '
+      f'{n} clients of round {worst + 1}, {missing} do not answer'
+      + (f' and {attack} attack' if attack else '')
     )
   answered = jnp.arange(n) >= missing
   rows = jax.random.normal(jax.random.key(0), (n, 1))
@@ -322,11 +336,11 @@ def _check_without_the_dropped(
     server_update=rows[0] if config.data.root_examples else None,
   )
   if not jnp.all(jnp.isfinite(update)):
-    name = config.aggregator.name
+    name = rule.name
     hint = " unless aggregator.weights='examples'" if name == 'mean' else ''
     raise ValueError(
       f'client.drop_rate={rate}: {name} does not go without {missing} of {n} '
-      f'clients{hint}'
+      f'clients{hint}, as many as do not answer in round {worst + 1}'
     )
 
 
@@ -336,12 +350,43 @@ def _population(config: ConfigDict, num_clients: int) -> Population:
   )
 
 
+_SOURCE_KEYS = ('archive_dir', 'data_dir', 'image_size')
+_SPREAD_KEYS = ('min_examples', 'root_examples')
+
+
+def _check_partition(config: ConfigDict) -> None:
+  keys = config.data.to_dict()
+  for key in ('name', *_SOURCE_KEYS, *_SPREAD_KEYS):
+    keys.pop(key, None)
+  datasets.partitions.check(keys.pop('partition'), **keys)
+
+
 def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
   keys = config.data.to_dict()
-  options = ('archive_dir', 'data_dir', 'image_size')
-  source = {k: keys.pop(k) for k in options if k in keys}
+  source = {k: keys.pop(k) for k in _SOURCE_KEYS if k in keys}
   dataset = datasets.load(keys.pop('name'), **source)
   return datasets.federate(dataset, seed=config.seed, **keys)
+
+
+def _weights(config: ConfigDict) -> str | os.PathLike:
+  """The pretrained ones' file; '' draws them, as of a model that has none."""
+  model = config.model
+  if 'pretrained' not in model or not model.pretrained:
+    return ''
+  return models.find_pretrained(model.pretrained)
+
+
+def _batch_stats(config: ConfigDict) -> str:
+  """Who aggregates them; of a model without any there is nothing to choose."""
+  return config.model.batch_stats if 'batch_stats' in config.model else 'rule'
+
+
+def _check_clients_part(
+  config: ConfigDict, mesh: Mesh, chunk_size: int
+) -> None:
+  """Builds it for data of any kind, so that it raises what it would raise."""
+  classifier = _classifier(config, num_classes=1, pixels=((0.0,), (1.0,)))
+  clients.train_clients(_clients_part(config, classifier), mesh, chunk_size)
 
 
 _CLASSIFIER_KEYS = ('resize', 'crop')
@@ -349,15 +394,17 @@ _CLASSIFIER_KEYS = ('resize', 'crop')
 
 def _classifier(
   config: ConfigDict,
-  data: datasets.FederatedDataset,
+  num_classes: int,
+  pixels: tuple[tuple[float, ...], tuple[float, ...]],
   weights: str | os.PathLike = '',
 ) -> models.Classifier:
-  keys, dataset = config.model.to_dict(), data.dataset
+  """The model for data with such classes and such a mean and deviation."""
+  keys = config.model.to_dict()
   options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
   keys.pop('pretrained', None)  # the weights' name or file
   keys.pop('batch_stats', None)  # the simulation's
-  module = models.make(keys, dataset.num_classes)
-  pixels = models.PIXELS.get(config.model.name, (dataset.mean, dataset.std))
+  module = models.make(keys, num_classes)
+  pixels = models.PIXELS.get(config.model.name, pixels)
   return models.Classifier(
     module, *pixels, pretrained=weights, dtype=config.client.dtype, **options
   )

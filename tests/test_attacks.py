@@ -505,6 +505,17 @@ def test_alie_is_the_papers_z(n, m):
   )
 
 
+@pytest.mark.parametrize(('n', 'signs'), [(15, [0, 1, 1]), (16, [-1, 0, 1])])
+def test_alie_of_few_attackers_is_none_without_a_z(n, signs):
+  tree = vectors(n)
+  for m, sign in enumerate(signs, start=1):
+    byzantine = mask(n, m)
+    honest = flat(tree)[~byzantine]
+    step = sent('alie', tree, byzantine)[0] - honest.mean(axis=0)
+    z = -np.mean(step / honest.std(axis=0))
+    assert np.sign(np.round(z, 5)) == sign
+
+
 def test_alie_with_a_z_of_ones_own_and_under_the_mean():
   tree, byzantine = stack(), mask(11, 4)
   honest = flat(tree)[~byzantine]

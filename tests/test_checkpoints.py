@@ -174,6 +174,40 @@ def test_any_damaged_file_of_the_newest(saved, tmp_path, how, capfd):
   assert fallen_back >= 3
 
 
+def test_what_cannot_be_read_is_not_deleted(saved, tmp_path):
+  """A link to itself is an error of the system's when it is opened."""
+  refused = 0
+  for i, name in enumerate(files(saved / '4' / 'state')):
+    if name.name == '_METADATA':  # where Orbax takes a link for no file
+      continue
+    path = shutil.copytree(saved, tmp_path / str(i))
+    file = path / name.relative_to(saved)
+    file.unlink()
+    file.symlink_to(file.name)
+    try:
+      check_found(restore(path), 4)  # not every file is read
+    except CheckpointError as error:
+      assert f'cannot read {path}/4 (' in str(error)
+      assert 'Too many levels of symbolic links' in str(error)
+      refused += 1
+    assert steps(path) == [2, 4]
+  # The arrays, their table and what Orbax says of them.
+  assert refused >= 3
+
+
+@pytest.mark.parametrize(
+  'error', [PermissionError(13, 'Permission denied'), MemoryError()]
+)
+def test_an_error_of_the_machine_is_no_damage(copy, monkeypatch, error):
+  def failing(self, step, name, args):
+    raise error
+
+  monkeypatch.setattr(Checkpoints, '_item', failing)
+  with pytest.raises(CheckpointError, match=r'cannot read .*checkpoints/4 \('):
+    restore(copy)
+  assert steps(copy) == [2, 4]
+
+
 def test_no_good_one_left(copy):
   for step in (2, 4):
     for file in files(copy / str(step) / 'state'):

@@ -1,5 +1,6 @@
 """The command line: one clear error, and nothing left behind."""
 
+import os
 import re
 import subprocess
 import sys
@@ -62,19 +63,41 @@ def test_one_clear_error(args, message, main, tmp_path):
   assert not workdir.exists()
 
 
-def test_a_new_run_is_named_by_its_config_and_time():
+def test_a_new_run_is_named_by_its_config_and_time(tmp_path):
+  config = processes.ROOT / 'configs' / 'digits.py:krum,label_flipping'
   code = (
-    'import main; main._parse_flags(["main.py", '
-    '"--config=configs/digits.py:krum,label_flipping"]); '
-    'print(main._new_workdir())'
+    f'import main; main._parse_flags(["main.py", "--config={config}"]); '
+    '[print(main._new_workdir()) for _ in range(20)]'
   )
-  command = [sys.executable, '-c', code]
   done = subprocess.run(
-    command, cwd=processes.ROOT, capture_output=True, text=True
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(processes.ROOT)},
+    capture_output=True,
+    text=True,
   )
-  assert re.fullmatch(
-    r'runs/digits-krum-label_flipping-\d{8}T\d{6}Z', done.stdout.strip()
+  names = done.stdout.split()
+  start = r'runs/digits-krum-label_flipping-\d{8}T\d{6}Z'
+  assert re.fullmatch(start, names[0])
+  assert all(re.fullmatch(rf'{start}(-\d+)?', name) for name in names)
+  # Most of them are made in the same second.
+  assert len({*names}) == 20
+  assert all((tmp_path / name).is_dir() for name in names)
+
+
+def test_a_new_run_that_cannot_start_leaves_no_directory(tmp_path):
+  done = subprocess.run(
+    [
+      *(sys.executable, processes.ROOT / 'main.py'),
+      f'--config={processes.ROOT / "configs" / "digits.py"}',
+      '--config.aggregator.f=7',
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
   )
+  assert 'got n=15, f=7' in done.stderr
+  assert not list(tmp_path.glob('runs/*'))
 
 
 def test_a_run_then_another_config_then_the_same_again(main, tmp_path):

@@ -165,6 +165,21 @@ def test_virtual_devices_share_the_host():
   assert plan.memory_limit(clients_mesh(4)) == whole / 4
 
 
+@pytest.mark.parametrize(
+  ('content', 'limit'), [('1048576\n', 2**20), ('max\n', None), (None, None)]
+)
+def test_a_cgroup_may_grant_less_than_the_machine(
+  tmp_path, monkeypatch, content, limit
+):
+  monkeypatch.setattr(plan, '_CGROUP_LIMITS', ())
+  machine = plan.memory_limit(clients_mesh(1))
+  files = [tmp_path / 'memory.max', tmp_path / 'none']
+  monkeypatch.setattr(plan, '_CGROUP_LIMITS', files)
+  if content is not None:
+    files[0].write_text(content)
+  assert plan.memory_limit(clients_mesh(4), jobs=2) == (limit or machine) / 8
+
+
 def test_jobs_share_the_machine(monkeypatch):
   taken, names = set(), host._GPU_SHARES
   for name in names:  # put back after the test

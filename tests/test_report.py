@@ -10,7 +10,7 @@ from lca import report, sweep
 LAYERS = ['params/Conv_0/bias', 'params/Dense_0/kernel']
 
 
-def write_run(workdir, name, columns):
+def write_run(workdir, name, columns, num_rounds=1):
   names_file = workdir / 'sweep.json'
   names = json.loads(names_file.read_text()) if names_file.exists() else {}
   place = f'{len(names):016x}'
@@ -23,6 +23,10 @@ def write_run(workdir, name, columns):
   ]
   (run / 'metrics.csv').write_text('\n'.join(lines) + '\n')
   (run / 'summary.json').write_text('{}')
+  seed = int(name.rpartition('/')[2])
+  config = {'seed': seed, 'num_rounds': num_rounds, 'parallel': {'mesh': seed}}
+  about = {'config': config, 'environments': []}
+  (run / 'config.json').write_text(json.dumps(about))
 
 
 def write_accuracies(workdir, group):
@@ -108,6 +112,20 @@ def test_what_is_missing_is_named(tmp_path):
   (tmp_path / f'{0:016x}' / 'summary.json').unlink()
   with pytest.raises(ValueError, match='not finished'):
     report.draw('legato_5', tmp_path, tmp_path)
+
+
+def test_two_configs_are_no_line(tmp_path):
+  columns = {'round': [1, 2], 'test_loss': [1, 1], 'test_accuracy': [0.5, 0.75]}
+  for group in ('fig5', 'table2/emnist'):
+    for seed in (0, 1):
+      write_run(tmp_path, f'{group}/plain/{seed}', columns, num_rounds=5 + seed)
+  message = r'num_rounds is 5 in \S+ and 6 in \S+, but'
+  with pytest.raises(ValueError, match=f'fig5/plain: {message}'):
+    report.draw('legato_5', tmp_path, tmp_path)
+  with pytest.raises(ValueError, match=f'emnist/plain: {message}'):
+    report.draw('lca_4', tmp_path, tmp_path)
+  (tmp_path / f'{3:016x}' / 'summary.json').unlink()
+  report.draw('lca_4', tmp_path, tmp_path)
 
 
 def test_test_losses_of_the_variants(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import queue
+import sys
 import threading
 
 import jax
@@ -118,6 +119,24 @@ def test_honest_clients_alone_do_not_answer():
     counts += dropped
   # 5 of 7 are honest: 64 of 300 each, with a deviation of 7.
   assert np.all(np.abs(counts - 300 * 0.3 * 5 / 7) < 35)
+
+
+@pytest.mark.parametrize('num_byzantine', [0, 2, 4, None])
+def test_the_round_in_which_most_do_not_answer(num_byzantine):
+  population = dataclasses.replace(
+    POPULATION, num_byzantine=num_byzantine, drop_rate=0.3
+  )
+  counts = [
+    np.sum(population.dropped(3, i, population.sample(3, i)[1]))
+    for i in range(60)
+  ]
+  for num_rounds in (1, 7, 60):
+    worst, most = population.most_dropped(3, num_rounds)
+    assert most == counts[worst] == max(counts[:num_rounds])
+  assert most > 0.3 * 7
+  if num_byzantine is not None:  # else it depends on who is there
+    more = dataclasses.replace(population, num_clients=sys.maxsize)
+    assert more.most_dropped(3, 60) == (worst, most)
 
 
 @pytest.mark.parametrize(
@@ -505,6 +524,33 @@ def test_who_does_not_answer_keeps_its_momentum(data):
   for leaf in jax.tree.leaves(state.momenta):
     moved |= np.any(np.asarray(leaf), axis=tuple(range(1, leaf.ndim)))
   np.testing.assert_array_equal(np.flatnonzero(moved), sorted(ids[~dropped]))
+
+
+def test_attackers_do_not_see_who_does_not_answer(data):
+  population = dataclasses.replace(POPULATION, drop_rate=0.5)
+
+  def send_how_many_are_missing(updates, *, byzantine):
+    missing = lca.geometry.rejected_rows(lca.geometry.norms_gram(updates))
+    rows = jax.tree.map(
+      lambda x: jnp.full_like(x[0], jnp.sum(missing)), updates
+    )
+    return attacks.replace(updates, byzantine, rows)
+
+  def largest(updates):
+    return jax.tree.map(lambda x: jnp.nanmax(x, axis=0), updates)
+
+  sim = simulation(
+    data,
+    population=population,
+    attack=attacks.from_function(send_how_many_are_missing),
+    aggregator=lca.stateless(largest),
+  )
+  before = sim.init()
+  after, metrics = sim.run_round(before, 0)
+  assert metrics['dropped'] > 0
+  step = jax.tree.map(jnp.subtract, after.variables, before.variables)
+  for leaf in jax.tree.leaves(step):
+    np.testing.assert_allclose(leaf, metrics['dropped'], rtol=1e-5)
 
 
 def test_what_is_remembered_is_written_to_in_place(data):

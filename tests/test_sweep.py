@@ -1,5 +1,6 @@
 """Sweeps: which runs, where, and what is left to do."""
 
+import concurrent.futures
 import fcntl
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ from test_restart import PATIENCE, checkpoints, last_row
 
 from configs import digits
 from lca import sweep
+from lca.rundir import RunDirectory
 
 
 def tiny(rule, **changes):
@@ -67,6 +69,56 @@ def test_values_are_of_their_keys_type():
     sweep.choose(RUNS, values={'num_rounds': '0.5'})
   with pytest.raises((KeyError, AttributeError), match='rounds'):
     sweep.choose(RUNS, values={'rounds': '3'})
+
+
+def test_the_seed_is_no_value():
+  with pytest.raises(ValueError, match='seed is set with --seeds'):
+    sweep.choose(RUNS, seeds=[0], values={'seed': '3'})
+
+
+def test_a_line_is_of_one_config(tmp_path):
+  def record(name, seed, **values):
+    runs = sweep.choose({name: RUNS['a/krum']}, (), [seed], values)
+    return sweep.record(runs, tmp_path)
+
+  (first,) = record('a/krum', 0).values()
+  RunDirectory(first, tiny('krum').to_dict()).claim()
+  recorded = sweep.names(tmp_path)
+  (free,) = record('a/krum', 0, **{'checkpoint.every': '7'}).values()
+  assert free == first
+  for seed in (0, 1):
+    with pytest.raises(ValueError, match='a/krum: num_rounds is 1 in') as info:
+      record('a/krum', seed, num_rounds='7')
+    assert f'in {first} and 7 in {tmp_path}/' in str(info.value)
+  assert sweep.names(tmp_path) == recorded
+  record('b/krum', 1, num_rounds='7')
+  record('a/krum', 1)
+  assert list(sweep.names(tmp_path)) == ['a/krum/0', 'a/krum/1', 'b/krum/1']
+
+
+def test_the_command_refuses_another_config_of_a_line(tmp_path):
+  (tmp_path / 'sweep.py').write_text(ENDLESS)
+  (endless,) = sweep.choose(sweep.load(tmp_path / 'sweep.py')).values()
+  (place,) = sweep.record({'endless/0': endless}, tmp_path).values()
+  RunDirectory(place, endless.to_dict()).claim()
+  command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
+  command += [f'--config={tmp_path / "sweep.py"}', '--set=num_rounds=5']
+  done = subprocess.run(
+    command, cwd=processes.ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 1 and done.stdout == ''
+  assert done.stderr.startswith('lca.sweep: error: endless: num_rounds is 100')
+
+
+def test_two_sweeps_at_once_lose_no_name(tmp_path):
+  runs = sweep.choose(RUNS, ['a'], range(4))
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    done = [
+      pool.submit(sweep.record, {k: v}, tmp_path) for k, v in runs.items()
+    ]
+  for one in done:
+    one.result()
+  assert set(sweep.names(tmp_path)) == set(runs)
 
 
 def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):

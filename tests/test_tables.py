@@ -1,6 +1,7 @@
 """The papers' tables, from runs made by hand in the real format."""
 
 import csv
+import json
 import pathlib
 import re
 import subprocess
@@ -19,10 +20,12 @@ RUNS = sweep_of_tables.get_runs()
 REDUCED = sweep_of_tables.get_runs('reduced')
 
 
-def write_run(workdir, name, losses, accuracies, seed=0, finish=True):
+def write_run(
+  workdir, name, losses, accuracies, seed=0, finish=True, values=None
+):
   """What a run leaves behind after these test losses and accuracies."""
   (config,) = sweep.choose(
-    {name: (RUNS | REDUCED)[name]}, seeds=[seed]
+    {name: (RUNS | REDUCED)[name]}, seeds=[seed], values=values
   ).values()
   (place,) = sweep.record({f'{name}/{seed}': config}, workdir).values()
   directory = RunDirectory(place, config.to_dict())
@@ -213,6 +216,22 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path):
   assert plain[3].text('', str) == 'nan (0.042)'
   assert cosine[3].best and not plain[3].best
   assert cosine[6].best and plain[6].best  # equal accuracies
+
+
+def test_two_configs_are_no_row(tmp_path):
+  places = tmp_path / 'one', tmp_path / 'other'
+  name, rows = 'table1/emnist/plain', ([1.0] * 12, [0.5] * 12)
+  write_run(places[0], name, *rows)
+  write_run(places[1], name, *rows, seed=1, values={'client.batch_size': '8'})
+  # As if one workdir had been copied into the other.
+  names = sweep.names(places[0]) | {
+    seed: f'../other/{place}' for seed, place in sweep.names(places[1]).items()
+  }
+  (places[0] / 'sweep.json').write_text(json.dumps(names))
+  with pytest.raises(
+    ValueError, match=r'client\.batch_size is 256 in .* and 8'
+  ):
+    tables.make(places[0])
 
 
 def test_a_reduced_sweep_and_what_is_beyond_the_tables(tmp_path):

@@ -306,10 +306,11 @@ def test_clients_that_do_not_answer_are_counted_apart(tmp_path):
 @pytest.mark.parametrize(
   ('presets', 'f', 'message'),
   [
-    ('krum', 2, r'f=2 is too small .* 0 attack, and about 3 do not answer'),
-    ('krum,sign_flip', 3, r'f=3 is too small .* of the 15 .* 1 attack'),
-    ('fedavg', None, r"mean does not go without 3 of 15 .*='examples'"),
-    ('monna', 3, 'monna does not go without 3 of 15 clients'),
+    ('krum', 3, r'f=3 is too small .* clients of round 3, 4 do not answer$'),
+    ('krum,sign_flip', 4, r'of the 15 .* of round 3, 4 do .* and 1 attack$'),
+    ('krum,zero_sampled', 3, r'f=3 is .* of round 3, 4 do not answer$'),
+    ('fedavg', None, r"mean does not go without 4 of 15 .*='ex.* in round 3$"),
+    ('monna', 4, 'monna does not go without 4 of 15 clients'),
   ],
 )
 def test_rules_that_need_every_answer(tmp_path, presets, f, message):
@@ -361,18 +362,13 @@ def test_evaluation_in_some_rounds(tmp_path):
     ({'model.hidden': (0,)}, r'model\.hidden must be at least 1'),
     ({'data.min_examples': 0}, 'empty client'),
     ({'data.min_examples': 100}, 'min_examples=100'),
-    ({'data.partition': 'idd'}, 'iid'),
-    ({'client.optimizer': 'adaam'}, "unknown optimizer 'adaam'"),
     ({'client.learning_rate': 0.0}, 'learning_rate must be positive'),
-    ({'client.batch_size': 0}, 'batch_size must be at least 1'),
     ({'client.mode': 'gradient'}, r"client\.mode='gradient' does not go"),
     ({'client.mode': 'sgd'}, r'client\.mode must be one of'),
     ({'client.dtype': 'float16'}, r"client\.dtype must .* got 'float16'"),
     ({'client.update_dtype': ''}, r"client\.update_dtype must .* got ''"),
-    ({'parallel.chunk_size': 0}, 'chunk_size must be at least 1'),
     ({'train.on_nonfinite': 'ignore'}, "must be 'stop' or 'continue', got 'ig"),
     ({'checkpoint.every': 0}, r'checkpoint\.every must be at least 1'),
-    ({'model.name': 'resnet'}, "unknown model 'resnet'"),
     ({'aggregator.scope': 'layer'}, "scope must be one of .*'layer'"),
   ],
 )
@@ -382,6 +378,43 @@ def test_wrong_configs_are_errors_before_the_training(
   with pytest.raises(ValueError, match=message):
     train.set_up(config(**changes), tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'client.optimizer': 'adaam'}, "unknown optimizer 'adaam'"),
+    ({'client.batch_size': 0}, 'batch_size must be at least 1'),
+    ({'client.local_epochs': 0}, 'local_epochs must be at least 1'),
+    ({'parallel.microbatch_size': 0}, 'microbatch_size must be at least 1'),
+    ({'parallel.chunk_size': 0}, 'chunk_size must be at least 1'),
+    ({'model.name': 'resnet'}, "unknown model 'resnet'"),
+    ({'model.pool': 'first'}, r"model\.pool must be one of .*'first'"),
+    ({'data.partition': 'idd'}, "unknown partition 'idd'"),
+    ({'eval.layers': 'layer'}, "scope must be one of .*'layer'"),
+  ],
+)
+def test_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
+  monkeypatch.setattr(train, '_federated_data', None)
+  with pytest.raises(ValueError, match=message):
+    train.set_up(config(**changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'crop': 300}, r'model\.crop=300 is larger than model\.resize=256'),
+    ({'batch_stats': 'means'}, r"model\.batch_stats must be .* got 'means'"),
+    ({'batch_stats': 'server'}, r"='server' needs data\.root_examples"),
+  ],
+)
+def test_a_models_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
+  monkeypatch.setattr(train, '_federated_data', None)
+  settings = digits.get_config('krum,efficientnet_b0')
+  settings.model.update({'pretrained': ''} | changes)
+  with pytest.raises(ValueError, match=message):
+    train.set_up(settings, tmp_path / 'run')
 
 
 def test_weights_that_are_not_there_cost_no_data(tmp_path):
@@ -397,9 +430,10 @@ def test_a_model_sees_pixels_as_its_weights_do():
   settings = digits.get_config('krum,efficientnet_b0').unlock()
   settings.model.name = 'efficientnet_lite0'
   data = train._federated_data(settings)
-  classifier = train._classifier(settings, data)
+  pixels = data.dataset.mean, data.dataset.std
+  classifier = train._classifier(settings, 10, pixels)
   assert (classifier.mean, classifier.std) == ((127.0,), (128.0,))
-  classifier = train._classifier(config(), data)
+  classifier = train._classifier(config(), 10, pixels)
   assert (classifier.mean, classifier.std) == ((8.0,), (8.0,))
 
 

@@ -23,7 +23,8 @@ class Attack(NamedTuple):
     on_labels: `(labels [n, S], *, byzantine [n], client_ids [n], num_classes,
       key) -> labels`, before the training.
     on_updates: `(updates, *, byzantine [n], key, aggregate) -> updates`, after
-      it. `aggregate` is the server's own, from updates to one update.
+      it. A row of NaN is a client that does not answer, and stays one.
+      `aggregate` is the server's own, from updates to one update.
   """
 
   on_labels: Callable[..., jax.Array]

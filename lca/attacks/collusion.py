@@ -106,8 +106,12 @@ def alie(
 
   Where :math:`n - m - s` is at the ends of :math:`0, \dots, n - m` or beyond
   them, as of attackers who have the majority already, it is taken half a
-  client inside. For some n with few attackers :math:`z_{\max}` is negative, as
-  in the paper.
+  client inside.
+
+  With one attacker the paper's :math:`z_{\max}` is no attack: it is 0 for odd
+  n, so that the honest mean is sent, and a little below 0 for even n (-0.013
+  for n = 100). It is above 0 from m = 2 for odd n and from m = 3 for even n.
+  With fewer, give a z.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

@@ -365,6 +365,44 @@ PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
 }
 
 
+_OF_THE_DATA = ('labels', 'owners', 'seed')
+
+
+def check(name: str, num_clients: int | None, **options: Any) -> None:
+  """Raises what `make` would raise before it has the data.
+
+  Args:
+    name: A key of `PARTITIONS`.
+    num_clients: How many clients; None for `natural`, which finds them.
+    **options: The partition's own.
+
+  Raises:
+    ValueError: An unknown name, or a number of clients for `natural`.
+    TypeError: An option that the partition does not take, or one that it needs
+      and that is missing or None.
+  """
+  if name not in PARTITIONS:
+    raise ValueError(
+      f'unknown partition {name!r}; known: {", ".join(sorted(PARTITIONS))}'
+    )
+  takes = inspect.signature(PARTITIONS[name]).parameters
+  if unknown := sorted(set(options) - set(takes)):
+    raise TypeError(f'the partition {name!r} takes no {", ".join(unknown)}')
+  if 'num_clients' not in takes and num_clients is not None:
+    raise ValueError(
+      f'the partition {name!r} finds its clients in the data: num_clients must '
+      f'be None, got {num_clients}'
+    )
+  given = options | {'num_clients': num_clients}
+  required = [
+    k
+    for k, v in takes.items()
+    if v.default is v.empty and k not in _OF_THE_DATA
+  ]
+  if lacking := [k for k in required if given.get(k) is None]:
+    raise TypeError(f'the partition {name!r} needs {", ".join(lacking)}')
+
+
 def make(
   name: str,
   labels: np.ndarray,
@@ -399,18 +437,8 @@ def make(
     >>> [len(client) for client in clients]
     [6, 6]
   """
-  if name not in PARTITIONS:
-    raise ValueError(
-      f'unknown partition {name!r}; known: {", ".join(sorted(PARTITIONS))}'
-    )
+  check(name, num_clients, **options)
   takes = inspect.signature(PARTITIONS[name]).parameters
-  if unknown := sorted(set(options) - set(takes)):
-    raise TypeError(f'the partition {name!r} takes no {", ".join(unknown)}')
-  if 'num_clients' not in takes and num_clients is not None:
-    raise ValueError(
-      f'the partition {name!r} finds its clients in the data: num_clients must '
-      f'be None, got {num_clients}'
-    )
   if 'owners' in takes and owners is None:
     raise ValueError(
       f'the partition {name!r} needs a training split with owners'
@@ -422,7 +450,4 @@ def make(
     'owners': owners,
   }
   given = {k: v for k, v in (shared | options).items() if k in takes}
-  required = [k for k, v in takes.items() if v.default is v.empty]
-  if lacking := [k for k in required if given.get(k) is None]:
-    raise TypeError(f'the partition {name!r} needs {", ".join(lacking)}')
   return PARTITIONS[name](**given)
