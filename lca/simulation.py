@@ -732,4 +732,9 @@ def population_from(
   attackers = attack['num_attackers']
   if attackers is None:
     attackers = num_clients // 5
+  if not attackers:
+    raise ValueError(
+      f'attack.name={attack["name"]!r} needs attackers, but of the '
+      f'{num_clients} clients there are attack.num_attackers=0'
+    )
   return Population(num_clients, n, attackers, num_byzantine, drop_rate)

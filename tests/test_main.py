@@ -32,6 +32,7 @@ def main(tmp_path):
     (['--config=configs/digit.py'], 'digit.py'),
     (['--config.aggregator.f=7'], 'got n=15, f=7'),
     (['--config.attack.num_attackers=30'], 'num_attackers=30'),
+    (['--config.attack.num_attackers=0'], 'num_attackers=0'),
     (['--config.data.min_examples=0'], 'empty client'),
     (['--config.parallel.mesh=0'], 'a mesh of 0 devices'),
     (
