@@ -25,20 +25,17 @@ from lca.sums import flat, wide
 _CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
 _PACKED = 2**18  # columns that are sorted at once elsewhere
 
-Rows = list[jax.Array]
-"""`n` rows, `[c]` each: the columns, by client."""
-
-Select = Callable[[Rows, Sequence[int]], Rows]
-"""`select(rows, ranks)`: the entries of these ranks in every column."""
+Select = Callable[[jax.Array, Sequence[int]], list[jax.Array]]
+"""`select(keys, ranks)`: of `[n, c]` integers the entries of these ranks."""
 
 
 class Statistic(Protocol):
   """What is taken of every column. It is static, so it must be hashable."""
 
-  def value(self, rows: Rows, select: Select) -> jax.Array:
-    """The statistic, `[c]`, of rows without a NaN."""
+  def value(self, x: jax.Array, select: Select) -> jax.Array:
+    """The statistic, `[c]`, of columns `[n, c]` without a NaN."""
 
-  def shares(self, rows: Rows, select: Select) -> jax.Array:
+  def shares(self, x: jax.Array, select: Select) -> jax.Array:
     """What each entry contributes, `[n, c]`: the statistic's derivative."""
 
 
@@ -48,20 +45,23 @@ class RankedMean(NamedTuple):
   low: int
   high: int
 
-  def value(self, rows, select):
-    keys, low, high, kept_low, kept_high = self._ends(rows, select)
+  def value(self, x, select):
+    keys, rows, low, high = self._ends(x, select)
+    kept_low, kept_high = self._kept(keys, low, high)
     lowest, highest = _floats(low), _floats(high)
-    inside = _total(
-      jnp.where((low < key) & (key < high), row, 0)
-      for key, row in zip(keys, rows, strict=True)
-    )
-    total = inside + kept_low * lowest + kept_high * highest
+    total = kept_low * lowest + kept_high * highest
+    if not self._pair:
+      total += _total(
+        jnp.where((low < key) & (key < high), row, 0)
+        for key, row in zip(keys, rows, strict=True)
+      )
     mean = total / (self.high - self.low + 1)
     mean = jnp.clip(mean, lowest, highest)  # where the total overflows
     return jnp.where(low == high, lowest, mean)
 
-  def shares(self, rows, select):
-    keys, low, high, kept_low, kept_high = self._ends(rows, select)
+  def shares(self, x, select):
+    keys, _, low, high = self._ends(x, select)
+    kept_low, kept_high = self._kept(keys, low, high)
     keys, count = jnp.stack(keys), self.high - self.low + 1
     at_low, at_high = keys == low, keys == high
     low_share = jnp.where(low == high, count, kept_low) / jnp.sum(at_low, 0)
@@ -70,14 +70,24 @@ class RankedMean(NamedTuple):
     shares = jnp.where(at_high, high_share, inside)
     return jnp.where(at_low, low_share, shares) / count
 
-  def _ends(self, rows, select):
-    """Sortable keys; the lowest and highest kept, and how many tie there."""
-    keys = [_sortable(row) for row in rows]
+  @property
+  def _pair(self):
+    return self.high - self.low <= 1
+
+  def _ends(self, x, select):
+    """Sortable keys and entries, by row; the lowest and highest key kept."""
+    keys = _sortable(x)
     low, high = select(keys, (self.low, self.high))
-    above = len(rows) - 1 - self.high
-    kept_low = _total(_count(key <= low) for key in keys) - self.low
-    kept_high = _total(_count(key >= high) for key in keys) - above
-    return keys, low, high, kept_low, kept_high
+    return _rows(keys), _rows(x), low, high
+
+  def _kept(self, keys, low, high):
+    """How many are kept of the entries that tie with the lowest and highest."""
+    if self._pair:
+      return 1, 1
+    above = len(keys) - 1 - self.high
+    kept_low = _count(key <= low for key in keys) - self.low
+    kept_high = _count(key >= high for key in keys) - above
+    return kept_low, kept_high
 
 
 class NearestMean(NamedTuple):
@@ -91,42 +101,39 @@ class NearestMean(NamedTuple):
   high: int
   count: int
 
-  def value(self, rows, select):
-    away, last, share = self._last(rows, select)
-    pairs = list(zip(away, rows, strict=True))
+  def value(self, x, select):
+    away, last, share = self._last(x, select)
+    pairs = list(zip(away, _rows(x), strict=True))
     nearer = _total(jnp.where(d < last, row, 0) for d, row in pairs)
     tied = _total(jnp.where(d == last, row, 0) for d, row in pairs)
     return (nearer + share * tied) / self.count
 
-  def shares(self, rows, select):
-    away, last, share = self._last(rows, select)
+  def shares(self, x, select):
+    away, last, share = self._last(x, select)
     away = jnp.stack(away)
     return jnp.where(away < last, 1, share * (away == last)) / self.count
 
-  def _last(self, rows, select):
+  def _last(self, x, select):
     """Distances, the last one taken, and the share of entries there."""
 
     def distance(x, middle):
       # inf - inf is no distance.
       return jnp.where(x == middle, 0, jnp.abs(x - middle))
 
-    # A loop around one array compiles in half the time of one around n.
-    stacked = jnp.stack(rows)
-
     # Two selections by one network: of the entries, then of their distances.
     def selection(i, carry):
       _, middle = carry
-      values = jnp.where(i == 0, stacked, distance(stacked, middle))
+      values = jnp.where(i == 0, x, distance(x, middle))
       ranks = self.low, self.high, self.count - 1
-      low, high, last = map(_floats, select(list(_sortable(values)), ranks))
+      low, high, last = map(_floats, select(_sortable(values), ranks))
       center = jnp.where(low == high, low, low / 2 + high / 2)
       return middle, jnp.where(i == 0, center, last)
 
-    start = jnp.zeros_like(rows[0])
+    start = jnp.zeros_like(x[0])
     middle, last = lax.fori_loop(0, 2, selection, (start, start))
-    away = [distance(x, middle) for x in rows]
-    nearer = _total(_count(d < last) for d in away)
-    ties = _total(_count(d == last) for d in away)
+    away = [distance(row, middle) for row in _rows(x)]
+    nearer = _count(d < last for d in away)
+    ties = _count(d == last for d in away)
     return away, last, (self.count - nearer) / ties
 
 
@@ -135,15 +142,14 @@ class SignedMean(NamedTuple):
 
   theta: int
 
-  def value(self, rows, select):
-    return self._sign(rows) * _total(rows) / len(rows)
+  def value(self, x, select):
+    return self._sign(x) * _total(_rows(x)) / len(x)
 
-  def shares(self, rows, select):
-    share = self._sign(rows) / len(rows)
-    return jnp.broadcast_to(share, (len(rows), *share.shape))
+  def shares(self, x, select):
+    return jnp.broadcast_to(self._sign(x) / len(x), x.shape)
 
-  def _sign(self, rows):
-    agreement = jnp.abs(_total(jnp.sign(row) for row in rows))
+  def _sign(self, x):
+    agreement = jnp.abs(_total(_rows(jnp.sign(x))))
     return jnp.where(agreement >= self.theta, 1.0, -1.0)
 
 
@@ -206,7 +212,7 @@ class _Columns(NamedTuple):
 
 
 def _by_columns(function, leaves, weights, lead):
-  """Applies `function(rows, select) -> [*lead, c]` to all columns."""
+  """Applies `function(x, select) -> [*lead, c]` to all columns."""
   on_device = functools.partial(_on_device, function)
   return sharding.on_each_device(on_device, leaves, weights, lead)
 
@@ -251,7 +257,7 @@ def _in_cache(function, leaves):
 
   def one(chunk):
     leaf, start = chunk
-    return function(list(lax.switch(leaf, readers, start)), _by_network)
+    return function(lax.switch(leaf, readers, start), _by_network)
 
   out = lax.map(one, tuple(jnp.array(c) for c in zip(*chunks, strict=True)))
   ends = np.cumsum([-(-size // _CACHED) for size in sizes])
@@ -290,20 +296,20 @@ def _packed(function, leaves):
 
   @jax.jit  # traced once for all packs of one width
   def one(rows):
-    return function(list(rows), _by_sorting)
+    return function(rows, _by_sorting)
 
   outs = [one(jnp.concatenate(pack, axis=1)) for pack in packs]
   out = jnp.concatenate(outs, axis=-1)
   return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
 
 
-def _by_sorting(rows, ranks):
-  ordered = jnp.sort(jnp.stack(rows), axis=0)
+def _by_sorting(keys, ranks):
+  ordered = jnp.sort(keys, axis=0)
   return [ordered[rank] for rank in ranks]
 
 
-def _by_network(rows, ranks):
-  rows = list(rows)
+def _by_network(keys, ranks):
+  rows = _rows(keys)
   for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
     a, b = rows[low], rows[high]
     rows[low] = lax.min(a, b) if keep_low else None
@@ -366,10 +372,14 @@ def _magnitude(bits):
   return jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
 
 
-def _count(mask):
-  return mask.astype(jnp.int32)
+def _rows(x: jax.Array) -> list[jax.Array]:
+  """Row by row XLA fuses a statistic with its sum, and computes it once."""
+  return [lax.index_in_dim(x, i, keepdims=False) for i in range(len(x))]
 
 
 def _total(rows: Iterable[jax.Array]) -> jax.Array:
-  """A sum that fuses with what its terms are made of."""
   return functools.reduce(lax.add, rows)
+
+
+def _count(masks: Iterable[jax.Array]) -> jax.Array:
+  return _total(mask.astype(jnp.int32) for mask in masks)
