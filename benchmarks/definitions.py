@@ -332,8 +332,8 @@ RANDOM_EIGENVECTOR = (
   'draws its result; ours uses the eigenvector'
 )
 FIRST_SUBSET = (
-  'subsets that share their farthest pair tie: theirs takes the first, ours '
-  'the one of least mean distance'
+  'of subsets that share their farthest pair theirs takes the first, ours by '
+  'default the one of least mean distance'
 )
 SORTED_IN_PLACE = (
   'theirs sorts its distance matrix in place, and selects clients more than '
@@ -349,6 +349,7 @@ BYZFL = [
   Pair('Krum(f)(x)', 'lca.krum(x, f=f)', ONE_NEIGHBOUR_MORE, equal=False),
   Pair('MultiKrum(f)(x)', 'lca.multi_krum(x, f=f, m=n-f, num_neighbors=n-f-1)'),
   Pair('MoNNA(f, idx=1)(x)', 'lca.monna(x, f=f, pivot=1)'),
+  Pair('MDA(f)(x)', "lca.mda(x, f=f, ties='first')"),
   Pair('MDA(f)(x)', 'lca.mda(x, f=f)', FIRST_SUBSET, equal=False),
   Pair('SMEA(f)(x)', 'lca.smea(x, f=f)', RANDOM_EIGENVECTOR, equal=False),
   Pair('CAF(f)(x)', 'lca.caf(x, f=f)', RANDOM_EIGENVECTOR, equal=False),
@@ -397,11 +398,13 @@ BYZPY = [
   Pair('MoNNA(f).aggregate(rows)', 'lca.monna(x, f=f)'),
   Pair(
     'MinimumDiameterAveraging(f).aggregate(rows)',
-    'lca.mda(x, f=f)',
-    FIRST_SUBSET,
-    equal=False,
+    "lca.mda(x, f=f, ties='first')",
   ),
   Pair('SMEA(f).aggregate(rows)', 'lca.smea(x, f=f)'),
+  Pair(
+    'CAF(f, power_iters=1000).aggregate(rows)',
+    "lca.caf(x, f=f, farthest='any')",
+  ),
   Pair(
     'CAF(f, power_iters=1000).aggregate(rows)',
     'lca.caf(x, f=f)',
@@ -419,9 +422,14 @@ BYZPY = [
     "lca.geometric_median(x, init='mean', num_iters=3, tol=0)",
   ),
   Pair(
+    'CenteredClipping(c_tau=tau).aggregate(rows)',
+    "once(lca.centered_clip(threshold=tau, num_iters=10, init='mean'))",
+    'theirs keeps no state',
+  ),
+  Pair(
     "CenteredClipping(c_tau=tau, M=3, init='zero').aggregate(rows)",
-    'once(lca.centered_clip(threshold=tau, num_iters=3))',
-    "theirs keeps no state; its default start, the round's mean, has no call",
+    "once(lca.centered_clip(threshold=tau, num_iters=3, init='zero'))",
+    'theirs keeps no state',
   ),
   Pair('NearestNeighborMixing(f).pre_aggregate(rows)', 'lca.nnm(x, f=f)'),
   Pair(

@@ -127,14 +127,14 @@ def aggregators(
       2,
       {'name': 'bulyan', 'f': tables_f, 'selection': 'iterative'},
     ),
-    'mda': (2, {'name': 'mda', 'f': f, 'max_subsets': 200_000}),
+    'mda': (2, {'name': 'mda', 'f': f, 'max_subsets': 200_000, 'ties': 'mean'}),
     'monna': (2, {'name': 'monna', 'f': f, 'pivot': 0}),
   }
   geometric = {'num_iters': 1000, 'tol': 1e-6, 'nu': 1e-6, 'init': 'medoid'}
   draws = {'num_iters': 1, 'subsample_dim': placeholder(int)}  # None is all
   others = {
-    'caf': {'f': f},
-    'centered_clip': {'threshold': 10.0, 'num_iters': 1},
+    'caf': {'f': f, 'farthest': 'remaining'},
+    'centered_clip': {'threshold': 10.0, 'num_iters': 1, 'init': 'last'},
     'cge': {'f': f},
     'clipped_clustering': {'window': 1000, 'threshold': placeholder(float)},
     'dnc': {'f': f, 'filter_fraction': 1.0, **draws},

@@ -62,6 +62,9 @@ _LATER = {
   'client.dtype': 'float32',
   'client.update_dtype': 'float32',
   'client.drop_rate': 0.0,
+  'aggregator.ties': 'mean',
+  'aggregator.farthest': 'remaining',
+  'aggregator.init': 'last',
 }
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')

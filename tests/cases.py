@@ -228,7 +228,7 @@ TOLERANCE = {
   'geometric_median': 1e-4,
   # The top eigenvector is known to eps over the gap between the two largest
   # eigenvalues, a few percent of them, and a dozen steps add their errors up.
-  # Where they do more than that, see `caf_tolerance`.
+  # Where they do more than that, see `rounding_tolerance`.
   'caf': 1e-4,
 }
 # A distance from inner products is known to the root of eps times the norm:
@@ -276,8 +276,8 @@ def check_scope(case, arrays, outs, said, server=None):
       if case.name == 'geometric_median' and np.any(used):
         tolerance = check_geometric_median(rows, outs, weights)
       near_a_row = tolerance is not None  # which may be zero
-      if case.name == 'caf':
-        tolerance = caf_tolerance(rows, hyper)
+      if case.name in ('caf', 'foolsgold'):
+        tolerance = rounding_tolerance(case.name, rows, hyper)
       scale = weights[used] @ np.abs(rows[used])
       if near_a_row:
         scale = np.median(np.abs(rows[used]), axis=0)
@@ -402,20 +402,21 @@ def check_caf(rows, said, hyper, weights):
   return steps[min(gaps)[1]][1] if not np.any(np.isnan(weights)) else weights
 
 
-def caf_tolerance(rows, hyper):
-  """What the filter itself makes of rows that are rounded as float32's sums.
+def rounding_tolerance(name, rows, hyper):
+  """What the rule itself makes of rows that are rounded as float32's sums.
 
-  Its steps can blow a rounding up a thousand times, which is nobody's error.
+  The steps of CAF can blow a rounding up a thousand times, and so do the
+  logarithms of FoolsGold where directions nearly agree: nobody's error.
   """
-  weights = reference.caf_weights(rows, **hyper)
+  weights = reference.weights_of(name, rows, hyper)
   draws = np.random.default_rng(0).standard_normal((5, *rows.shape))
   moved = [
     np.sum(
-      np.abs(reference.caf_weights(rows * (1 + 1e-6 * x), **hyper) - weights)
+      np.abs(reference.weights_of(name, rows * (1 + 1e-6 * x), hyper) - weights)
     )
     for x in draws
   ]
-  return max(TOLERANCE['caf'], *moved)
+  return max(TOLERANCE.get(name, 2e-6), *moved)
 
 
 def check_foolsgold(rows, said, weights):

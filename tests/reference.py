@@ -321,19 +321,19 @@ def sum_of_distances(rows, point):
   return float(np.sum(np.linalg.norm(rows[~rejected(rows)] - point, axis=1)))
 
 
-def caf_steps(rows, *, f):
+def caf_steps(rows, *, f, farthest='remaining'):
   """The filter's (largest variance, weights), one a step.
 
   With f = 0, or 2 f rows rejected, nothing is to be filtered: one step.
   """
-  n = len(rows)
+  n, good = len(rows), ~rejected(rows)
   rows = in_few_coordinates(rows)
-  c = np.where(rejected(rows), 0.0, 1.0)
+  c = good.astype(float)
   if not np.any(c):
     return [(math.inf, np.full(n, np.nan))]
   if np.sum(c) <= n - 2 * f:
     return [(math.inf, c / np.sum(c))]
-  rows = np.where(rejected(rows)[:, None], 0, rows)
+  rows = np.where(good[:, None], rows, 0)
   steps = []
   while np.sum(c) > n - 2 * f:
     weights = c / np.sum(c)
@@ -343,16 +343,17 @@ def caf_steps(rows, *, f):
     scaled = np.sqrt(weights)[:, None] * centred
     _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
     steps.append((float(singular[0]) ** 2, weights))
-    tau = np.where(c > 0, (centred @ directions[0]) ** 2, 0)
+    seen = c > 0 if farthest == 'remaining' else good
+    tau = np.where(seen, (centred @ directions[0]) ** 2, 0)
     if np.max(tau) == 0:  # all that is left agrees
       break
     c = c * (1 - tau / np.max(tau))
   return steps
 
 
-def caf_weights(rows, *, f):
+def caf_weights(rows, **hyper):
   """Those of the step in which the largest variance is least."""
-  return min(caf_steps(rows, f=f), key=lambda step: step[0])[1]
+  return min(caf_steps(rows, **hyper), key=lambda step: step[0])[1]
 
 
 def cosine_similarity(a, b):
@@ -742,10 +743,14 @@ def pre_aggregate(name, tree, hyper, *, kind='euclidean', by='model'):
 # Aggregators with a memory: (rows, state) -> (one row [d], state) ----------
 
 
-def centered_clip(rows, state, *, threshold, num_iters=1):
+def centered_clip(rows, state, *, threshold, num_iters=1, init='last'):
   """Karimireddy et al.; the state is the last aggregate, None at first."""
-  v = np.zeros(rows.shape[1]) if state is None else state
   good = ~rejected(rows)
+  v = np.zeros(rows.shape[1])
+  if init == 'last' and state is not None:
+    v = state
+  elif init == 'mean':
+    v = np.mean(rows[good], axis=0)
   for _ in range(num_iters):
     total = np.zeros(rows.shape[1])
     for row in rows[good]:

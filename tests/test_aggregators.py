@@ -320,6 +320,14 @@ def test_monna_is_lost_without_its_pivot():
   assert np.all(np.isfinite(lca.monna(x, f=4, pivot=4)))
 
 
+def test_mda_breaks_ties_by_the_mean_distance_or_the_order():
+  """0, 1, 3, 4 and 1, 3, 4, 5 have one diameter; the latter are closer."""
+  x = jnp.array([0.0, 1.0, 3.0, 4.0, 5.0, 100.0, 200.0])
+  assert lca.mda(x, f=3) == (1 + 3 + 4 + 5) / 4
+  assert lca.mda(x, f=3, ties='first') == (0 + 1 + 3 + 4) / 4
+  assert lca.mda(x[::-1], f=3, ties='first') == (1 + 3 + 4 + 5) / 4
+
+
 @pytest.mark.parametrize('rule', [lca.mda, lca.smea])
 def test_subsets_are_compared_a_few_at_a_time(rule):
   updates = {str(i): jnp.ones((60, 4 + i)) for i in range(5)}
@@ -337,6 +345,8 @@ def test_subsets_are_compared_a_few_at_a_time(rule):
     (lca.monna, {'f': 3}, r'monna needs .* n=6, f=3'),
     (lca.monna, {'f': 1, 'pivot': 6}, 'n=6, pivot=6'),
     (lca.mda, {'f': 3}, r'mda needs .* n=6, f=3'),
+    (lca.mda, {'f': 1, 'ties': 'last'}, "ties .*'last'"),
+    (lca.caf, {'f': 1, 'farthest': 'all'}, "farthest .*'all'"),
     (lca.mda, {'f': 2, 'max_subsets': 14}, '15 subsets, .*max_subsets=14'),
     (lca.smea, {'f': 2, 'max_subsets': 14}, '15 subsets, .*max_subsets=14'),
   ],
@@ -674,13 +684,14 @@ def test_caf_that_filters_nobody_is_the_mean():
 
 
 @pytest.mark.parametrize('n', [5, 12, 25])
-def test_caf_follows_the_oracle(n):
+@pytest.mark.parametrize('farthest', ['remaining', 'any'])
+def test_caf_follows_the_oracle(n, farthest):
   x = reference.stack('leaf', n)
   for f in sorted({1, n // 4, (n - 1) // 2}):
-    x[0] += 20
-    out = lca.caf(jnp.asarray(x), f=f)
+    x[0] += 20 if farthest == 'remaining' else 1
+    out = lca.caf(jnp.asarray(x), f=f, farthest=farthest)
     rows = x.astype(float)
-    want = reference.caf_weights(rows, f=f) @ rows
+    want = reference.caf_weights(rows, f=f, farthest=farthest) @ rows
     scale = np.max(np.abs(rows))
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5 * scale)
 

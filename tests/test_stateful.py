@@ -287,6 +287,18 @@ def test_layerwise_of_one_leaf_is_the_aggregator():
 # What one alone does -------------------------------------------------------
 
 
+@pytest.mark.parametrize('start', ['zero', 'mean'])
+@pytest.mark.parametrize('num_iters', [1, 3])
+def test_centered_clip_may_start_elsewhere(start, num_iters):
+  hyper = {'threshold': 3.0, 'num_iters': num_iters, 'init': start}
+  clip, state = lca.centered_clip(**hyper), jnp.zeros(50)
+  for seed in range(3):
+    x = with_rows(reference.stack('leaf', 11, seed), [2], 'nan')
+    out, state = clip.update(jnp.asarray(x), state)
+    want, _ = reference.centered_clip(x.astype(float), None, **hyper)
+    CLOSE(out, want)
+
+
 def test_centered_clip_of_updates_within_reach_is_the_mean():
   x = jnp.asarray(reference.stack('leaf', 11))
   pair = lca.centered_clip(threshold=1e6)
@@ -368,6 +380,7 @@ def test_a_minority_never_makes_most_of_the_memory():
     ('centered_clip', {'threshold': 0.0}, 'threshold=0'),
     ('centered_clip', {'threshold': -1.0}, 'threshold=-1'),
     ('centered_clip', {'threshold': 1.0, 'num_iters': 0}, 'num_iters=0'),
+    ('centered_clip', {'threshold': 1.0, 'init': 'median'}, "'median'"),
     ('clipped_clustering', {'window': 0}, 'window=0'),
     ('clipped_clustering', {'threshold': 0.0}, 'threshold=0'),
   ],

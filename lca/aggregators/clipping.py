@@ -1,6 +1,7 @@
 """Rules for lengths: what bounds how far one client's update reaches."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,12 @@ def arc(gram: Gram, *, f: int) -> Verdict:
   return _diagonal(gram, geometry.shrink_factors(lengths, threshold))
 
 
-def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
+def centered_clip(
+  *,
+  threshold: float,
+  num_iters: int = 1,
+  init: Literal['last', 'zero', 'mean'] = 'last',
+) -> Aggregator:
   r"""Clips updates around the last aggregate, an `Aggregator`.
 
   .. math:: v \leftarrow v + \frac{1}{n} \sum_{i=1}^n (x_i - v)
@@ -163,13 +169,16 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
   Args:
     threshold: the radius :math:`\tau`, in the updates' unit.
     num_iters: iterations a round.
+    init: where v starts in every round: from the `'last'` aggregate, as
+      published; from `'zero'`; or from the round's `'mean'`, as byzpy does,
+      with which nothing is promised.
 
   Returns:
     An Aggregator; its state is the last aggregate. `lca.explain` of it tells
     the clients' `weights` and who was `rejected`.
 
   Raises:
-    ValueError: unless threshold > 0 and num_iters >= 1.
+    ValueError: unless threshold > 0 and num_iters >= 1; unknown `init`.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -189,14 +198,17 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     raise ValueError(
       f'centered_clip needs num_iters >= 1, got num_iters={num_iters}'
     )
+  if init not in ('last', 'zero', 'mean'):
+    raise ValueError(f"init must be 'last', 'zero' or 'mean', got {init!r}")
 
-  def init(params):
+  def init_state(params):
     return jax.tree.map(jnp.zeros_like, params)
 
   def explain(updates, state, **brought):
     del brought
-    # With one iteration nothing but the distances to the last is needed.
-    inner = geometry.gram if num_iters > 1 else geometry.norms_gram
+    # The first distances, unless from the mean, take no clients' products.
+    moves = num_iters > 1 or init == 'mean'
+    inner = geometry.gram if moves else geometry.norms_gram
     held, centre = jax.lax.stop_gradient((updates, state))
     gram = inner(held)
     bad = geometry.rejected_rows(gram)
@@ -217,7 +229,11 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
       shares = jnp.where(bad, 0, shares)
       return weights * (1 - jnp.sum(shares)) + jnp.append(shares, 0)
 
-    start = jnp.zeros(len(products), gram.dtype).at[-1].set(1)
+    start = {
+      'last': jnp.zeros(len(products)).at[-1].set(1),
+      'zero': jnp.zeros(len(products)),
+      'mean': jnp.append(~bad / jnp.sum(~bad), 0),
+    }[init].astype(gram.dtype)
     weights = jax.lax.fori_loop(0, num_iters, step, start)
     kept = weights[-1]
     mixed = geometry.mix(updates, weights[:-1])
@@ -226,4 +242,4 @@ def centered_clip(*, threshold: float, num_iters: int = 1) -> Aggregator:
     )
     return update, update, {'weights': weights[:-1], 'rejected': bad}
 
-  return Aggregator(init, ExplainedUpdate(explain))
+  return Aggregator(init_state, ExplainedUpdate(explain))

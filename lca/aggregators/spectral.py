@@ -5,6 +5,7 @@ coefficients are an eigenvector of the centred `[n, n]` Gram matrix.
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +18,25 @@ from lca.aggregators.selection import average, check_majority, select_lowest
 from lca.typing import Gram, Updates
 
 
-def _deviations(gram: Gram, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _deviations(
+  gram: Gram, weights: jax.Array, seen: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   r"""Along the principal direction v of the weighted covariance.
 
   Args:
     gram: `[n, n]` inner products, without rejected rows.
     weights: `[n]`, nonnegative.
+    seen: `[n]` mask of the rows to look at, all of those with a weight.
 
   Returns:
     The largest eigenvalue, and `[n]` squares :math:`\langle v, x_i -
-    \mu\rangle^2` with the weighted mean :math:`\mu`; 0 where the weight is.
+    \mu\rangle^2` with the weighted mean :math:`\mu`; 0 of rows not seen.
   """
   share = weights / jnp.sum(weights)
   mixed = sums.dot(gram, share)
   centred = gram - mixed[:, None] - mixed + sums.dot(share, mixed)
-  # Of those in use alone, however large a row is that has no weight left.
-  used = weights > 0
-  centred = jnp.where(used[:, None] & used, centred, 0)
+  # Not beside the others, however large they are.
+  centred = jnp.where(seen[:, None] & seen, centred, 0)
   # Of magnitude 1, so that squares of large updates do not overflow.
   size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
   centred, root = centred / size, jnp.sqrt(share)
@@ -44,7 +47,9 @@ def _deviations(gram: Gram, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @gram_rule
-def caf(gram: Gram, *, f: int) -> Verdict:
+def caf(
+  gram: Gram, *, f: int, farthest: Literal['remaining', 'any'] = 'remaining'
+) -> Verdict:
   r"""The covariance-bound agnostic filter.
 
   Every client starts with weight :math:`c_i = 1`. As long as :math:`\sum_i c_i
@@ -57,23 +62,26 @@ def caf(gram: Gram, *, f: int) -> Verdict:
   takes weight from those that deviate from the weighted mean :math:`\mu` along
   v. The result is the mean of the smallest :math:`\lambda` seen.
 
-  The maximum is over the clients that still have weight; byzfl and byzpy take
-  it over all, which slows the filter down the farther away a removed client
-  is. Rejected rows (see `lca.geometry`) start with weight 0; with no other the
-  update is NaN. What at most f clients send moves the result no farther than a
-  multiple of the honest updates' lengths.
+  The maximum is over the clients that still have weight, one of whom at least
+  every iteration removes. Rejected rows (see `lca.geometry`) start with weight
+  0; with no other the update is NaN. What at most f clients send moves the
+  result no farther than a multiple of the honest updates' lengths.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
+    farthest: whose deviation is the maximum, that of the `'remaining'` clients
+      or of `'any'`, as in byzfl and byzpy. With the latter a removed client
+      still counts: the farther away it is, the less every iteration takes, and
+      the filter may end after very many, with nothing promised.
 
   Returns:
     One update.
 
   Raises:
-    ValueError: unless f >= 0 and n > 2f.
+    ValueError: unless f >= 0 and n > 2f; unknown `farthest`.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -87,25 +95,29 @@ def caf(gram: Gram, *, f: int) -> Verdict:
   """
   n = len(gram)
   check_majority('caf', n, f)
-  bad = geometry.rejected_rows(gram)
+  if farthest not in ('remaining', 'any'):
+    raise ValueError(f"farthest must be 'remaining' or 'any', got {farthest!r}")
+  good = ~geometry.rejected_rows(gram)
   inner = geometry.without_rejected(gram)
 
   def filter_once(carry):
-    weights, least, best = carry
-    value, squares = _deviations(inner, weights)
+    weights, _, least, best = carry
+    seen = weights > 0 if farthest == 'remaining' else good
+    value, squares = _deviations(inner, weights, seen)
     best = jnp.where(value < least, weights, best)
     largest = jnp.max(squares)
     # Compiled, a quotient of equals may be a rounding away from 1.
     far = squares >= (1 - 1e-6) * largest
     kept = jnp.where(far, 0, 1 - squares / largest)
-    return weights * kept, jnp.minimum(value, least), best
+    return weights * kept, weights, jnp.minimum(value, least), best
 
-  start = (~bad).astype(gram.dtype)
-  _, _, best = lax.while_loop(
-    lambda carry: jnp.sum(carry[0]) > n - 2 * f,
-    filter_once,
-    (start, jnp.array(jnp.inf, gram.dtype), start),
-  )
+  def goes_on(carry):
+    weights, last, *_ = carry
+    return (jnp.sum(weights) > n - 2 * f) & jnp.any(weights != last)
+
+  start = good.astype(gram.dtype)
+  carry = start, -start, jnp.array(jnp.inf, gram.dtype), start
+  *_, best = lax.while_loop(goes_on, filter_once, carry)
   return Verdict(best / jnp.sum(best))
 
 
@@ -189,7 +201,7 @@ def _dnc(gram: Gram, seen: Gram, dropped: int) -> Verdict:
   seen = lax.stop_gradient(seen)
   bad = geometry.rejected_rows(lax.stop_gradient(gram))
   inner = jnp.where(bad[:, None] | bad, 0, seen)
-  _, squares = _deviations(inner, (~bad).astype(seen.dtype))
+  _, squares = _deviations(inner, (~bad).astype(seen.dtype), ~bad)
   scores = jnp.where(bad, jnp.inf, squares)
   return select_lowest(lax.stop_gradient(gram), scores, len(gram) - dropped)
 

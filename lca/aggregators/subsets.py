@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ def mda(
   *,
   f: int,
   max_subsets: int = 200_000,
+  ties: Literal['mean', 'first'] = 'mean',
   distance: geometry.Distance = 'euclidean',
   power: int | None = None,
 ) -> Verdict:
@@ -32,11 +34,11 @@ def mda(
       S^* = \arg\min_{|S| = n - f} \max_{i, j \in S} d(x_i, x_j)
 
   All C(n, f) subsets are compared. Subsets that share their farthest pair tie;
-  the one of the least mean distance wins. Rejected rows (see `lca.geometry`)
-  are at distance +inf; with fewer than n - f others, those are averaged, and
-  with none the update is NaN. What at most f clients send moves the result no
-  farther than a multiple of the honest updates' lengths (not under the cosine
-  distance alone, which does not see lengths).
+  by default the one of the least mean distance wins. Rejected rows (see
+  `lca.geometry`) are at distance +inf; with fewer than n - f others, those are
+  averaged, and with none the update is NaN. What at most f clients send moves
+  the result no farther than a multiple of the honest updates' lengths (not
+  under the cosine distance alone, which does not see lengths).
 
   Promise (docs/rules.md): full.
 
@@ -44,6 +46,8 @@ def mda(
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     max_subsets: an error says so where there are more.
+    ties: of subsets of one diameter, that of the least `'mean'` distance, or
+      the `'first'` in lexicographic order of the members (byzfl, byzpy).
     distance: `'euclidean'` or `'cosine'`.
     power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
 
@@ -51,7 +55,8 @@ def mda(
     One update.
 
   Raises:
-    ValueError: unless f >= 0, n > 2f and C(n, f) <= max_subsets.
+    ValueError: unless f >= 0, n > 2f and C(n, f) <= max_subsets; unknown
+      `ties`.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -62,12 +67,15 @@ def mda(
     El Mhamdi et al., Distributed momentum for Byzantine-resilient stochastic
     gradient descent, ICLR 2021; Rousseeuw, 1985.
   """
+  if ties not in ('mean', 'first'):
+    raise ValueError(f"ties must be 'mean' or 'first', got {ties!r}")
   members = _subsets('mda', len(gram), f, max_subsets)
   between = geometry.distances(gram, distance, power)
 
   def diameter(subset):
     inner = between[subset][:, subset]
-    return jnp.max(inner), jnp.mean(inner)
+    farthest = jnp.max(inner)
+    return (farthest, jnp.mean(inner)) if ties == 'mean' else (farthest,)
 
   return _best(gram, members, diameter)
 
