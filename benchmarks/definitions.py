@@ -524,8 +524,8 @@ BLADES = [
   Pair(
     'GeoMed()(rows)',
     'lca.geometric_median(x)',
-    'theirs stops where the sum of distances no longer changes in float32',
-    equal=False,
+    'theirs stops where the sum of distances no longer changes, which on '
+    'another machine it did early, for a difference of 3e-4',
   ),
   Pair(
     'GeoMed(maxiter=3)(rows)',
