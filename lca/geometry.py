@@ -12,6 +12,7 @@ would overflow. A rejected row keeps its place: its distances and its norm are
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from lca import sums
 from lca.typing import Gram, Update, Updates
 
-Distance = Literal['euclidean', 'cosine']
+Distance = Literal['euclidean', 'cosine'] | Callable[[Gram], jax.Array]
 Median = Literal['interpolated', 'lower']
 
 
@@ -147,12 +148,15 @@ def distances(
   the unit vectors, and is used as it is.
 
   A zero row has no direction. Its cosine distance is 2, the largest, to every
-  nonzero row and 0 to another zero row, so that a client that sends nothing
-  is never taken for a central one.
+  nonzero row and 0 to another zero row, so that one client that sends nothing
+  is not taken for a central one. Several are each other's neighbours, and may
+  be taken where the others' directions differ much.
 
   Args:
     gram: `[n, n]` inner products.
-    distance: `'euclidean'` or `'cosine'`.
+    distance: `'euclidean'` or `'cosine'`; or a function from the inner products
+      to `[n, n]` distances of one's own, of which the rows and columns of
+      rejected clients and the diagonal do not matter.
     power: 1, 2 or 4, the power of the Euclidean distance; None is 2. Fourth
       powers of distances beyond 4e9 are +inf in float32.
 
@@ -161,17 +165,18 @@ def distances(
     clients (their diagonal included).
 
   Raises:
-    ValueError: unknown distance or power, or a power with the cosine distance.
+    ValueError: unknown distance or power, or a power without the Euclidean
+      distance.
   """
   if distance == 'euclidean':
     between = _euclidean(gram, 2 if power is None else power)
-  elif distance == 'cosine':
+  elif distance == 'cosine' or callable(distance):
     if power is not None:
       raise ValueError(
         f'power belongs to the Euclidean distance, got power={power} with '
-        "distance='cosine'"
+        f'distance={distance!r}'
       )
-    between = _cosine(gram)
+    between = distance(gram) if callable(distance) else _cosine(gram)
   else:
     raise ValueError(
       f"distance must be 'euclidean' or 'cosine', got {distance!r}"
@@ -194,8 +199,13 @@ def cosines(gram: Gram) -> jax.Array:
   lengths = norms(gram)
   absent = (lengths == 0) | jnp.isinf(lengths)
   safe = jnp.where(absent, 1, lengths)
-  # One division after the other: the product of two norms may overflow.
-  cos = jnp.clip(gram / safe[:, None] / safe, -1, 1)
+  # One division after the other, as the product of two norms may overflow: the
+  # longer one first, so that the matrix is symmetric to the last bit.
+  longer, shorter = (
+    jnp.maximum(safe[:, None], safe),
+    jnp.minimum(safe[:, None], safe),
+  )
+  cos = jnp.clip(gram / longer / shorter, -1, 1)
   return jnp.where(absent[:, None] | absent, 0, cos)
 
 

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 
 from lca import geometry
 from lca.aggregators.base import GramRule, Verdict, gram_rule
-from lca.aggregators.selection import check_majority, select_lowest
+from lca.aggregators.selection import (
+  check_integers,
+  check_majority,
+  select_lowest,
+)
 from lca.typing import Gram
 
 
@@ -77,7 +81,7 @@ def monna(
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
     pivot: index of the trusted client; byzfl's default is 0, too.
-    distance: `'euclidean'` or `'cosine'`.
+    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
 
   Returns:
@@ -97,9 +101,11 @@ def monna(
   """
   n = len(gram)
   check_majority('monna', n, f)
+  check_integers('monna', pivot=pivot)
   if not 0 <= pivot < n:
     raise ValueError(f'monna needs 0 <= pivot < n, got n={n}, pivot={pivot}')
   scores = geometry.distances(gram, distance, power)[pivot]
-  verdict = select_lowest(gram, scores, n - f)
+  verdict = select_lowest(gram, scores.at[pivot].set(-1), n - f)  # itself first
   trusted = ~geometry.rejected_rows(gram)[pivot]
-  return verdict._replace(weights=jnp.where(trusted, verdict.weights, jnp.nan))
+  weights = jnp.where(trusted, verdict.weights, jnp.nan)
+  return Verdict(weights, scores)

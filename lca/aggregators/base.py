@@ -119,7 +119,7 @@ class GramRule(Rule):
       coordinatewise: see `Rule`.
     """
     functools.update_wrapper(self, weigh)
-    self.weigh = _held(weigh) if held else weigh
+    self.weigh = _held(weigh) if held else _held_where_rejected(weigh)
     self.combine, self.mixes = combine or mix_layers, mixes
     self.needs, self.coordinatewise = needs, coordinatewise
     self.__signature__ = rule_signature(hyper_of(weigh).values())
@@ -169,6 +169,24 @@ def _held(weigh: Callable[..., Verdict]) -> Callable[..., Verdict]:
   @functools.wraps(weigh)
   def held(gram, **hyper):
     return weigh(lax.stop_gradient(gram), **hyper)
+
+  return held
+
+
+def _held_where_rejected(
+  weigh: Callable[..., Verdict],
+) -> Callable[..., Verdict]:
+  """No change of any row changes the weight of a rejected one.
+
+  Its entries may be anything, and would be in the other rows' derivatives.
+  """
+
+  @functools.wraps(weigh)
+  def held(gram, **hyper):
+    verdict = weigh(gram, **hyper)
+    weights, bad = verdict.weights, geometry.rejected_rows(gram)
+    weights = jnp.where(bad, lax.stop_gradient(weights), weights)
+    return verdict._replace(weights=weights)
 
   return held
 
@@ -274,7 +292,8 @@ def explain(rule: Callable[..., Any] | Aggregator) -> Callable[..., Any]:
     of its `update`, and it returns `(update, state, info)`. `info` holds those
     that apply of `weights`, `scores`, `selected` and `rejected`, each `[n]`,
     or `[layers, n]` under `layerwise`; nothing of it applies to a plain
-    function.
+    function. Of a pre-aggregator that makes k rows, `weights` and `selected`
+    are `[k, n]`.
 
   Raises:
     TypeError: `rule` is no function and no Aggregator.
@@ -292,6 +311,8 @@ def explain(rule: Callable[..., Any] | Aggregator) -> Callable[..., Any]:
     return lambda *args, **brought: (*rule.update(*args, **brought), {})
   if isinstance(rule, Rule):
     return rule.explain
+  if isinstance(rule, functools.partial):
+    return functools.partial(explain(rule.func), *rule.args, **rule.keywords)
   if not callable(rule):
     raise TypeError(f'explain needs a rule, got {type(rule).__name__}')
   return lambda updates, **hyper: (rule(updates, **hyper), {})

@@ -80,7 +80,8 @@ def bulyan(
     f: how many Byzantine clients to tolerate.
     selection: `'iterative'`; or `'once'`, the lowest scores of a single Krum
       (Flower's message API).
-    distance: `'euclidean'` or `'cosine'`, of the selection.
+    distance: of the selection: `'euclidean'`, `'cosine'`, or a function
+      (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4; None is 2.
 
   Returns:
@@ -168,7 +169,8 @@ def bulyan_trimmed(
     m: how many clients to select.
     trim: how many entries to trim on each side; None is f.
     num_neighbors: how many neighbours a score sums over; None is n - f - 2.
-    distance: `'euclidean'` or `'cosine'`, of the selection.
+    distance: of the selection: `'euclidean'`, `'cosine'`, or a function
+      (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4; None is 2.
 
   Returns:

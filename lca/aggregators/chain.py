@@ -13,6 +13,7 @@ from lca.aggregators.base import (
   GramRule,
   Info,
   Rule,
+  Verdict,
   explain,
   hyper_of,
   rule_name,
@@ -36,9 +37,9 @@ def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
   Returns:
     A rule, or an Aggregator if the last step is one. Its hyper-parameters are
     those of all steps; what has one name has one value. Before an Aggregator
-    they are to be bound, as in `functools.partial(nnm, f=2)`. `explain` tells
-    of the last step and the rows that it saw; where no copy is made, its
-    weights are those of the rows as they came.
+    they are to be bound, as in `functools.partial(nnm, f=2)`; what a step
+    binds is its own. `explain` tells of the last step and the rows that it saw;
+    where no copy is made, of the rows as they came, without scores.
 
   Raises:
     TypeError: an Aggregator that is not last, or no step.
@@ -66,13 +67,19 @@ def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
 def _named(steps):
   """The name and the signature of a chain."""
   names = ', '.join(map(rule_name, steps))
-  hyper = {k: p for step in reversed(steps) for k, p in hyper_of(step).items()}
+  hyper = {k: p for step in reversed(steps) for k, p in _free(step).items()}
   return f'chain({names})', rule_signature(hyper.values())
+
+
+def _free(step):
+  """The hyper-parameters of a step that it does not bind itself."""
+  bound = getattr(step, 'keywords', {})  # of functools.partial
+  return {k: p for k, p in hyper_of(step).items() if k not in bound}
 
 
 def _given(step, hyper):
   """What of the hyper-parameters the step takes."""
-  return {k: v for k, v in hyper.items() if k in hyper_of(step)}
+  return {k: v for k, v in hyper.items() if k in _free(step)}
 
 
 class Chain(Rule):
@@ -111,7 +118,7 @@ def _mixed_chain(steps):
     verdict = last.weigh(gram, **_given(last, hyper))
     weights, lost = _without_lost(verdict.scaled_weights, rejected)
     weights = jnp.where(lost[..., None], jnp.nan, sums.dot(weights, rows))
-    return verdict._replace(weights=weights, factors=None)
+    return Verdict(weights)
 
   name, signature = _named(steps)
   rule = MixedChain(weigh, held=False, needs=_needs(steps))  # held by each

@@ -13,7 +13,7 @@ from lca.aggregators.base import (
   GramRule,
   Verdict,
 )
-from lca.aggregators.selection import check_majority
+from lca.aggregators.selection import check_integers, check_majority
 from lca.typing import Gram
 
 
@@ -194,6 +194,7 @@ def centered_clip(
     optimization, ICML 2021.
   """
   check_threshold('centered_clip', threshold)
+  check_integers('centered_clip', num_iters=num_iters)
   if num_iters < 1:
     raise ValueError(
       f'centered_clip needs num_iters >= 1, got num_iters={num_iters}'

@@ -15,7 +15,7 @@ from lca.aggregators.base import (
   FunctionRule,
 )
 from lca.aggregators.clipping import check_threshold
-from lca.aggregators.selection import average
+from lca.aggregators.selection import average, check_integers
 from lca.typing import Updates
 
 
@@ -166,7 +166,7 @@ def clipped_clustering(
   clients send, the result is finite, and no longer than :math:`\tau`, which is
   then no longer than the longest honest update remembered.
 
-  Promise (docs/rules.md): full.
+  Promise (docs/rules.md): full, f < n/2.
 
   Args:
     window: how many norms are remembered, in whole rounds: of a part of one,
@@ -195,6 +195,7 @@ def clipped_clustering(
     Li, Ngai and Voigt, An experimental study of Byzantine-robust aggregation
     schemes in federated learning, IEEE Transactions on Big Data 2023.
   """
+  check_integers('clipped_clustering', window=window)
   if threshold is not None:
     check_threshold('clipped_clustering', threshold)
 

@@ -235,7 +235,9 @@ class _LeafClipped(Rule):
       lambda x: jnp.broadcast_to(x, (len(leaves), *x.shape)), verdict
     )
     parts = self.rule.combine(leaves, of_all._replace(factors=factors), **hyper)
-    return jax.tree.unflatten(treedef, parts), verdict.info(total)
+    info = verdict.info(total)
+    del info['weights']  # every leaf has its own
+    return jax.tree.unflatten(treedef, parts), info
 
 
 _PER_ROUND = ('key', 'weights', 'server_update')

@@ -183,6 +183,7 @@ def sign_majority(updates: Updates, *, theta: int):
     learning with robust learning rate, AAAI 2021.
   """
   n = geometry.num_clients(updates)
+  check_integers('sign_majority', theta=theta)
   if not 0 <= theta <= n:
     raise ValueError(
       f'sign_majority needs 0 <= theta <= n, got n={n}, theta={theta}'

@@ -10,6 +10,7 @@ from jax import lax
 from lca import geometry, sums
 from lca.aggregators.base import GramRule, Verdict
 from lca.aggregators.krum import medoid
+from lca.aggregators.selection import check_integers
 from lca.typing import Gram
 
 
@@ -37,8 +38,8 @@ def geometric_median(
 
   Rejected rows (see `lca.geometry`) have no weight; with none left the update
   is NaN. Whatever fewer than half of the clients send, the result stays within
-  a multiple of the honest updates' spread. Its derivative is that of the fixed
-  point, by the implicit function theorem.
+  a multiple of the honest updates' spread, or of nu. Its derivative is that of
+  the fixed point, by the implicit function theorem.
 
   Promise (docs/rules.md): full, f < n/2.
 
@@ -68,6 +69,7 @@ def geometric_median(
     Pillutla, Kakade and Harchaoui, Robust aggregation for federated learning,
     IEEE Transactions on Signal Processing 2022; Weiszfeld, 1937.
   """
+  check_integers('geometric_median', num_iters=num_iters)
   if num_iters < 1 or not tol >= 0 or not nu > 0:
     raise ValueError(
       'geometric_median needs num_iters >= 1, tol >= 0 and nu > 0, got '
@@ -106,7 +108,7 @@ def _weights_jvp(num_iters, tol, nu, init, primals, tangents):
   weights = _weights(gram, num_iters, tol, nu, init)
   _, moved = jax.jvp(lambda k: _weiszfeld(weights, k, nu), primals, tangents)
   jacobian = jax.jacfwd(_weiszfeld)(weights, gram, nu)
-  left = jnp.eye(len(gram)) - jacobian
+  left = jnp.eye(len(gram), dtype=gram.dtype) - jacobian
   # Solved for dw / w, as far rows have weights many decades below the others'.
   size = jnp.where(weights > 0, weights, 1)
   left, moved = left * size / size[:, None], moved / size

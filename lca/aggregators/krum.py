@@ -40,8 +40,9 @@ def krum(
     num_neighbors: how many neighbours a score sums over; None is n - f - 2.
       byzfl and byzpy take n - f - 1. With fewer than f, liars may be each
       other's.
-    distance: `'euclidean'` or `'cosine'`, which does not see lengths; with
-      `lca.cosine(krum)` the updates are clipped to their median norm as well.
+    distance: `'euclidean'`; `'cosine'`, which does not see lengths (with
+      `lca.cosine(krum)` the updates are clipped to their median norm as well);
+      or a function (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4, which is Blades'; None is 2.
 
   Returns:
@@ -95,7 +96,7 @@ def multi_krum(
     f: how many Byzantine clients to tolerate.
     m: how many clients to average.
     num_neighbors: how many neighbours a score sums over; None is n - f - 2.
-    distance: `'euclidean'` or `'cosine'`.
+    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4, which is Blades'; None is 2.
 
   Returns:
@@ -152,7 +153,7 @@ def medoid(
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    distance: `'euclidean'` or `'cosine'`.
+    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4; None is 1.
 
   Returns:
@@ -207,6 +208,7 @@ def krum_scores(
   if f < 0 or n <= 2 * f + 2:
     raise ValueError(f'{rule} needs f >= 0 and n > 2f + 2, got n={n}, f={f}')
   k = n - f - 2 if num_neighbors is None else num_neighbors
+  check_integers(rule, num_neighbors=k)
   if not 1 <= k < n - f:  # beyond, f rejected rows would spoil every score
     raise ValueError(
       f'{rule} needs 1 <= num_neighbors < n - f, got n={n}, f={f}, '

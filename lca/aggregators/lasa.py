@@ -97,22 +97,24 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   kernels = [leaf for leaf in leaves if leaf.ndim > 2]
   size = sum(kernel.size for kernel in kernels) // n
   kept = int(size * (1 - sparsity))
+  dtype = sums.wide(jnp.result_type(*leaves))
   if not sparsity or not kept:
-    return jnp.full(n, -1.0 if not sparsity else jnp.inf)
+    return jnp.full(n, -1 if not sparsity else jnp.inf, dtype)
+  integers = {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
+  top = 8 * dtype.itemsize - 2  # below the sign
 
   def refine(i, floor):
-    higher = floor | (1 << (30 - i))
+    higher = floor | (jnp.ones((), integers) << (top - i).astype(integers))
 
     def reach(x, higher):
-      magnitude = jnp.abs(x).astype(jnp.float32)
-      bits = lax.bitcast_convert_type(magnitude, jnp.int32)
+      bits = lax.bitcast_convert_type(jnp.abs(x).astype(dtype), integers)
       return jnp.sum(bits >= higher[:, None], axis=1)
 
     reached = sum(sums.over_columns(reach, x, whole=(higher,)) for x in kernels)
     return jnp.where(reached >= kept, higher, floor)
 
-  floor = lax.fori_loop(0, 31, refine, jnp.zeros(n, jnp.int32))
-  return lax.bitcast_convert_type(floor, jnp.float32)
+  floor = lax.fori_loop(0, top + 1, refine, jnp.zeros(n, integers))
+  return lax.bitcast_convert_type(floor, dtype)
 
 
 @jax.jit
@@ -132,14 +134,16 @@ def _features(leaf, least, factors):
 def _usual(values, bad, bound):
   """Who is within `bound` standard deviations of the median."""
   values = jnp.where(bad, jnp.nan, values)
-  away = jnp.abs(values - jnp.nanmedian(values))
-  return away <= bound * jnp.nanstd(values)  # False for NaN
+  away, deviation = jnp.abs(values - jnp.nanmedian(values)), jnp.nanstd(values)
+  # False for NaN; a bound of infinity lets all pass where all agree, too.
+  return away <= jnp.where(deviation > 0, bound * deviation, 0)
 
 
 @jax.jit
 def _sparse_mix(weights, rows, least):
   """The weighted sum of what of the rows is larger than `least`."""
   dtype = sums.wide(rows.dtype)
+  weights = weights.astype(dtype)
 
   def add(i, total):
     kept = (weights[i] != 0) & (jnp.abs(rows[i]) > least[i])

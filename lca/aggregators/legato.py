@@ -11,6 +11,7 @@ from jax import lax
 from lca import geometry
 from lca.aggregators.base import Aggregator, ExplainedUpdate
 from lca.aggregators.layers import Layers, Scope, grouping
+from lca.aggregators.selection import check_integers
 from lca.typing import Gram, PyTree, Updates
 
 Norm = Literal['frobenius', 'spectral']
@@ -110,6 +111,7 @@ def legato(
     Varma, Zhou, Baracaldo and Anwar, LEGATO: a layerwise gradient aggregation
     algorithm for mitigating Byzantine attacks in federated learning, 2021.
   """
+  check_integers('legato', window=window)
   if window < 1:
     raise ValueError(f'legato needs window >= 1, got window={window}')
   for name, value, known in (

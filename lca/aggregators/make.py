@@ -112,6 +112,8 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   *before, rule = _in_distance([*before, rule], keys)
   if name in AGGREGATORS:
     if 'by' in _names(rule):
+      if 'by' in keys:
+        raise TypeError(f"{name} takes its layers from 'scope', got 'by'")
       before = [layerwise(step, by=scope) for step in before]
       return _with_state(rule, before, keys | {'by': scope})
     aggregator = _with_state(rule, before, keys)

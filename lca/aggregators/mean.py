@@ -30,6 +30,9 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
   Returns:
     One update, in the leaves' dtypes.
 
+  Raises:
+    ValueError: if there is not one weight a client.
+
   Examples:
     >>> import jax.numpy as jnp, lca
     >>> updates = jnp.array([[1.], [2.], [6.]])
@@ -42,6 +45,10 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
     McMahan et al., Communication-efficient learning of deep networks from
     decentralized data, AISTATS 2017.
   """
-  if weights is None:
-    weights = jnp.ones(len(gram))
+  n = len(gram)
+  weights = jnp.ones(n) if weights is None else jnp.asarray(weights)
+  if weights.shape != (n,):
+    raise ValueError(
+      f'mean needs one weight a client, ({n},), got {weights.shape}'
+    )
   return Verdict(weights / jnp.sum(weights))

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 
 from lca import geometry
 from lca.aggregators.base import GramRule, Verdict, gram_rule
-from lca.aggregators.selection import average, check_majority, select_lowest
+from lca.aggregators.selection import (
+  average,
+  check_integers,
+  check_majority,
+  select_lowest,
+)
 from lca.typing import Gram
 
 
@@ -31,7 +36,7 @@ def nnm(
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: how many Byzantine clients to tolerate.
-    distance: `'euclidean'` or `'cosine'`.
+    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
 
   Returns:
     Stacked updates of the same structure and dtypes. Rejected rows are NaN.
@@ -51,6 +56,7 @@ def nnm(
   n = len(gram)
   check_majority('nnm', n, f)
   between = geometry.distances(gram, distance)
+  between = jnp.where(jnp.eye(n, dtype=bool), -1, between)  # itself first
   nearest = jax.vmap(lambda away: select_lowest(gram, away, n - f).weights)
   bad = geometry.rejected_rows(gram)
   return Verdict(jnp.where(bad[:, None], jnp.nan, nearest(between)))
@@ -90,6 +96,7 @@ def bucketing(gram: Gram, *, key: jax.Array, bucket_size: int = 2) -> Verdict:
     datasets via bucketing, ICLR 2022.
   """
   n = len(gram)
+  check_integers('bucketing', bucket_size=bucket_size)
   if not 1 <= bucket_size <= n:
     raise ValueError(
       f'bucketing needs 1 <= bucket_size <= n, got n={n}, '

@@ -14,7 +14,12 @@ from jax import lax
 
 from lca import geometry, sums
 from lca.aggregators.base import FunctionRule, Verdict, gram_rule
-from lca.aggregators.selection import average, check_majority, select_lowest
+from lca.aggregators.selection import (
+  average,
+  check_integers,
+  check_majority,
+  select_lowest,
+)
 from lca.typing import Gram, Updates
 
 
@@ -210,17 +215,18 @@ def _draws(
   updates: Updates, num_iters: int, dim: int, key: jax.Array | None
 ) -> list[Updates]:
   """`num_iters` times `dim` coordinates; every leaf gives its share."""
-  leaves = list(map(sums.flat, jax.tree.leaves(updates)))
+  leaves = [sums.flat(jnp.asarray(leaf)) for leaf in jax.tree.leaves(updates)]
   sizes = [leaf.shape[1] for leaf in leaves]
   ends = np.cumsum(sizes)
   if key is None:
     raise ValueError('dnc draws coordinates with a key, got key=None')
+  check_integers('dnc', num_iters=num_iters, subsample_dim=dim)
   if num_iters < 1 or dim < 1:
     raise ValueError(
       'dnc needs num_iters >= 1 and subsample_dim >= 1, got '
       f'num_iters={num_iters}, subsample_dim={dim}'
     )
-  part = min(1, dim / ends[-1])
+  part = min(1, dim / max(ends[-1], 1))
   stops = np.rint(ends * part).astype(int)
   shares = np.diff(stops, prepend=0)
   # One of each of as many stretches: all different, and without a sort. Drawn

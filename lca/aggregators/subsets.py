@@ -48,7 +48,7 @@ def mda(
     max_subsets: an error says so where there are more.
     ties: of subsets of one diameter, that of the least `'mean'` distance, or
       the `'first'` in lexicographic order of the members (byzfl, byzpy).
-    distance: `'euclidean'` or `'cosine'`.
+    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
     power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
 
   Returns:

@@ -116,5 +116,6 @@ def fltrust(updates: Updates, *, server_update: Update):
   safe = jnp.where(absent, 1, lengths)
   trust = jnp.maximum(along / safe / jnp.where(length > 0, length, 1), 0)
   trust = jnp.where(jnp.isinf(length), jnp.nan, trust)
-  verdict = Verdict(trust / jnp.sum(trust), factors=scale / safe)
+  factors = jnp.where(absent, 0, scale / safe)  # in derivatives, too
+  verdict = Verdict(trust / jnp.sum(trust), factors=factors)
   return geometry.mix(updates, verdict.scaled_weights), verdict.info(gram)
