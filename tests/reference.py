@@ -675,7 +675,8 @@ def nnm_matrix(rows, *, f, kind='euclidean'):
   matrix = distance_matrix(rows, kind)
   answer = np.full((n, n), np.nan)
   for i in np.flatnonzero(~bad):
-    answer[i] = equal_weights(n, select(matrix[i], bad, n - f))
+    own = np.where(np.arange(n) == i, -1, matrix[i])  # itself before all others
+    answer[i] = equal_weights(n, select(own, bad, n - f))
   return answer
 
 

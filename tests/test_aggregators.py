@@ -136,7 +136,162 @@ def test_medoid_preconditions():
     lca.medoid(x, distance='manhattan')
 
 
+# Options that give other definitions ---------------------------------------
+
+
+def test_bulyan_may_select_at_once():
+  differ = 0
+  for seed in range(6):
+    x = reference.stack('leaf', 12, seed)
+    rows = x.astype(float)
+    scores = reference.krum_scores(rows, f=2)
+    members = reference.select(scores, np.zeros(12, bool), 8)
+    hyper = {'f': 2, 'selection': 'once'}
+    out, info = lca.explain(lca.bulyan)(jnp.asarray(x), **hyper)
+    assert np.flatnonzero(info['selected']).tolist() == sorted(members)
+    want = reference.bulyan(rows, members, f=2)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=2e-6)
+    differ += set(members) != set(reference.bulyan_members(rows, f=2))
+  assert differ
+
+
+def test_the_geometric_median_may_start_from_zero():
+  """After one step each row has one over its own length."""
+  x = reference.stack('leaf', 11)
+  out = lca.geometric_median(jnp.asarray(x), init='zero', num_iters=1)
+  weights = 1 / np.linalg.norm(x.astype(float), axis=1)
+  want = weights / weights.sum() @ x.astype(float)
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize('middle', ['lower', 'upper'])
+def test_meamed_may_measure_from_another_median(middle):
+  x = reference.stack('leaf', 12)
+  out = lca.meamed(jnp.asarray(x), f=3, median=middle)
+  rows = x.astype(float)
+  away = np.abs(rows - reference.coordinate_median(rows, median=middle))
+  nearest = np.argsort(away, axis=0)[:9]
+  want = np.take_along_axis(rows, nearest, axis=0).mean(axis=0)
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=2e-6)
+
+
+def selections(rule, keys=6, **hyper):
+  """Who is selected with each key, of clients who are nothing but noise."""
+  x = jax.random.normal(jax.random.key(0), (11, 300))
+  of = jax.jit(lambda key: lca.explain(rule)(x, key=key, **hyper)[1])
+  each = [of(jax.random.key(seed))['selected'] for seed in range(keys)]
+  return {tuple(np.flatnonzero(selected).tolist()) for selected in each}
+
+
+def test_draws_of_coordinates_decide():
+  assert len(selections(lca.sign_guard)) > 1
+  assert len(selections(lca.sign_guard, fraction=0.5)) > 1
+  assert len(selections(lca.sign_guard, fraction=1.0)) == 1
+  assert len(selections(lca.dnc, f=3, subsample_dim=20)) > 1
+  assert len(selections(lca.dnc, f=3, subsample_dim=300)) == 1
+
+
+@pytest.mark.parametrize('leaf', ['a', 'b', 'c'])
+def test_dnc_draws_from_every_leaf(leaf):
+  tree = {'a': (11, 40), 'b': (11, 5, 20), 'c': (11, 60)}
+  tree = jax.tree.map(np.ones, tree, is_leaf=lambda x: isinstance(x, tuple))
+  tree[leaf][4] += 9
+  hyper = {'f': 1, 'subsample_dim': 50, 'key': jax.random.key(0)}
+  _, info = lca.explain(lca.dnc)(tree, **hyper)
+  assert np.flatnonzero(~info['selected']).tolist() == [4]
+
+
+KEYED = {
+  'sign_guard': functools.partial(lca.sign_guard, fraction=0.5),
+  'dnc': functools.partial(lca.dnc, f=2, subsample_dim=9, num_iters=2),
+}
+
+
+@pytest.mark.parametrize('name', KEYED)
+def test_draws_under_vmap_and_for_every_platform(name):
+  """Of NumPy arrays, in bfloat16, beside a leaf without entries."""
+  rule, tree = KEYED[name], reference.stack('pair', 11)
+  keys = jax.random.split(jax.random.key(0), 3)
+  batch = jax.vmap(lambda key: rule(tree, key=key))(keys)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  singles = [rule(tree, key=key) for key in keys]
+  jax.tree.map(close, batch, jax.tree.map(lambda *x: np.stack(x), *singles))
+  half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
+  half['empty'] = jnp.zeros((11, 0))
+  for form in (rule, lca.layerwise(rule)):
+    out = form(half, key=keys[0])
+    assert out['empty'].shape == (0,)
+    assert out['bias'].dtype == jnp.bfloat16
+  platforms = ('cpu', 'cuda', 'tpu')
+  exported = jax.export.export(jax.jit(rule), platforms=platforms)(
+    tree, key=keys[0]
+  )
+  assert exported.platforms == platforms
+
+
+def test_a_row_is_its_own_nearest():
+  """Under the cosine distance, others of one direction are as near."""
+  x = jnp.array([[1.0], [1], [1], [1], [0.1]])
+  nearest = lca.nnm(x, f=1, distance='cosine')
+  np.testing.assert_allclose(nearest[4], (3 + 0.1) / 4, rtol=1e-6)
+  monna = lca.monna(x, f=1, pivot=4, distance='cosine')
+  np.testing.assert_allclose(monna, nearest[4], rtol=1e-6)
+
+
+# Derivatives beside rejected rows ------------------------------------------
+
+
+@pytest.mark.parametrize('value', [1.5e19, 1e30, 3e38, np.nan, np.inf])
+@pytest.mark.parametrize('before', [None, 'nnm', 'clip_to_median_norm'])
+def test_rejected_rows_are_in_no_derivative(before, value):
+  """The honest rows' is what it is without them."""
+  x = jnp.asarray(reference.stack('leaf', 9))
+  bad = jnp.insert(x, jnp.array([2, 6]), value, axis=0)
+  where = np.array([i for i in range(11) if i not in (2, 7)])
+  assert not np.any(np.isnan(bad[where]))
+
+  def gradient(updates, f):
+    rule, hyper = lca.geometric_median, {}
+    if before:
+      rule = lca.chain(getattr(lca, before), rule)
+    if before == 'nnm':
+      hyper = {'f': f}
+
+    def product(updates):
+      return jnp.vdot(rule(updates, **hyper), jnp.cos(jnp.arange(50.0)))
+
+    return jax.jit(jax.grad(product))(updates)
+
+  want, got = gradient(x, 1), gradient(bad, 3)
+  np.testing.assert_allclose(got[where], want, rtol=1e-3, atol=1e-5)
+  assert not np.any(np.delete(got, where, axis=0))
+
+
+def test_rejected_rows_are_not_in_the_derivative_of_the_server_s_length():
+  x = jnp.asarray(reference.stack('leaf', 9))
+  bad = jnp.insert(x, jnp.array([2, 6]), 3e38, axis=0)
+  of = lambda rows: jax.grad(  # noqa: E731
+    lambda own: jnp.sum(lca.fltrust(rows, server_update=own))
+  )(jnp.mean(x, axis=0))
+  np.testing.assert_allclose(of(bad), of(x), rtol=1e-5)
+
+
+def test_the_geometric_median_of_float32_has_a_derivative_under_x64():
+  x = reference.stack('leaf', 11)
+  gradient = jax.grad(lambda x: jnp.sum(lca.geometric_median(x)))
+  want = gradient(jnp.asarray(x))
+  with jax.enable_x64(True):
+    got = gradient(jnp.asarray(x, jnp.float32))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
 # stateless and make_aggregator ---------------------------------------------
+
+
+def test_make_aggregator_takes_the_layers_of_legato_from_the_scope():
+  with pytest.raises(TypeError, match="'scope', got 'by'"):
+    lca.make_aggregator({'name': 'legato', 'by': 'leaf'})
 
 
 def test_stateless_is_the_rule():
@@ -389,6 +544,17 @@ KEY = jax.random.key(0)
     ('geometric_median', {'nu': np.nan}, ['nu=nan']),
     ('geometric_median', {'tol': np.nan}, ['tol=nan']),
     ('geometric_median', {'init': 'origin'}, ["'origin'"]),
+    ('geometric_median', {'num_iters': 1.5}, ['integer', 'num_iters=1.5']),
+    ('krum', {'f': 1, 'num_neighbors': 3.0}, ['krum', 'num_neighbors=3.0']),
+    ('monna', {'f': 1, 'pivot': 1.5}, ['monna', 'integer', 'pivot=1.5']),
+    ('mean', {'weights': jnp.ones(5)}, ['mean', '(6,)', '(5,)']),
+    ('sign_majority', {'theta': 1.5}, ['integer', 'theta=1.5']),
+    ('bucketing', {'key': KEY, 'bucket_size': 2.5}, ['bucket_size=2.5']),
+    (
+      'dnc',
+      {'f': 1, 'subsample_dim': 2.5, 'key': KEY},
+      ['integer', 'subsample_dim=2.5'],
+    ),
     ('caf', {'f': 1.5}, ['caf', 'integer', 'f=1.5']),
     ('caf', {'f': 3}, ['caf', 'n=6', 'f=3']),
     ('caf', {'f': -1}, ['f=-1']),
@@ -895,6 +1061,35 @@ def test_lasa_follows_the_oracle(hyper):
     jax.tree.leaves(out), reference.lasa(arrays, **hyper), strict=True
   ):
     np.testing.assert_allclose(leaf, want, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_lasa_follows_the_oracle_in_float64(half):
+  with jax.enable_x64(True):
+    for seed in range(8):
+      tree = reference.stack('cnn', 11, seed)
+      tree = jax.tree.map(lambda x: np.float64(x) + 1e-9 * np.sin(x), tree)
+      if half:  # a tree of both widths
+        bias = tree['params']['layer_1']['bias']
+        tree['params']['layer_1']['bias'] = bias.astype(np.float32)
+      arrays = [array for _, array in reference.leaves(tree)]
+      out = lca.lasa(tree, sparsity=0.5)
+      for leaf, want in zip(
+        jax.tree.leaves(out), reference.lasa(arrays, sparsity=0.5), strict=True
+      ):
+        # The norms that clip are sums over all leaves, in each its own dtype.
+        tolerance = 1e-6 if half else 1e-12
+        np.testing.assert_allclose(leaf, want, rtol=tolerance, atol=tolerance)
+
+
+def test_an_infinite_bound_of_lasa_leaves_the_other_one():
+  x = jnp.abs(jnp.asarray(reference.stack('leaf', 11)))  # of one purity
+  kept, same = (
+    lca.explain(lca.lasa)(x, norm_bound=1.0, sign_bound=bound)[1]['selected']
+    for bound in (np.inf, 1e30)
+  )
+  assert not np.all(kept)
+  np.testing.assert_array_equal(kept, same)
 
 
 def test_lasa_sparsifies_kernels_alone_and_together():

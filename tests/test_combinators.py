@@ -431,6 +431,32 @@ def test_explain_tells_no_weights_of_what_is_not_mixed_by_them():
     assert set(info) == {'selected', 'rejected'}
 
 
+def test_explain_tells_no_weights_of_leaves_with_clips_of_their_own():
+  x = stack('pair')
+  _, info = explain(lca.cosine(lca.multi_krum, clip_by='leaf'), x, f=2, m=3)
+  assert set(info) == {'scores', 'selected', 'rejected'}
+
+
+def test_explain_sees_through_what_is_bound():
+  x = stack('pair')
+  bound = functools.partial(lca.krum, f=2)
+  for form in (lambda rule: rule, lca.layerwise):
+    _, info = explain(form(bound), x)
+    _, want = explain(form(lca.krum), x, f=2)
+    assert set(info) == set(want)
+    EQUAL(info['selected'], want['selected'])
+
+
+def test_explain_of_a_chain_is_of_the_rows_that_came():
+  x = stack('leaf')
+  rule = lca.chain(lca.bucketing, lca.krum)
+  update, info = lca.explain(rule)(x, f=1, key=jax.random.key(0))
+  assert {k: v.shape for k, v in info.items()} == dict.fromkeys(
+    ('weights', 'selected', 'rejected'), (11,)
+  )
+  CLOSE(update, lca.mix(x, info['weights']))
+
+
 def test_explain_of_a_plain_function_has_nothing_to_say():
   x = stack('leaf')
   plain = lambda updates: jnp.sum(updates, axis=0)  # noqa: E731

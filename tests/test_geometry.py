@@ -35,7 +35,7 @@ def test_gram_is_all_inner_products(name, n):
   np.testing.assert_allclose(got, want, atol=1e-6 * np.max(want))
 
 
-@pytest.mark.parametrize('columns', [8191, 8192, 8193, 16384, 100_003])
+@pytest.mark.parametrize('columns', [24575, 24576, 24577, 36864, 100_003])
 def test_gram_of_many_columns(columns):
   """Chunks of columns add up, with and without a remainder."""
   x = np.random.default_rng(columns).normal(size=(5, columns))
@@ -352,3 +352,41 @@ def test_mix_adds_bfloat16_in_float32():
   np.testing.assert_array_equal(out, jnp.asarray(1000, jnp.bfloat16))
   small = lca.mix(x, jnp.full(1000, 1e-3))
   np.testing.assert_allclose(np.asarray(small, np.float32), 1, rtol=2**-8)
+
+
+def test_cosines_are_symmetric_to_the_last_bit():
+  """So that two clients' one distance is one number, and ties are ties."""
+  cosines = lca.geometry.cosines(gram_of(reference.stack('leaf', 25)))
+  np.testing.assert_array_equal(cosines, cosines.T)
+
+
+def angles(gram):
+  return jnp.arccos(lca.geometry.cosines(gram))
+
+
+@pytest.mark.parametrize('form', [lambda rule: rule, lca.layerwise])
+def test_a_distance_may_be_a_function(form):
+  tree = reference.stack('pair', 11)
+  tree = reference.replace_rows(tree, [3, 8], lambda leaf: np.float32(np.nan))
+  _, info = lca.explain(form(lca.krum))(tree, f=2, distance=angles)
+  groups = reference.groups(
+    tree, 'model' if form is not lca.layerwise else 'leaf'
+  )
+  arrays = [array for _, array in reference.leaves(tree)]
+  for layer, positions in enumerate(groups):
+    rows = reference.rows_of([arrays[p] for p in positions])
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    between = np.arccos(np.clip(unit @ unit.T, -1, 1))
+    between[np.isnan(between)] = np.inf
+    np.fill_diagonal(between, np.inf)
+    scores = np.sort(between, axis=1)[:, :7].sum(axis=1)
+    own = np.atleast_2d(info['scores'])[layer]
+    np.testing.assert_allclose(own, scores, rtol=1e-5)
+    selected = np.atleast_2d(info['selected'])[layer]
+    assert np.flatnonzero(selected).tolist() == [np.argmin(scores)]
+
+
+def test_a_power_belongs_to_the_euclidean_distance():
+  for distance in ('cosine', angles):
+    with pytest.raises(ValueError, match='power=1'):
+      lca.distances(jnp.eye(3), distance, power=1)

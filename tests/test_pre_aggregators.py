@@ -423,6 +423,17 @@ def test_chain_knows_the_hyper_parameters():
   CLOSE(out, form(x, f=2, m=3))
 
 
+def test_chain_keeps_what_a_step_binds():
+  x = jnp.asarray(reference.stack('leaf', 11))
+  of_one = functools.partial(lca.nnm, f=1)
+  chained = lca.chain(of_one, lca.krum)(x, f=3)
+  np.testing.assert_allclose(
+    chained, lca.krum(lca.nnm(x, f=1), f=3), rtol=1e-5, atol=1e-6
+  )
+  with pytest.raises(TypeError):
+    lca.chain(of_one, lca.krum)(x)  # Krum's f is not bound
+
+
 def test_chain_before_an_aggregator():
   inner = lca.centered_clip(threshold=3.0)
   pair = lca.chain(lca.clip_to_median_norm, inner)
