@@ -201,10 +201,8 @@ def cosines(gram: Gram) -> jax.Array:
   safe = jnp.where(absent, 1, lengths)
   # One division after the other, as the product of two norms may overflow: the
   # longer one first, so that the matrix is symmetric to the last bit.
-  longer, shorter = (
-    jnp.maximum(safe[:, None], safe),
-    jnp.minimum(safe[:, None], safe),
-  )
+  longer = jnp.maximum(safe[:, None], safe)
+  shorter = jnp.minimum(safe[:, None], safe)
   cos = jnp.clip(gram / longer / shorter, -1, 1)
   return jnp.where(absent[:, None] | absent, 0, cos)
 
