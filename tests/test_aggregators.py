@@ -1,6 +1,7 @@
 """What one rule alone does, stateless, and make_aggregator."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -860,6 +861,33 @@ def test_caf_follows_the_oracle(n, farthest):
     want = reference.caf_weights(rows, f=f, farthest=farthest) @ rows
     scale = np.max(np.abs(rows))
     np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5 * scale)
+
+
+def _legato_of_spectral_norms(updates):
+  pair = lca.legato(norm='spectral')
+  return pair.update(updates, pair.init(jax.tree.map(lambda x: x[0], updates)))
+
+
+@pytest.mark.parametrize(
+  'update',
+  [
+    functools.partial(lca.smea, f=2),
+    functools.partial(lca.layerwise(lca.smea), f=2),
+    functools.partial(lca.layerwise(lca.caf), f=2),
+    functools.partial(lca.layerwise(lca.dnc), f=2),
+    jax.vmap(functools.partial(lca.caf, f=2)),
+    _legato_of_spectral_norms,
+  ],
+)
+def test_eigenvectors_are_found_one_matrix_at_a_time(update):
+  """Two batches at once wait for each other on a CPU of two cores."""
+  tree = jax.tree.map(lambda x: np.stack([x] * 11), reference.stack('pair', 11))
+  text = jax.jit(update).lower(tree).as_text()
+  calls = [line for line in text.splitlines() if '_ssyevd' in line]
+  assert calls
+  assert not [
+    line for line in calls if re.search(r'tensor<\d+x\d+x\d+xf', line)
+  ]
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.5, 1.0, 1.5])

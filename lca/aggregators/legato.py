@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import eigen, geometry
 from lca.aggregators.base import Aggregator, ExplainedUpdate
 from lca.aggregators.layers import Layers, Scope, grouping
 from lca.aggregators.selection import check_integers
@@ -211,7 +211,7 @@ def _normalized(grams: Gram, bad: jax.Array, norm: Norm) -> jax.Array:
   if norm == 'frobenius':
     matrix_squares = jnp.trace(grams, axis1=1, axis2=2)
   else:
-    matrix_squares = jnp.linalg.eigvalsh(grams)[:, -1]
+    matrix_squares = jax.vmap(eigen.eigh)(grams)[0][:, -1]
   total = jnp.sum(jnp.sqrt(squares) / unit)
   return jnp.sqrt(jnp.maximum(matrix_squares, 0)) / jnp.maximum(total, 1)
 

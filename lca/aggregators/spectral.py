@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca import geometry, sums
+from lca import eigen, geometry, sums
 from lca.aggregators.base import FunctionRule, Verdict, gram_rule
 from lca.aggregators.selection import (
   average,
@@ -45,7 +45,7 @@ def _deviations(
   # Of magnitude 1, so that squares of large updates do not overflow.
   size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
   centred, root = centred / size, jnp.sqrt(share)
-  values, vectors = jnp.linalg.eigh(root[:, None] * centred * root)
+  values, vectors = eigen.eigh(root[:, None] * centred * root)
   value, vector = jnp.maximum(values[-1], 0), root * vectors[:, -1]
   squares = sums.dot(centred, vector) ** 2
   return size * value, size * squares / jnp.where(value > 0, value, 1)

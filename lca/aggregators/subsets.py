@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca import geometry
+from lca import eigen, geometry
 from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.selection import average, check_majority
 from lca.typing import Gram
@@ -123,7 +123,7 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
     inner = finite[subset][:, subset]
     rows = jnp.mean(inner, axis=1)
     centred = inner - rows[:, None] - rows + jnp.mean(rows)
-    return (jnp.linalg.eigvalsh(centred)[-1] / len(subset),)
+    return (eigen.eigh(centred)[0][-1] / len(subset),)
 
   return _best(gram, members, spread)
 
