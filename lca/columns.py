@@ -353,7 +353,7 @@ def sort(x: jax.Array) -> jax.Array:
 
 def _sortable(x):
   """Integers that order as the floats do; -0 comes before 0."""
-  bits = lax.bitcast_convert_type(x, _integers(x.dtype))
+  bits = lax.bitcast_convert_type(x, integers(x.dtype))
   return bits ^ (bits >> (bits.dtype.itemsize * 8 - 1) & _magnitude(bits))
 
 
@@ -364,7 +364,8 @@ def _floats(keys):
   return lax.bitcast_convert_type(bits, floats)
 
 
-def _integers(dtype):
+def integers(dtype: jnp.dtype) -> jnp.dtype:
+  """As wide as the floats, whose bits they hold."""
   return {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
 
 

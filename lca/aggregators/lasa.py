@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry, sums
+from lca import columns, geometry, sums
 from lca.aggregators.base import FunctionRule
 from lca.aggregators.selection import average
 from lca.typing import Updates
@@ -100,20 +100,20 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   dtype = sums.wide(jnp.result_type(*leaves))
   if not sparsity or not kept:
     return jnp.full(n, -1 if not sparsity else jnp.inf, dtype)
-  integers = {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
+  bits_of = columns.integers(dtype)
   top = 8 * dtype.itemsize - 2  # below the sign
 
   def refine(i, floor):
-    higher = floor | (jnp.ones((), integers) << (top - i).astype(integers))
+    higher = floor | (jnp.ones((), bits_of) << (top - i).astype(bits_of))
 
     def reach(x, higher):
-      bits = lax.bitcast_convert_type(jnp.abs(x).astype(dtype), integers)
+      bits = lax.bitcast_convert_type(jnp.abs(x).astype(dtype), bits_of)
       return jnp.sum(bits >= higher[:, None], axis=1)
 
     reached = sum(sums.over_columns(reach, x, whole=(higher,)) for x in kernels)
     return jnp.where(reached >= kept, higher, floor)
 
-  floor = lax.fori_loop(0, top + 1, refine, jnp.zeros(n, integers))
+  floor = lax.fori_loop(0, top + 1, refine, jnp.zeros(n, bits_of))
   return lax.bitcast_convert_type(floor, dtype)
 
 
