@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lca import checkpoints, host, rundir, train
+from lca.experiment import checkpoints, host, rundir, train
 
 
 def main(argv: list[str]) -> None:

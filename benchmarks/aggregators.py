@@ -48,7 +48,7 @@ from benchmarks.contenders import (
   theirs,
 )
 from benchmarks.record import Record
-from lca import clients
+from lca.federated import clients
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to.')
 _RULES = flags.DEFINE_list(

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 import lca
 from benchmarks import figures, others
-from lca import sharding
 from lca.aggregators import RULES
+from lca.stacked import sharding
 
 THRESHOLD = 10.0  # of the clipping rules; about the updates' norm on tree a
 

@@ -20,7 +20,7 @@ from absl import app, flags
 from jax import lax
 
 from benchmarks import record
-from lca.models import depthwise
+from lca.models.kernels import depthwise
 
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import record
-from lca import host
+from lca.experiment import host
 
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'
@@ -64,7 +64,8 @@ def with_lca(setting: Setting) -> Callable[[], None]:
   """One virtual device a core, clients one after the other on each."""
   import optax
 
-  from lca import clients, data, models
+  from lca import data, models
+  from lca.federated import clients
 
   backend = jax.default_backend()
   cnn = models.CNN(10, padding=setting.padding, dropout=setting.dropout)

@@ -8,7 +8,7 @@ import re
 from importlib import metadata
 
 from benchmarks import figures, others, trees
-from lca import rundir
+from lca.experiment import rundir
 
 Row = figures.Row
 

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from benchmarks import record
 from configs import legato_mnist
-from lca import host, train
+from lca.experiment import host, train
 
 _PRESETS = flags.DEFINE_multi_string(
   'presets',

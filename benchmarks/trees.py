@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lca import models, sharding
+from lca import models
+from lca.stacked import sharding
 
 
 def cnn(**options: Any) -> Any:

@@ -48,7 +48,7 @@ from lca.aggregators import (
   trimmed_mean,
 )
 from lca.aggregators import make as make_aggregator
-from lca.geometry import distances, gram, mix
+from lca.stacked.geometry import distances, gram, mix
 
 __version__ = '0.1.0'
 

@@ -11,7 +11,7 @@ import reference
 from cases import cases, cases_of, server_update, with_rows
 
 import lca
-from lca import columns
+from lca.stacked import order_statistics
 
 # What one rule alone does --------------------------------------------------
 
@@ -19,7 +19,9 @@ from lca import columns
 def test_sorting_integers_sorts_floats():
   x = np.random.default_rng(0).normal(size=(3, 4, 50)).astype(np.float32)
   x[0, :, :9] = [[np.inf], [-np.inf], [0], [1]]
-  np.testing.assert_array_equal(columns.sort(jnp.asarray(x)), np.sort(x))
+  np.testing.assert_array_equal(
+    order_statistics.sort(jnp.asarray(x)), np.sort(x)
+  )
 
 
 def test_mean_with_weights():

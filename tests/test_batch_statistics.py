@@ -10,15 +10,15 @@ from networks import Normalized
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.clients import (
+from lca.federated.clients import (
   LocalTraining,
   clients_mesh,
   place_clients,
   train_clients,
 )
+from lca.federated.randomness import Purpose, key_for
+from lca.federated.simulation import Population, Simulation
 from lca.models import Classifier
-from lca.randomness import Purpose, key_for
-from lca.simulation import Population, Simulation
 
 SEED = 5
 POPULATION = Population(12, 7, num_attackers=4, num_byzantine=2)

@@ -10,11 +10,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.clients import LocalTraining, clients_mesh, with_momentum
+from lca.federated.clients import LocalTraining, clients_mesh, with_momentum
+from lca.federated.randomness import Purpose, key_for
+from lca.federated.simulation import Population, Simulation
 from lca.models import CNN, Classifier, EfficientNet
-from lca.models.efficientnet import Stage
-from lca.randomness import Purpose, key_for
-from lca.simulation import Population, Simulation
+from lca.models.networks.efficientnet import Stage
 
 # The largest relative error of rounding to bfloat16's 8 bits.
 ROUNDOFF = 2.0**-8

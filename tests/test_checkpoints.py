@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from lca.checkpoints import CheckpointError, Checkpoints
-from lca.simulation import ServerState
+from lca.experiment.checkpoints import CheckpointError, Checkpoints
+from lca.federated.simulation import ServerState
 
 # Where one part of a checkpoint fails, Orbax drops those that it has begun.
 pytestmark = pytest.mark.filterwarnings(

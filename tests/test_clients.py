@@ -9,7 +9,8 @@ import optax
 import pytest
 from networks import Normalized
 
-from lca.clients import (
+from lca.data import ClientData
+from lca.federated.clients import (
   LocalGradient,
   LocalTraining,
   clients_mesh,
@@ -19,9 +20,8 @@ from lca.clients import (
   train_clients,
   with_momentum,
 )
-from lca.data import ClientData
+from lca.federated.randomness import Purpose, key_for
 from lca.models import CNN, Classifier
-from lca.randomness import Purpose, key_for
 
 SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
 CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))

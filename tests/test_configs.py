@@ -21,9 +21,10 @@ from configs import (
   legato_mnist,
   tables,
 )
-from lca import aggregators, attacks, optimizers
+from lca import aggregators, attacks
 from lca.data import partitions
-from lca.simulation import population_from
+from lca.experiment import optimizers
+from lca.federated.simulation import population_from
 
 FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
 OPERATORS = ['krum', 'geomed', 'bulyan']
@@ -335,7 +336,7 @@ ROW_DATA = {
 }
 ROW_RULE = {'krum': 'krum', 'geomed': 'medoid', 'bulyan': 'multi_krum'}
 PRINTED = (
-  pathlib.Path(__file__).parent.parent / 'lca' / 'layerwise_cosine_tables.csv'
+  pathlib.Path(__file__).parents[1] / 'lca/report/layerwise_cosine_tables.csv'
 )
 
 

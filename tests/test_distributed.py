@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from lca import host
+from lca.experiment import host
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -19,6 +19,7 @@ from golden import efficientnet as golden
 
 from lca import models
 from lca.aggregators import layer_names
+from lca.federated.randomness import Purpose, key_for
 from lca.models import (
   CNN,
   Classifier,
@@ -26,8 +27,7 @@ from lca.models import (
   EfficientNetLite0,
   load_pretrained,
 )
-from lca.models.efficientnet import B0, Stage
-from lca.randomness import Purpose, key_for
+from lca.models.networks.efficientnet import B0, Stage
 
 TINY = EfficientNet(3, stages=(Stage(1, 3, 1, 32, 1), Stage(2, 5, 2, 8, 2)))
 KEYS = jax.random.split(jax.random.key(3), 4)

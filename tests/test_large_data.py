@@ -58,8 +58,9 @@ def main(directory):
   from flax import linen as nn
 
   import lca
-  from lca import attacks, data, simulation
-  from lca.clients import LocalGradient, clients_mesh
+  from lca import attacks, data
+  from lca.federated import simulation
+  from lca.federated.clients import LocalGradient, clients_mesh
   from lca.models import Classifier
 
   class MeanColor(nn.Module):

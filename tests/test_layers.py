@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from lca.models import layers, pooling, winograd
-from lca.randomness import Purpose, key_for
+from lca.federated.randomness import Purpose, key_for
+from lca.models.kernels import convolution, pooling, winograd
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
@@ -24,7 +24,7 @@ def form(request, monkeypatch):
   """Runs a test in the CPU's form and in the one for accelerators."""
   if request.param == 'accelerator':
     monkeypatch.setattr(
-      layers.lax,
+      convolution.lax,
       'platform_dependent',
       lambda *args, cpu, default: default(*args),
     )
@@ -72,7 +72,7 @@ def value_and_gradients(conv, x, kernel, padding, stride=(1, 1), groups=1):
 )
 def test_conv_and_its_gradients_equal_xlas(batch, channels, kernel, padding):
   x, k = arrays(batch, channels, 7, kernel=kernel)
-  ours = value_and_gradients(layers.conv, x, k, padding)
+  ours = value_and_gradients(convolution.conv, x, k, padding)
   xlas = value_and_gradients(lax.conv_general_dilated, x, k, padding)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, xlas
@@ -87,7 +87,7 @@ def test_conv_under_vmap_and_in_a_loop_equals_one_by_one():
 
   def step(x, kernel):
     def body(_, kernel):
-      _, (_, dk) = value_and_gradients(layers.conv, x, kernel, 'SAME')
+      _, (_, dk) = value_and_gradients(convolution.conv, x, kernel, 'SAME')
       return kernel - 0.01 * dk
 
     return lax.fori_loop(0, 2, body, kernel)
@@ -103,7 +103,7 @@ def test_conv_under_vmap_and_in_a_loop_equals_one_by_one():
 )
 def test_strided_and_pointwise_equal_xlas(stride, kernel, padding):
   x, k = arrays(3, 4, 7, size=9, kernel=kernel)
-  ours = value_and_gradients(layers.conv, x, k, padding, stride)
+  ours = value_and_gradients(convolution.conv, x, k, padding, stride)
   xlas = value_and_gradients(lax.conv_general_dilated, x, k, padding, stride)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, xlas
@@ -133,7 +133,9 @@ def test_depthwise_and_its_gradients_equal_xlas(kernel, stride, size, style):
     x = rng.normal(size=(2, *size, 5))
     k = rng.normal(size=(kernel, kernel, 1, 5))
     padding = padded_by(style, kernel)
-    ours = value_and_gradients(layers.conv, x, k, padding, stride, groups=5)
+    ours = value_and_gradients(
+      convolution.conv, x, k, padding, stride, groups=5
+    )
     xlas = value_and_gradients(
       lax.conv_general_dilated, x, k, padding, stride, groups=5
     )
@@ -151,13 +153,17 @@ def test_depthwise_takes_its_own_form(stride, monkeypatch):
 
   x = jnp.ones((2, 6, 6, 4))
   module = nn.Conv(
-    4, (3, 3), stride, feature_group_count=4, conv_general_dilated=layers.conv
+    4,
+    (3, 3),
+    stride,
+    feature_group_count=4,
+    conv_general_dilated=convolution.conv,
   )
   variables = jax.eval_shape(module.init, jax.random.key(0), x)
-  monkeypatch.setattr(layers.lax, 'conv_general_dilated', native)
+  monkeypatch.setattr(convolution.lax, 'conv_general_dilated', native)
   jax.make_jaxpr(jax.grad(lambda v: jnp.sum(module.apply(v, x))))(variables)
   two_a_channel = nn.Conv(
-    8, (3, 3), feature_group_count=4, conv_general_dilated=layers.conv
+    8, (3, 3), feature_group_count=4, conv_general_dilated=convolution.conv
   )
   with pytest.raises(AssertionError, match='native'):
     jax.eval_shape(two_a_channel.init, jax.random.key(0), x)
@@ -176,7 +182,7 @@ def test_depthwise_under_vmap_and_in_a_loop_equals_one_by_one(stride):
 
     return lax.fori_loop(0, 2, body, kernel)
 
-  ours = functools.partial(step, layers.conv)
+  ours = functools.partial(step, convolution.conv)
   xlas = functools.partial(step, lax.conv_general_dilated)
   together = jax.jit(jax.vmap(ours))(x, kernels)
   alone = [jax.jit(xlas)(x[i], kernels[i]) for i in range(3)]
@@ -188,11 +194,16 @@ def test_depthwise_keeps_bfloat16_and_sums_in_float32(stride):
   rng = np.random.default_rng(4)
   x = rng.normal(size=(4, 16, 16, 3)).astype(jnp.bfloat16)
   k = rng.normal(size=(3, 3, 1, 3)).astype(jnp.bfloat16)
-  halves = value_and_gradients(layers.conv, x, k, 'SAME', stride, 3)
+  halves = value_and_gradients(convolution.conv, x, k, 'SAME', stride, 3)
   _, (dx, dk) = halves
   assert (dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16)
   wide = value_and_gradients(
-    layers.conv, x.astype('float32'), k.astype('float32'), 'SAME', stride, 3
+    convolution.conv,
+    x.astype('float32'),
+    k.astype('float32'),
+    'SAME',
+    stride,
+    3,
   )
   # Outputs are rounded to 8 bits before the sine, and so are their gradients:
   # about 1e-2 on each of up to 1024 terms of a kernel's gradient, in root.
@@ -215,7 +226,7 @@ def test_depthwise_keeps_bfloat16_and_sums_in_float32(stride):
 def test_flax_takes_conv_through_its_door(options):
   x, _ = arrays(3, 4, 8)
   plain = nn.Conv(8, (3, 3), **options)
-  ours = nn.Conv(8, (3, 3), conv_general_dilated=layers.conv, **options)
+  ours = nn.Conv(8, (3, 3), conv_general_dilated=convolution.conv, **options)
   variables = plain.init(key_for(0, Purpose.INIT), x)
   np.testing.assert_allclose(
     ours.apply(variables, x), plain.apply(variables, x), **CLOSE
@@ -314,7 +325,7 @@ def test_winograds_error_in_float32_is_near_that_of_a_sum():
 def test_conv_max_pool_goes_through_flaxs_door(channels, size):
   x, _ = arrays(3, channels, 1, size=size)
   plain = nn.Conv(64, (3, 3))
-  ours = nn.Conv(64, (3, 3), conv_general_dilated=layers.conv_max_pool)
+  ours = nn.Conv(64, (3, 3), conv_general_dilated=convolution.conv_max_pool)
   variables = plain.init(key_for(0, Purpose.INIT), x)
   variables['params']['bias'] += 0.5
 
@@ -345,7 +356,7 @@ def test_conv_max_pool_under_vmap_equals_one_by_one():
   kernels = normals(2, 3, 3, 32, 64)
 
   def gradients(x, kernel):
-    return value_and_gradients(layers.conv_max_pool, x, kernel, 'SAME')
+    return value_and_gradients(convolution.conv_max_pool, x, kernel, 'SAME')
 
   together = jax.vmap(gradients)(x, kernels)
   alone = [gradients(*pair) for pair in zip(x, kernels, strict=True)]
@@ -358,7 +369,7 @@ def test_conv_max_pool_under_vmap_equals_one_by_one():
 
 def test_conv_max_pool_exports_for_every_platform():
   def gradients(x, kernel):
-    return value_and_gradients(layers.conv_max_pool, x, kernel, 'SAME')
+    return value_and_gradients(convolution.conv_max_pool, x, kernel, 'SAME')
 
   shapes = [(2, 16, 16, 32), (3, 3, 32, 64)]
   arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
@@ -370,7 +381,7 @@ def test_conv_max_pool_exports_for_every_platform():
 
 
 def test_no_images_are_convolved_to_none():
-  y = layers.conv_max_pool(
+  y = convolution.conv_max_pool(
     jnp.ones((0, 16, 16, 32)),
     jnp.ones((3, 3, 32, 64)),
     (1, 1),
@@ -397,14 +408,14 @@ def test_winograds_form_is_for_heavy_convolutions(
 
   def conv(*args):
     taken.append(args)
-    return layers._padded(*args)
+    return convolution._padded(*args)
 
   monkeypatch.setattr(winograd, 'conv', conv)
   x = jnp.ones((1, size, size, channels), dtype)
   kernel = jnp.ones((3, 3, channels, features), dtype)
   jax.eval_shape(
     functools.partial(
-      layers.conv,
+      convolution.conv,
       window_strides=(1, 1),
       padding='SAME',
       dimension_numbers=LAYOUT,

@@ -10,9 +10,9 @@ from PIL import Image
 
 from configs import digits, legato_cifar10, legato_mnist
 from lca import models
+from lca.federated.randomness import Purpose, key_for
 from lca.models import CNN, Classifier
-from lca.models.layers import dropout
-from lca.randomness import Purpose, key_for
+from lca.models.kernels.convolution import dropout
 
 
 def sizes(variables):

@@ -12,11 +12,13 @@ import optax
 import pytest
 
 import lca
-from lca import attacks, host, plan, train
+from lca import attacks
 from lca import data as datasets
-from lca.clients import LocalTraining, clients_mesh, train_clients
+from lca.experiment import host, train
+from lca.federated import plan
+from lca.federated.clients import LocalTraining, clients_mesh, train_clients
+from lca.federated.simulation import Population, Simulation
 from lca.models import CNN, Classifier, EfficientNet
-from lca.simulation import Population, Simulation
 
 ROOT = pathlib.Path(__file__).parent.parent
 

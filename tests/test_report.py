@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from lca import report, sweep
+from lca.experiment import sweep
+from lca.report import figures
 
 LAYERS = ['params/Conv_0/bias', 'params/Dense_0/kernel']
 
@@ -40,7 +41,7 @@ def write_accuracies(workdir, group):
 
 def test_accuracies_by_line_over_seeds(tmp_path):
   write_accuracies(tmp_path, 'fig5')
-  tables = report.draw('legato_5', tmp_path, tmp_path / 'figures')
+  tables = figures.draw('legato_5', tmp_path, tmp_path / 'figures')
   (table,) = tables.values()
   names = [row[0] for row in table[1:]]
   assert names == ['krum', 'window=5', 'window=10']
@@ -55,7 +56,7 @@ def test_accuracies_by_line_over_seeds(tmp_path):
 def test_one_seed_has_no_range(tmp_path):
   columns = {'round': [1, 2], 'test_accuracy': [0.5, 0.75]}
   write_run(tmp_path, 'fig5/krum/0', columns)
-  ((_, row),) = report.draw('legato_5', tmp_path, tmp_path).values()
+  ((_, row),) = figures.draw('legato_5', tmp_path, tmp_path).values()
   assert row == ('krum', '0.750', '0.625', '0.750')
 
 
@@ -70,7 +71,7 @@ def test_factors_of_rounds_20_to_80(tmp_path):
   }
   for group in ('fig8_none', 'fig8_sigma20'):
     write_run(tmp_path, f'{group}/legato/0', columns)
-  table, _ = report.draw('legato_8', tmp_path, tmp_path).values()
+  table, _ = figures.draw('legato_8', tmp_path, tmp_path).values()
   assert table[1] == ('a', '0.2500', '0')
   layer, mean, variance = table[2]
   values = columns['factor/params/b'][inside]
@@ -84,7 +85,7 @@ def test_the_pilots_norms(tmp_path):
   columns |= {f'norm/{k}': [1.0, 2.0, 3.0] for k in LAYERS}
   for group in ('fig4_none', 'fig4_sigma200'):
     write_run(tmp_path, f'{group}/fedavg/0', columns)
-  table, _ = report.draw('legato_4', tmp_path, tmp_path).values()
+  table, _ = figures.draw('legato_4', tmp_path, tmp_path).values()
   assert table[1] == (LAYERS[0], '2.0000', f'{np.std([1, 2, 3]):.4f}')
 
 
@@ -98,20 +99,20 @@ def test_attacks_by_rules(tmp_path):
       accuracies = [0.1, accuracy + shift]
       columns = {'round': [1, 2], 'test_accuracy': accuracies}
       write_run(tmp_path, f'attacks/{line}/{seed}', columns)
-  ((header, *rows),) = report.draw('attacks', tmp_path, tmp_path).values()
+  ((header, *rows),) = figures.draw('attacks', tmp_path, tmp_path).values()
   assert header == ('', 'b', 'a')
   assert rows == [('none', '0.800', '0.900'), ('alie', '0.500', 'nan')]
 
 
 def test_what_is_missing_is_named(tmp_path):
   with pytest.raises(ValueError, match="unknown figure 'legato_10'"):
-    report.draw('legato_10', tmp_path, tmp_path)
+    figures.draw('legato_10', tmp_path, tmp_path)
   with pytest.raises(ValueError, match=r'no runs fig5/'):
-    report.draw('legato_5', tmp_path, tmp_path)
+    figures.draw('legato_5', tmp_path, tmp_path)
   write_run(tmp_path, 'fig5/krum/0', {'round': [1], 'test_accuracy': [0.5]})
   (tmp_path / f'{0:016x}' / 'summary.json').unlink()
   with pytest.raises(ValueError, match='not finished'):
-    report.draw('legato_5', tmp_path, tmp_path)
+    figures.draw('legato_5', tmp_path, tmp_path)
 
 
 def test_two_configs_are_no_line(tmp_path):
@@ -121,11 +122,11 @@ def test_two_configs_are_no_line(tmp_path):
       write_run(tmp_path, f'{group}/plain/{seed}', columns, num_rounds=5 + seed)
   message = r'num_rounds is 5 in \S+ and 6 in \S+, but'
   with pytest.raises(ValueError, match=f'fig5/plain: {message}'):
-    report.draw('legato_5', tmp_path, tmp_path)
+    figures.draw('legato_5', tmp_path, tmp_path)
   with pytest.raises(ValueError, match=f'emnist/plain: {message}'):
-    report.draw('lca_4', tmp_path, tmp_path)
+    figures.draw('lca_4', tmp_path, tmp_path)
   (tmp_path / f'{3:016x}' / 'summary.json').unlink()
-  report.draw('lca_4', tmp_path, tmp_path)
+  figures.draw('lca_4', tmp_path, tmp_path)
 
 
 def test_test_losses_of_the_variants(tmp_path):
@@ -139,7 +140,7 @@ def test_test_losses_of_the_variants(tmp_path):
   write_run(tmp_path, f'{group}/cosine/0', columns)
   (tmp_path / f'{4:016x}' / 'summary.json').unlink()  # not finished
   write_run(tmp_path, 'table2/cifar10/plain/0', columns)
-  tables = report.draw('lca_4', tmp_path, tmp_path / 'figures')
+  tables = figures.draw('lca_4', tmp_path, tmp_path / 'figures')
   # Of six data sets those that have a finished run.
   cifar10, emnist = tables.values()
   assert list(tables) == [
@@ -167,13 +168,13 @@ def test_test_losses_of_the_variants(tmp_path):
   for suffix in ('png', 'svg', 'md'):
     assert (tmp_path / 'figures' / f'lca_4.{suffix}').stat().st_size > 100
   with pytest.raises(ValueError, match='no finished run of lca_3'):
-    report.draw('lca_3', tmp_path, tmp_path)
+    figures.draw('lca_3', tmp_path, tmp_path)
   with pytest.raises(ValueError, match='no finished run of lca_4'):
-    report.draw('lca_4', tmp_path, tmp_path, prefix='reduced/')
+    figures.draw('lca_4', tmp_path, tmp_path, prefix='reduced/')
 
 
 def test_parameters_of_the_papers_networks(tmp_path):
-  cnn, efficientnet = report.draw('lca_1', tmp_path, tmp_path).values()
+  cnn, efficientnet = figures.draw('lca_1', tmp_path, tmp_path).values()
   # 3 x 3 convolutions of 1 -> 32 -> 64, dense layers of 12,544 -> 128 -> 10.
   sizes = {row[0]: row[1] for row in cnn[1:]}
   assert sizes == {
@@ -195,7 +196,7 @@ def test_parameters_of_the_papers_networks(tmp_path):
   total = 5_288_548 - 1281 * 1000 + 1281 * 10 + 42_016
   assert efficientnet[-1][:2] == ('all', f'{total:,}')
   with pytest.raises(ValueError, match='lca_1 shows networks, not runs'):
-    report.draw('lca_1', tmp_path, tmp_path, prefix='reduced/')
+    figures.draw('lca_1', tmp_path, tmp_path, prefix='reduced/')
 
 
 def test_a_scale_is_read_by_its_prefix(tmp_path):
@@ -204,6 +205,6 @@ def test_a_scale_is_read_by_its_prefix(tmp_path):
     columns = {'round': [1, 2], 'test_accuracy': [0.5, 0.75]}
     write_run(tmp_path, f'{name}/0', columns)
   with pytest.raises(ValueError, match='holds no runs fig5/'):
-    report.draw('legato_5', tmp_path, tmp_path)
-  (table,) = report.draw('legato_5', tmp_path, tmp_path, 'cifar10/').values()
+    figures.draw('legato_5', tmp_path, tmp_path)
+  (table,) = figures.draw('legato_5', tmp_path, tmp_path, 'cifar10/').values()
   assert [row[0] for row in table[1:]] == ['fedavg', 'krum', 'legato', 'median']

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from lca import rundir
-from lca.rundir import RunDirectory
+from lca.experiment import rundir
+from lca.experiment.rundir import RunDirectory
 
 ROW = {'round': 1, 'test_loss': 0.5, 'test_accuracy': 0.75}
 CONFIG = {'num_rounds': 1, 'seed': 0}
@@ -84,6 +84,8 @@ def test_a_commit_is_of_our_own_checkout(tmp_path, monkeypatch, inside):
   head = subprocess.check_output([*git, 'rev-parse', 'HEAD'], text=True)
   package = tmp_path / inside / 'lca'
   package.mkdir(parents=True)
-  monkeypatch.setattr(rundir, '__file__', str(package / 'rundir.py'))
+  monkeypatch.setattr(
+    rundir, '__file__', str(package / 'experiment' / 'rundir.py')
+  )
   ours = inside == '.'
   assert rundir._commit() == (head.strip() if ours else None)

@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lca
-from lca import attacks, sharding
-from lca.clients import clients_mesh
+from lca import attacks
+from lca.federated.clients import clients_mesh
+from lca.stacked import sharding
 
 MESH = clients_mesh(4)
 N = 11

@@ -15,10 +15,10 @@ import pytest
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.clients import LocalGradient, LocalTraining, clients_mesh
+from lca.federated.clients import LocalGradient, LocalTraining, clients_mesh
+from lca.federated.randomness import Purpose, key_for
+from lca.federated.simulation import Population, Simulation
 from lca.models import CNN, Classifier
-from lca.randomness import Purpose, key_for
-from lca.simulation import Population, Simulation
 
 CLASSIFIER = Classifier(CNN(10, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
 TRAIN = LocalTraining(
@@ -280,7 +280,9 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   whole = simulation(data, devices=devices, eval_batch_size=7)
   state = whole.init()
   # Batches of 7 images of 64 bytes: at most three of them on a device.
-  monkeypatch.setattr(lca.simulation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1)
+  monkeypatch.setattr(
+    lca.federated.simulation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
+  )
   read, sizes = datasets.Split.read, []
 
   def counted(split, rows):
@@ -303,7 +305,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
 
 
 def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
-  monkeypatch.setattr(lca.simulation, 'BLOCK_BYTES', 120 * 64)
+  monkeypatch.setattr(lca.federated.simulation, 'BLOCK_BYTES', 120 * 64)
   sim = simulation(data, eval_batch_size=60)
   read, events = datasets.Split.read, []
 

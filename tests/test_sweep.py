@@ -16,8 +16,8 @@ import pytest
 from test_restart import PATIENCE, checkpoints, last_row
 
 from configs import digits
-from lca import sweep
-from lca.rundir import RunDirectory
+from lca.experiment import sweep
+from lca.experiment.rundir import RunDirectory
 
 
 def tiny(rule, **changes):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import tables as sweep_of_tables
-from lca import formats, sweep, tables
-from lca.rundir import RunDirectory, summarize
+from lca.experiment import sweep
+from lca.experiment.rundir import RunDirectory, summarize
+from lca.report import formats, tables
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROUNDS = range(1, 13)

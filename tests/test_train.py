@@ -14,9 +14,9 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from configs import celeba, common, digits
-from lca import train
-from lca.rundir import RunDirectory, run_id, summarize, table
-from lca.simulation import population_from
+from lca.experiment import train
+from lca.experiment.rundir import RunDirectory, run_id, summarize, table
+from lca.federated.simulation import population_from
 
 
 def config(presets='layerwise_cosine_krum,label_flipping', **changes):

@@ -1,6 +1,5 @@
 """Aggregation rules over stacked pytrees, their combinators, and `make`."""
 
-from lca.aggregators.averages import cge, monna
 from lca.aggregators.base import (
   Aggregator,
   FunctionRule,
@@ -10,33 +9,46 @@ from lca.aggregators.base import (
   explain,
   gram_rule,
 )
-from lca.aggregators.bulyan import bulyan, bulyan_trimmed
-from lca.aggregators.chain import chain
-from lca.aggregators.clipping import (
+from lca.aggregators.forms import cosine, layerwise, stateless
+from lca.aggregators.forms.chain import chain
+from lca.aggregators.make import make
+from lca.aggregators.rules import (
+  AGGREGATORS,
+  PRE_AGGREGATORS,
+  RULES,
+  LegatoState,
   arc,
+  bucketing,
+  bulyan,
+  bulyan_trimmed,
+  caf,
   centered_clip,
+  cge,
   clip_to_median_norm,
-  static_clip,
-)
-from lca.aggregators.clustering import clipped_clustering, sign_guard
-from lca.aggregators.combinators import cosine, layerwise, stateless
-from lca.aggregators.coordinates import (
+  clipped_clustering,
+  dnc,
+  fltrust,
+  foolsgold,
+  geometric_median,
+  krum,
+  lasa,
+  legato,
+  mda,
   meamed,
+  mean,
   median,
+  medoid,
+  monna,
+  multi_krum,
+  nnm,
+  normalized_norms,
+  sign_guard,
   sign_majority,
+  smea,
+  static_clip,
   trimmed_mean,
 )
-from lca.aggregators.geometric import geometric_median
-from lca.aggregators.krum import krum, medoid, multi_krum
-from lca.aggregators.lasa import lasa
-from lca.aggregators.layers import Scope, layer_names
-from lca.aggregators.legato import LegatoState, legato, normalized_norms
-from lca.aggregators.make import AGGREGATORS, PRE_AGGREGATORS, RULES, make
-from lca.aggregators.mean import mean
-from lca.aggregators.mixing import bucketing, nnm
-from lca.aggregators.spectral import caf, dnc
-from lca.aggregators.subsets import mda, smea
-from lca.aggregators.trust import fltrust, foolsgold
+from lca.stacked.trees import Scope, layer_names
 
 __all__ = [
   'AGGREGATORS',

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry, sums
+from lca.stacked import geometry, sums
 from lca.typing import Gram, PyTree, Update, Updates
 
 Info = dict[str, jax.Array]

@@ -2,77 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from lca.aggregators.averages import cge, monna
-from lca.aggregators.base import Aggregator, GramRule
-from lca.aggregators.bulyan import bulyan, bulyan_trimmed
-from lca.aggregators.chain import chain
-from lca.aggregators.clipping import (
-  arc,
-  centered_clip,
-  clip_to_median_norm,
-  static_clip,
-)
-from lca.aggregators.clustering import clipped_clustering, sign_guard
-from lca.aggregators.combinators import cosine, layerwise, stateless
-from lca.aggregators.coordinates import (
-  meamed,
-  median,
-  sign_majority,
-  trimmed_mean,
-)
-from lca.aggregators.geometric import geometric_median
-from lca.aggregators.krum import krum, medoid, multi_krum
-from lca.aggregators.lasa import lasa
-from lca.aggregators.legato import legato
-from lca.aggregators.mean import mean
-from lca.aggregators.mixing import bucketing, nnm
-from lca.aggregators.spectral import caf, dnc
-from lca.aggregators.subsets import mda, smea
-from lca.aggregators.trust import fltrust, foolsgold
-
-RULES: dict[str, Callable[..., Any]] = {
-  rule.__name__: rule
-  for rule in (
-    bulyan,
-    bulyan_trimmed,
-    caf,
-    cge,
-    dnc,
-    fltrust,
-    foolsgold,
-    geometric_median,
-    krum,
-    lasa,
-    mda,
-    meamed,
-    mean,
-    median,
-    medoid,
-    monna,
-    multi_krum,
-    sign_guard,
-    sign_majority,
-    smea,
-    trimmed_mean,
-  )
-}
-"""Functions of the updates."""
-
-AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
-  'centered_clip': centered_clip,
-  'clipped_clustering': clipped_clustering,
-  'legato': legato,
-}
-"""Functions of hyper-parameters that return an Aggregator with a state."""
-
-PRE_AGGREGATORS: dict[str, GramRule] = {
-  rule.__name__: rule
-  for rule in (arc, bucketing, clip_to_median_norm, nnm, static_clip)
-}
-"""Functions from updates to updates."""
+from lca.aggregators.base import Aggregator
+from lca.aggregators.forms import cosine, layerwise, stateless
+from lca.aggregators.forms.chain import chain
+from lca.aggregators.rules import AGGREGATORS, PRE_AGGREGATORS, RULES
 
 _CLIP_KEYS = ('clip', 'clip_by', 'median')
 

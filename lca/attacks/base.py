@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry, sharding, sums
-from lca.attacks.options import Check
+from lca.options import Check
+from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
 
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from lca import geometry
+from lca import options
 from lca.attacks import honest as among
-from lca.attacks import options
 from lca.attacks.base import replace, update_attack
+from lca.stacked import geometry
 from lca.typing import Updates
 
 

@@ -5,8 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lca import options
 from lca.attacks import honest as among
-from lca.attacks import options
 from lca.attacks.base import replace, update_attack
 from lca.typing import Updates
 

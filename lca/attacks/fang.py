@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry
+from lca import options
 from lca.aggregators import krum
 from lca.attacks import honest as among
-from lca.attacks import options
 from lca.attacks.base import draw_rows, replace, update_attack
+from lca.stacked import geometry
 from lca.typing import Updates
 
 

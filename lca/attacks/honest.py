@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca import geometry, sums
+from lca.stacked import geometry, sums
 from lca.typing import Gram, Update, Updates
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lca import geometry
-from lca.attacks import options
+from lca import options
 from lca.attacks.base import Attack, replace
+from lca.stacked import geometry
 from lca.typing import Updates
 
 Boost = float | Literal['replace', 'n']

@@ -6,8 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lca import options
 from lca.aggregators import layer_names
-from lca.attacks import options
 from lca.attacks.base import draw_rows, replace, update_attack
 from lca.typing import Updates
 

@@ -6,8 +6,8 @@ from typing import Any
 from flax import linen as nn
 
 from lca.models.classifier import Classifier
-from lca.models.cnn import CNN
-from lca.models.efficientnet import EfficientNet, EfficientNetLite0
+from lca.models.networks.cnn import CNN
+from lca.models.networks.efficientnet import EfficientNet, EfficientNetLite0
 from lca.models.pretrained import find_pretrained, load_pretrained
 
 MODELS = {

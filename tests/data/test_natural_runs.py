@@ -7,7 +7,7 @@ import published
 import pytest
 
 from configs import celeba, emnist
-from lca import train
+from lca.experiment import train
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+"""Pre-aggregation: one rule after the other, on mixed rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from lca.aggregators.base import (
+  GRAMS,
+  Aggregator,
+  ExplainedUpdate,
+  GramRule,
+  Info,
+  Rule,
+  Verdict,
+  explain,
+  hyper_of,
+  rule_name,
+  rule_signature,
+)
+from lca.stacked import geometry, sums
+from lca.typing import Update, Updates
+
+
+def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
+  """Applies pre-aggregators in order, then a rule.
+
+  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Where all
+  steps only mix rows, as `nnm`, `bucketing`, the clips, `krum` and `mean` do,
+  they are combined on the `[n, n]` Gram matrix, and no mixed copy of the
+  updates is made.
+
+  Args:
+    *steps: pre-aggregators, and last a rule, an Aggregator or one more
+      pre-aggregator.
+
+  Returns:
+    A rule, or an Aggregator if the last step is one. Its hyper-parameters are
+    those of all steps; what has one name has one value. Before an Aggregator
+    they are to be bound, as in `functools.partial(nnm, f=2)`; what a step
+    binds is its own. `explain` tells of the last step and the rows that it saw;
+    where no copy is made, of the rows as they came, without scores.
+
+  Raises:
+    TypeError: an Aggregator that is not last, or no step.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1.], [1.1], [1.2], [0.8], [99.]])
+    >>> print(lca.chain(lca.nnm, lca.krum)(updates, f=1))
+    [1.025]
+  """
+  if not steps:
+    raise TypeError('chain needs at least one rule')
+  for step in steps[:-1]:
+    if isinstance(step, Aggregator) or not callable(step):
+      raise TypeError(f'a step before the last must be a rule, got {step}')
+  if len(steps) == 1:
+    return steps[0]
+  if isinstance(steps[-1], Aggregator):
+    return _before_aggregator(steps[:-1], steps[-1])
+  if all(isinstance(step, GramRule) and step.mixes for step in steps):
+    return _mixed_chain(steps)
+  return Chain(steps)
+
+
+def _named(steps):
+  """The name and the signature of a chain."""
+  names = ', '.join(map(rule_name, steps))
+  hyper = {k: p for step in reversed(steps) for k, p in _free(step).items()}
+  return f'chain({names})', rule_signature(hyper.values())
+
+
+def _free(step):
+  """The hyper-parameters of a step that it does not bind itself."""
+  bound = getattr(step, 'keywords', {})  # of functools.partial
+  return {k: p for k, p in hyper_of(step).items() if k not in bound}
+
+
+def _given(step, hyper):
+  """What of the hyper-parameters the step takes."""
+  return {k: v for k, v in hyper.items() if k in _free(step)}
+
+
+class Chain(Rule):
+  """One step after the other."""
+
+  def __init__(self, steps):
+    self.steps = steps
+    self.__name__, self.__signature__ = _named(steps)
+
+  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+    self.__signature__.bind(updates, **hyper)
+    *before, last = self.steps
+    for step in before:
+      updates = step(updates, **_given(step, hyper))
+    return explain(last)(updates, **_given(last, hyper))
+
+
+class MixedChain(GramRule):
+  """All steps as one, on the Gram matrix."""
+
+
+def _mixed_chain(steps):
+  """The steps' weights multiplied, the Gram matrix carried along."""
+  *before, last = steps
+
+  def weigh(gram, **hyper):
+    signature.bind(gram, **hyper)
+    rejected = geometry.rejected_rows(gram)
+    rows = jnp.eye(len(gram), dtype=gram.dtype)  # made so far, of those sent
+    for step in before:
+      weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
+      weights, lost = _without_lost(weights, rejected)
+      rows = sums.dot(weights, rows)
+      gram = _gram_of(weights, gram, rejected, lost)
+      rejected = lost
+    verdict = last.weigh(gram, **_given(last, hyper))
+    weights, lost = _without_lost(verdict.scaled_weights, rejected)
+    weights = jnp.where(lost[..., None], jnp.nan, sums.dot(weights, rows))
+    return Verdict(weights)
+
+  name, signature = _named(steps)
+  rule = MixedChain(weigh, held=False, needs=_needs(steps))  # held by each
+  rule.__name__, rule.__signature__ = name, signature
+  return rule
+
+
+def _needs(steps):
+  """What the first of the steps and all after it look at.
+
+  Even the norm of a sum of rows takes their inner products.
+  """
+  first, *later = steps
+  if not later or (after := _needs(later)) == 'nothing':
+    return first.needs
+  if first.sums_rows:
+    return 'products'
+  return max(first.needs, after, key=list(GRAMS).index)
+
+
+def _without_lost(weights, rejected):
+  """Weights without NaN, and which of the sums are lost to a rejected row."""
+  lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
+  return jnp.where(lost[..., None], 0, weights), lost
+
+
+def _gram_of(weights, gram, rejected, lost):
+  """The Gram matrix of mixed rows."""
+  inner = geometry.without_rejected(gram, rejected)
+  mixed = sums.dot(sums.dot(weights, inner), weights.T)
+  squares = jnp.maximum(jnp.diagonal(mixed), 0)  # of rows that cancel out
+  mixed = jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
+  return jnp.where(lost[:, None] | lost, jnp.nan, mixed)
+
+
+def _before_aggregator(before, aggregator):
+  def explain_update(updates, state, **brought):
+    for step in before:
+      updates = step(updates, **_given(step, brought))
+    return explain(aggregator)(updates, state, **brought)
+
+  takes_scope = getattr(aggregator.update, 'takes_scope', False)
+  return Aggregator(
+    aggregator.init, ExplainedUpdate(explain_update, takes_scope)
+  )

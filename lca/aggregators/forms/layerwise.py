@@ -1,0 +1,130 @@
+"""Layerwise forms: a rule applied to every layer on its own."""
+
+import inspect
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lca.aggregators.base import (
+  Aggregator,
+  ExplainedUpdate,
+  GramRule,
+  Info,
+  Rule,
+  explain,
+  rule_name,
+)
+from lca.aggregators.forms.chain import Chain
+from lca.stacked import geometry
+from lca.stacked.trees import Layers, Path, Scope, grouping
+from lca.typing import Update, Updates
+
+
+def layerwise(
+  rule: Callable[..., Any] | Aggregator, by: Scope = 'leaf'
+) -> Rule | Aggregator:
+  r"""Applies a rule to every layer on its own (section 3.2 of the paper).
+
+  .. math:: L F(V_1, \dots, V_n) = (F(V_{1,1}, \dots, V_{n,1}), \dots,
+      F(V_{1,k}, \dots, V_{n,k}))
+
+  where :math:`V_{i,j}` is client i's part in layer j. The paper's layer is one
+  leaf of the pytree: a kernel and its bias are two layers.
+
+  Args:
+    rule: any function of stacked updates, or an Aggregator.
+    by: what a layer is. `'leaf'`; `'module'`, the path without its last key;
+      `'block'`, its first key; `'model'`, everything; or a function from the
+      path, a tuple of strings, to a hashable that leaves of one layer share.
+      Flax's collection (`params`, `batch_stats`) does not count as a key for
+      `'module'` and `'block'`.
+
+  Returns:
+    A rule with the hyper-parameters of the given one. Its `explain` stacks
+    what was decided: `[layers, n]`, layers in the order of their first leaf.
+    An argument that is a tree of the updates' structure is split like them.
+    A rule that works coordinate by coordinate is returned as it is. Of an
+    Aggregator, an Aggregator with one state a layer.
+
+  Raises:
+    TypeError: `rule` is layerwise already, or no rule.
+    ValueError: unknown `by`.
+
+  References:
+    García-Márquez et al., Improving (α, f)-Byzantine resilience in federated
+    learning via layerwise aggregation and cosine distance, 2025.
+  """
+  key = grouping(by)
+  if isinstance(rule, Aggregator):
+    if getattr(rule.update, 'takes_scope', False):
+      raise TypeError('an aggregator that works by layer takes by= itself')
+    return _layerwise_aggregator(rule, key)
+  if isinstance(rule, Chain):  # every step of it works on the same layers
+    return Chain([layerwise(step, by) for step in rule.steps])
+  if getattr(rule, 'coordinatewise', False):
+    return rule
+  return Layerwise(rule, key)
+
+
+class Layerwise(Rule):
+  """See `layerwise`."""
+
+  def __init__(self, rule: Callable[..., Any], key: Callable[[Path], Hashable]):
+    if isinstance(rule, Layerwise):
+      raise TypeError(f'{rule} is layerwise already')
+    if not callable(rule):
+      raise TypeError(f'layerwise needs a rule, got {type(rule).__name__}')
+    self.rule, self._key = rule, key
+    self.__name__ = f'layerwise({rule_name(rule)})'
+    self.__doc__ = rule.__doc__
+    self.__signature__ = inspect.signature(rule)
+
+  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+    geometry.num_clients(updates)
+    layers = Layers(updates, self._key)
+    if isinstance(self.rule, GramRule):
+      parts, info = self.rule.explain_layers(layers.split(updates), **hyper)
+      return layers.join(parts), info
+    decisions = [
+      explain(self.rule)(layer, **arguments)
+      for layer, arguments in zip(
+        layers.split(updates), layers.split_arguments(hyper), strict=True
+      )
+    ]
+    parts, infos = zip(*decisions, strict=True)
+    return layers.join(parts), _stacked(infos)
+
+
+def _stacked(infos):
+  """`[layers, n]`; a rule that decides by leaf itself says so for each."""
+
+  def join(*rows):
+    return jnp.concatenate([jnp.atleast_2d(row) for row in rows])
+
+  return jax.tree.map(join, *infos)
+
+
+def _layerwise_aggregator(
+  aggregator: Aggregator, key: Callable[[Path], Hashable]
+) -> Aggregator:
+  def init(params):
+    return [aggregator.init(part) for part in Layers(params, key).split(params)]
+
+  def explain_update(updates, state, **brought):
+    geometry.num_clients(updates)
+    layers = Layers(updates, key)
+    decisions = [
+      explain(aggregator)(layer, layer_state, **arguments)
+      for layer, layer_state, arguments in zip(
+        layers.split(updates),
+        state,
+        layers.split_arguments(brought),
+        strict=True,
+      )
+    ]
+    parts, states, infos = zip(*decisions, strict=True)
+    return layers.join(parts), list(states), _stacked(infos)
+
+  return Aggregator(init, ExplainedUpdate(explain_update))

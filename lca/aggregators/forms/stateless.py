@@ -1,0 +1,64 @@
+"""Aggregators without a state, made of rules."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lca.aggregators.base import (
+  Aggregator,
+  ExplainedUpdate,
+  explain,
+  hyper_of,
+  rule_name,
+)
+from lca.typing import Update
+
+_PER_ROUND = ('key', 'weights', 'server_update')
+
+
+def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
+  """Makes an Aggregator with an empty state of a rule.
+
+  Args:
+    rule: a function of stacked updates.
+    **hyper: its hyper-parameters, bound for every round. What a round brings
+      (`key`, `weights`, `server_update`) is passed on if the rule names it and
+      it is not bound here.
+
+  Returns:
+    An Aggregator. Its `update` raises a TypeError when the round lacks what
+    the rule requires.
+
+  Raises:
+    TypeError: a hyper-parameter that the rule does not have, or one that it
+      requires and that is missing.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> aggregator = lca.stateless(lca.krum, f=1)
+    >>> state = aggregator.init(jnp.zeros(1))
+    >>> updates = jnp.array([[0.], [1.], [1.], [1.], [9.]])
+    >>> update, state = aggregator.update(updates, state)
+    >>> print(update)
+    [1.]
+  """
+  parameters = hyper_of(rule)
+  name = rule_name(rule)
+  if unknown := sorted(set(hyper) - set(parameters)):
+    raise TypeError(f'{name} takes {sorted(parameters)}, not {unknown}')
+  required = {k for k, p in parameters.items() if p.default is p.empty}
+  bound = {k for k, value in hyper.items() if value is not None}
+  if missing := sorted(required - bound - set(_PER_ROUND)):
+    raise TypeError(f'{name} needs {missing}')
+  wanted = [k for k in _PER_ROUND if k in parameters and k not in hyper]
+
+  def explain_update(
+    updates, state, *, key=None, weights=None, server_update=None
+  ):
+    brought = {'key': key, 'weights': weights, 'server_update': server_update}
+    given = {k: brought[k] for k in wanted if brought[k] is not None}
+    if lacking := sorted(required & set(wanted) - set(given)):
+      raise TypeError(f'{name} needs {lacking} from the round')
+    update, info = explain(rule)(updates, **hyper, **given)
+    return update, state, info
+
+  return Aggregator(lambda params: (), ExplainedUpdate(explain_update))

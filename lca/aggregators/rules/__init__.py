@@ -1,0 +1,113 @@
+"""The rules, one file per family.
+
+`RULES` are functions of the updates, `PRE_AGGREGATORS` those of them that make
+updates again, and `AGGREGATORS` functions of hyper-parameters that return an
+Aggregator with a state. A new rule is entered here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lca.aggregators.base import Aggregator, GramRule
+from lca.aggregators.rules.averages import cge, monna
+from lca.aggregators.rules.bulyan import bulyan, bulyan_trimmed
+from lca.aggregators.rules.clipping import (
+  arc,
+  centered_clip,
+  clip_to_median_norm,
+  static_clip,
+)
+from lca.aggregators.rules.clustering import clipped_clustering, sign_guard
+from lca.aggregators.rules.coordinates import (
+  meamed,
+  median,
+  sign_majority,
+  trimmed_mean,
+)
+from lca.aggregators.rules.geometric import geometric_median
+from lca.aggregators.rules.krum import krum, medoid, multi_krum
+from lca.aggregators.rules.lasa import lasa
+from lca.aggregators.rules.legato import LegatoState, legato, normalized_norms
+from lca.aggregators.rules.mean import mean
+from lca.aggregators.rules.mixing import bucketing, nnm
+from lca.aggregators.rules.spectral import caf, dnc
+from lca.aggregators.rules.subsets import mda, smea
+from lca.aggregators.rules.trust import fltrust, foolsgold
+
+RULES: dict[str, Callable[..., Any]] = {
+  rule.__name__: rule
+  for rule in (
+    bulyan,
+    bulyan_trimmed,
+    caf,
+    cge,
+    dnc,
+    fltrust,
+    foolsgold,
+    geometric_median,
+    krum,
+    lasa,
+    mda,
+    meamed,
+    mean,
+    median,
+    medoid,
+    monna,
+    multi_krum,
+    sign_guard,
+    sign_majority,
+    smea,
+    trimmed_mean,
+  )
+}
+"""Functions of the updates."""
+
+AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
+  'centered_clip': centered_clip,
+  'clipped_clustering': clipped_clustering,
+  'legato': legato,
+}
+"""Functions of hyper-parameters that return an Aggregator with a state."""
+
+PRE_AGGREGATORS: dict[str, GramRule] = {
+  rule.__name__: rule
+  for rule in (arc, bucketing, clip_to_median_norm, nnm, static_clip)
+}
+"""Functions from updates to updates."""
+
+__all__ = [
+  'AGGREGATORS',
+  'PRE_AGGREGATORS',
+  'RULES',
+  'LegatoState',
+  'arc',
+  'bucketing',
+  'bulyan',
+  'bulyan_trimmed',
+  'caf',
+  'centered_clip',
+  'cge',
+  'clip_to_median_norm',
+  'clipped_clustering',
+  'dnc',
+  'fltrust',
+  'foolsgold',
+  'geometric_median',
+  'krum',
+  'lasa',
+  'legato',
+  'mda',
+  'meamed',
+  'mean',
+  'median',
+  'medoid',
+  'monna',
+  'multi_krum',
+  'nnm',
+  'normalized_norms',
+  'sign_guard',
+  'sign_majority',
+  'smea',
+  'static_clip',
+  'trimmed_mean',
+]

@@ -1,0 +1,198 @@
+"""Rules that aggregate every coordinate on its own.
+
+Applied layer by layer they are what they are on the whole model. They reject
+no rows: a NaN sorts as +inf.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+
+from lca.aggregators.base import FunctionRule
+from lca.aggregators.rules.selection import check_integers, check_majority
+from lca.stacked import geometry, order_statistics
+from lca.typing import Updates
+
+Middle = Literal['interpolated', 'lower', 'upper']
+
+_coordinatewise = functools.partial(FunctionRule, coordinatewise=True)
+
+
+@_coordinatewise
+def median(updates: Updates, *, median: Middle = 'interpolated'):
+  r"""The coordinate-wise median.
+
+  .. math:: F(x_1, \dots, x_n)_k = \mathrm{med}_i\, x_{ik}
+
+  Exact, ties and infinities included; a NaN counts as +inf. Whatever fewer
+  than half of the clients send, every coordinate lies between those of the
+  others.
+
+  Promise (docs/rules.md): hull, f < n/2.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    median: of an even number the mean of the middle pair, `'interpolated'`,
+      its `'lower'` entry (byzpy, PyTorch) or its `'upper'` one (flex-clash).
+
+  Returns:
+    One update, in the leaves' dtypes.
+
+  Raises:
+    ValueError: unknown `median`.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1.], [4.], [2.], [jnp.nan]])
+    >>> print(lca.median(updates), lca.median(updates, median='lower'))
+    [3.] [2.]
+
+  References:
+    Yin et al., Byzantine-robust distributed learning: towards optimal
+    statistical rates, ICML 2018.
+  """
+  return _take(_middle(geometry.num_clients(updates), median), updates), {}
+
+
+def _middle(n: int, median: Middle) -> order_statistics.RankedMean:
+  ranks = {
+    'interpolated': ((n - 1) // 2, n // 2),
+    'lower': ((n - 1) // 2, (n - 1) // 2),
+    'upper': (n // 2, n // 2),
+  }
+  if median not in ranks:
+    raise ValueError(f'median must be one of {sorted(ranks)}, got {median!r}')
+  return order_statistics.RankedMean(*ranks[median])
+
+
+@_coordinatewise
+def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
+  r"""The mean of each coordinate without its f lowest and f highest entries.
+
+  .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - 2f}
+      \sum_{i=f+1}^{n-f} x_{(i)k}
+
+  where :math:`x_{(1)k} \le \dots \le x_{(n)k}`. What is trimmed is never added
+  and subtracted again, so that it leaves no trace; a NaN counts as +inf.
+  Whatever f clients send, every coordinate lies between those of the others.
+
+  Promise (docs/rules.md): hull.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many entries to trim on each side.
+    f_above: how many to trim from above instead; None is f (flex-clash: f - 1).
+
+  Returns:
+    One update, in the leaves' dtypes.
+
+  Raises:
+    ValueError: unless f >= 0, f_above >= 0 and n > f + f_above.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.trimmed_mean(jnp.array([[1.], [2.], [4.], [1e30]]), f=1))
+    [3.]
+
+  References:
+    Yin et al., Byzantine-robust distributed learning: towards optimal
+    statistical rates, ICML 2018.
+  """
+  n = geometry.num_clients(updates)
+  above = f if f_above is None else f_above
+  check_integers('trimmed_mean', f=f, f_above=above)
+  if f < 0 or above < 0 or n <= f + above:
+    raise ValueError(
+      f'trimmed_mean needs f >= 0, f_above >= 0 and n > f + f_above, got '
+      f'n={n}, f={f}, f_above={above}'
+    )
+  return _take(order_statistics.RankedMean(f, n - 1 - above), updates), {}
+
+
+@_coordinatewise
+def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
+  r"""The mean of the n - f entries of each coordinate nearest to its median.
+
+  .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - f} \sum_{i \in S_k} x_{ik}
+
+  where :math:`S_k` holds the n - f smallest :math:`|x_{ik} - \mathrm{med}_j
+  x_{jk}|`; entries that tie for the last places share them. A NaN counts as
+  +inf. The result is finite if at most f entries of a coordinate are not, but
+  f clients may move it: an entry needs to be no closer to the median than the
+  honest ones that it displaces.
+
+  Promise (docs/rules.md): finite.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+    median: as of `lca.median`; byzpy takes the `'lower'` one.
+
+  Returns:
+    One update, in the leaves' dtypes.
+
+  Raises:
+    ValueError: unless f >= 0 and n > 2f; unknown `median`.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.meamed(jnp.array([[1.], [2.], [3.], [4.], [90.]]), f=2))
+    [3.]
+
+  References:
+    Xie, Koyejo and Gupta, Generalized Byzantine-tolerant SGD, 2018 (mean
+    around median).
+  """
+  n = geometry.num_clients(updates)
+  check_majority('meamed', n, f)
+  return _take(
+    order_statistics.NearestMean(*_middle(n, median), n - f), updates
+  ), {}
+
+
+@_coordinatewise
+def sign_majority(updates: Updates, *, theta: int):
+  r"""The mean, with its sign turned where too few clients agree on one.
+
+  .. math:: F(x_1, \dots, x_n)_k = \pm \frac{1}{n} \sum_i x_{ik}, \quad
+      + \text{ where } \Big|\sum_i \mathrm{sign}(x_{ik})\Big| \ge \theta
+
+  Published as a robust learning rate, which is the server's where clients
+  agree and minus that elsewhere. Nothing is promised: the mean that it turns
+  around is not robust; a NaN counts as +inf.
+
+  Promise (docs/rules.md): none.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    theta: how large the sum of the signs must be.
+
+  Returns:
+    One update, in the leaves' dtypes.
+
+  Raises:
+    ValueError: unless 0 <= theta <= n.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1., 1.], [3., -3.], [5., -1.]])
+    >>> print(lca.sign_majority(updates, theta=2))
+    [3. 1.]
+
+  References:
+    Ozdayi, Kantarcioglu and Gel, Defending against backdoors in federated
+    learning with robust learning rate, AAAI 2021.
+  """
+  n = geometry.num_clients(updates)
+  check_integers('sign_majority', theta=theta)
+  if not 0 <= theta <= n:
+    raise ValueError(
+      f'sign_majority needs 0 <= theta <= n, got n={n}, theta={theta}'
+    )
+  return _take(order_statistics.SignedMean(theta), updates), {}
+
+
+def _take(statistic: order_statistics.Statistic, updates: Updates):
+  leaves, treedef = jax.tree.flatten(updates)
+  return jax.tree.unflatten(treedef, order_statistics.take(statistic, leaves))

@@ -1,0 +1,108 @@
+"""Pre-aggregators that mix the clients' rows before a rule sees them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lca.aggregators.base import GramRule, Verdict, gram_rule
+from lca.aggregators.rules.selection import (
+  average,
+  check_integers,
+  check_majority,
+  select_lowest,
+)
+from lca.stacked import geometry
+from lca.typing import Gram
+
+
+@gram_rule
+def nnm(
+  gram: Gram,
+  *,
+  f: int,
+  distance: geometry.Distance = 'euclidean',
+) -> Verdict:
+  r"""Nearest-neighbour mixing: each update becomes the mean of its nearest.
+
+  .. math:: y_i = \frac{1}{n - f} \sum_{j \in N_i} x_j
+
+  where :math:`N_i` holds the n - f clients nearest to i, itself among them.
+  Any rule that withstands f arbitrary clients still does after it.
+
+  Ties go to the lowest index. Rejected rows (see `lca.geometry`) are nobody's
+  neighbours; with fewer than n - f others, those are averaged.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: how many Byzantine clients to tolerate.
+    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
+
+  Returns:
+    Stacked updates of the same structure and dtypes. Rejected rows are NaN.
+
+  Raises:
+    ValueError: unless f >= 0 and n > 2f.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.nnm(jnp.array([[1.], [2.], [9.]]), f=1)[:, 0])
+    [1.5 1.5 5.5]
+
+  References:
+    Allouah et al., Fixing by mixing: a recipe for optimal Byzantine ML under
+    heterogeneity, AISTATS 2023.
+  """
+  n = len(gram)
+  check_majority('nnm', n, f)
+  between = geometry.distances(gram, distance)
+  between = jnp.where(jnp.eye(n, dtype=bool), -1, between)  # itself first
+  nearest = jax.vmap(lambda away: select_lowest(gram, away, n - f).weights)
+  bad = geometry.rejected_rows(gram)
+  return Verdict(jnp.where(bad[:, None], jnp.nan, nearest(between)))
+
+
+@functools.partial(GramRule, needs='norms')
+def bucketing(gram: Gram, *, key: jax.Array, bucket_size: int = 2) -> Verdict:
+  r"""Averages random buckets of clients: fewer and less different updates.
+
+  .. math:: y_j = \frac{1}{s} \sum_{i=(j-1)s+1}^{\min(n, js)} x_{\pi(i)}
+
+  with a random permutation :math:`\pi`, and the last bucket divided by its own
+  size. At most f of the buckets hold a Byzantine client.
+
+  Rejected rows (see `lca.geometry`) are left out of their buckets; a bucket of
+  nothing else is NaN.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    key: of the permutation.
+    bucket_size: s, how many clients a bucket has.
+
+  Returns:
+    Stacked updates of the same structure and dtypes, `[ceil(n / s), ...]`.
+
+  Raises:
+    ValueError: unless 1 <= bucket_size <= n.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp, lca
+    >>> updates = jnp.array([[1.], [1.], [1.], [1.], [1.]])
+    >>> print(lca.bucketing(updates, key=jax.random.key(0))[:, 0])
+    [1. 1. 1.]
+
+  References:
+    Karimireddy, He and Jaggi, Byzantine-robust learning on heterogeneous
+    datasets via bucketing, ICLR 2022.
+  """
+  n = len(gram)
+  check_integers('bucketing', bucket_size=bucket_size)
+  if not 1 <= bucket_size <= n:
+    raise ValueError(
+      f'bucketing needs 1 <= bucket_size <= n, got n={n}, '
+      f'bucket_size={bucket_size}'
+    )
+  place = jnp.argsort(jax.random.permutation(key, n))  # of each client
+  buckets = jnp.arange(-(-n // bucket_size))
+  members = place // bucket_size == buckets[:, None]
+  return Verdict(jax.vmap(lambda row: average(gram, row).weights)(members))

@@ -1,0 +1,1 @@
+"""Experiments: from a config, or from parts, to a run and its directory."""

@@ -1,0 +1,316 @@
+"""Runs many configs, each in a directory of its own.
+
+    python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
+    python -m lca.sweep ... --only='fig5,krum|legato' --seeds=0,1 --jobs=2
+
+A sweep is a Python file whose `get_runs()` returns configs by name, such as
+`'fig5/krum'`; with --scale=SCALE it is `get_runs(SCALE)`, of a file that has
+several. A run's directory is named by what its config computes (see
+`rundir.run_id`), so that two names of the same run share it, and
+`WORKDIR/sweep.json` says which name is where. What is finished is skipped, what
+was stopped goes on, and what failed is tried once more at the end.
+"""
+
+import ast
+import concurrent.futures
+import copy
+import importlib.util
+import inspect
+import json
+import multiprocessing
+import os
+import pathlib
+import queue
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from lca.experiment import host, rundir, train
+
+
+def load(
+  path: str | os.PathLike, scale: str | None = None
+) -> dict[str, ConfigDict]:
+  """Returns the configs of a sweep's file by name.
+
+  Args:
+    path: of the file.
+    scale: which of its sizes; None is the file's default.
+
+  Raises:
+    ValueError: there is no such file, no `get_runs` in it, or no such scale.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f'there is no sweep {path}')
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'get_runs'):
+    raise ValueError(f'{path} is no sweep: it has no get_runs()')
+  if scale is None:
+    return module.get_runs()
+  if not inspect.signature(module.get_runs).parameters:
+    raise ValueError(f'{path} has one scale only, got {scale!r}')
+  return module.get_runs(scale)
+
+
+def choose(
+  runs: Mapping[str, ConfigDict],
+  only: Sequence[str] = (),
+  seeds: Sequence[int] = (0,),
+  values: Mapping[str, str] | None = None,
+) -> dict[str, ConfigDict]:
+  """Picks runs and gives them seeds.
+
+  Args:
+    runs: configs by name.
+    only: regular expressions. A run is chosen if each of them matches the
+      whole of one of the parts, between `/`, of its name.
+    seeds: of every chosen run.
+    values: of keys but the seed, as text, in every config.
+
+  Returns:
+    Configs by name; the seed is the name's last part.
+
+  Raises:
+    ValueError: nothing is chosen, or a value is not of its key's type, or of
+      the seed.
+    KeyError: a config has no such key.
+  """
+  if 'seed' in (values or {}):
+    raise ValueError('the seed is set with --seeds, which names the runs')
+  chosen = {}
+  for name, config in runs.items():
+    parts = name.split('/')
+    if all(any(re.fullmatch(o, part) for part in parts) for o in only):
+      for seed in seeds:
+        one = copy.deepcopy(config).unlock()
+        for key, value in (values or {}).items():
+          _set(one, key, value)
+        one.seed = seed
+        chosen[f'{name}/{seed}'] = one.lock()
+  if not chosen:
+    raise ValueError(f'no run has parts like {list(only)}: {sorted(runs)}')
+  return chosen
+
+
+def _set(config: ConfigDict, key: str, value: str) -> None:
+  *path, last = key.split('.')
+  for part in path:
+    config = config[part]
+  kind = config.get_type(last)
+  try:
+    setattr(config, last, value if kind is str else ast.literal_eval(value))
+  except (ValueError, SyntaxError, TypeError):
+    raise ValueError(f'{key} is a {kind.__name__}, got {value!r}') from None
+
+
+def run_all(
+  runs: Mapping[str, ConfigDict],
+  workdir: str | os.PathLike,
+  jobs: int = 1,
+  stopping: Callable[[], bool] = lambda: False,
+) -> list[str]:
+  """Runs what is not finished.
+
+  Args:
+    runs: configs by name.
+    workdir: where their directories go. What a run says stands in a `.log`
+      beside its directory, until it is finished.
+    jobs: how many at the same time, each in a process of its own, on its share
+      of the cores and of the memory.
+    stopping: asked every second; if it says so, those under way stop after
+      their round, and no other starts.
+
+  Returns:
+    The names of those that failed twice, or were stopped.
+
+  Raises:
+    ValueError: see `record`.
+  """
+  places = record(runs, workdir)
+  todo = {place: name for name, place in places.items()}  # each place once
+  free = queue.SimpleQueue()
+  for job in range(jobs):
+    free.put(job)
+
+  def run(name):
+    config, path, job = runs[name], places[name], free.get()
+    try:
+      before = rundir.RunDirectory(path, config.to_dict())
+      done = before.finished(config.num_rounds) or _in_a_process(
+        config, path, (job, jobs), stopping
+      )
+      why = '' if done else _end_of_log(path)
+    except (OSError, ValueError) as error:
+      done, why = False, error
+    finally:
+      free.put(job)
+    end = 'finished' if done else 'stopped' if stopping() else 'FAILED'
+    said = f': {why}' if end == 'FAILED' else ''
+    print(f'{path.name} {end}: {name}{said}', flush=True)
+    return done
+
+  failed = list(todo.values())
+  for _ in range(2):
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+      done = list(pool.map(run, failed))
+    failed = [n for n, d in zip(failed, done, strict=True) if not d]
+  return failed
+
+
+def record(
+  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
+) -> dict[str, pathlib.Path]:
+  """Adds runs to those of earlier sweeps in a directory.
+
+  Args:
+    runs: configs by name.
+    workdir: of the sweep.
+
+  Returns:
+    Each run's own directory by name.
+
+  Raises:
+    ValueError: a run there is of the same name but for the seed, and of a
+      config that differs in more than that. Then nothing is added.
+  """
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  places = {k: rundir.run_id(config.to_dict()) for k, config in runs.items()}
+  with rundir.locked(workdir):
+    known = names(workdir)
+    _check_lines(workdir, known, runs, places)
+    rundir.write(
+      workdir / 'sweep.json',
+      json.dumps(known | places, indent=1, sort_keys=True) + '\n',
+    )
+  return {name: workdir / place for name, place in places.items()}
+
+
+def _check_lines(
+  workdir: pathlib.Path,
+  known: Mapping[str, str],
+  runs: Mapping[str, ConfigDict],
+  places: Mapping[str, str],
+) -> None:
+  """Refuses a line's second config; what has not begun does not count."""
+  begun: dict[str, list[pathlib.Path]] = {}
+  for name, place in known.items():
+    if (workdir / place / 'config.json').exists():
+      begun.setdefault(line_of(name), []).append(workdir / place)
+  for name, config in runs.items():
+    line = line_of(name)
+    configs = {path: rundir.read_config(path) for path in begun.get(line, ())}
+    new = json.loads(json.dumps(config.to_dict()))
+    rundir.check_same_line(line, configs | {workdir / places[name]: new})
+
+
+def line_of(name: str) -> str:
+  """What the runs of all seeds are named by."""
+  return name.rpartition('/')[0]
+
+
+def names(workdir: str | os.PathLike) -> dict[str, str]:
+  """Which run is in which directory of a sweep's; none before its start."""
+  file = pathlib.Path(workdir) / 'sweep.json'
+  return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _in_a_process(
+  config: ConfigDict,
+  path: pathlib.Path,
+  job: tuple[int, int],
+  stopping: Callable[[], bool],
+) -> bool:
+  """Whether it went well; whatever happens, the sweep goes on."""
+  if stopping():
+    return False
+  process = multiprocessing.get_context('spawn').Process(
+    target=_train, args=(config.to_dict(), path, job)
+  )
+  process.start()
+  while process.is_alive():
+    process.join(1)
+    if stopping():
+      process.terminate()
+  return process.exitcode == 0
+
+
+def _end_of_log(path: pathlib.Path) -> str:
+  """What a run has said last, and where the rest stands; '' if nothing."""
+  log = path.with_suffix('.log')
+  lines = log.read_text().splitlines() if log.exists() else []
+  return f'{lines[-1]} (see {log})' if lines else ''
+
+
+def _train(
+  config: dict[str, Any], path: pathlib.Path, job: tuple[int, int]
+) -> None:
+  threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+  logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
+  host.use_all_cores(*job)
+  log = path.with_suffix('.log')
+  with open(log, 'a') as file:
+    os.dup2(file.fileno(), sys.stdout.fileno())
+    os.dup2(file.fileno(), sys.stderr.fileno())
+  experiment = train.set_up(ConfigDict(config).lock(), path, jobs=job[1])
+  if train.run(experiment, host.stopped_by_sigterm()) is None:
+    sys.exit(host.STOPPED)
+  # Nothing will go on from a finished run.
+  shutil.rmtree(path / 'checkpoints')
+  log.unlink()
+
+
+def _end_with_the_sweep() -> None:
+  """Whatever has ended the sweep, its runs do not go on without it."""
+  multiprocessing.parent_process().join()
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  args = flags.FLAGS
+  try:
+    values = dict(item.split('=', 1) for item in args.set)
+    seeds = [int(seed) for seed in args.seeds]
+    runs = choose(load(args.config, args.scale), args.only, seeds, values)
+  except (ValueError, KeyError, AttributeError) as error:
+    sys.exit(f'lca.sweep: error: {error}')
+  stopping = host.stopped_by_sigterm()
+  try:
+    failed = run_all(runs, args.workdir, args.jobs, stopping)
+  except ValueError as error:
+    sys.exit(f'lca.sweep: error: {error}')
+  if stopping():
+    sys.exit(host.STOPPED)
+  if failed:
+    sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string('config', None, 'The sweep, a Python file.')
+  flags.DEFINE_string('scale', None, 'Of the sweep, if it has several.')
+  flags.DEFINE_string('workdir', None, 'Where the runs go.')
+  flags.DEFINE_list(
+    'only', [], 'Regular expressions; each is the whole of a part of the name.'
+  )
+  flags.DEFINE_list('seeds', ['0'], 'Every run is made with each.')
+  flags.DEFINE_multi_string('set', [], 'KEY=VALUE, in every config.')
+  flags.DEFINE_integer('jobs', 1, 'Runs at the same time.', 1)
+  flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def run_command() -> None:
+  """Parses the flags and runs the sweep that they name."""
+  _define_flags()
+  app.run(main)

@@ -1,0 +1,1 @@
+"""The simulator: clients train, some attack, and a server aggregates."""

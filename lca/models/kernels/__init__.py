@@ -1,0 +1,1 @@
+"""Convolutions and pooling in the forms that are fast on each backend."""

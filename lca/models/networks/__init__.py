@@ -1,0 +1,1 @@
+"""Networks: plain `flax.linen` modules."""

@@ -1,0 +1,59 @@
+"""The papers' figures and tables, from finished runs.
+
+    python -m lca.report --figure=legato_5 --workdir=runs/legato
+    python -m lca.report --tables --figure=lca_3 --workdir=runs/tables
+
+draws the figures as PNG and SVG into WORKDIR/figures, beside a table of their
+numbers, and writes the tables (see `lca.report.tables`) as Markdown, CSV and
+LaTeX into WORKDIR/tables. The runs are those of a sweep (see `lca.sweep`), by
+their names there: `GROUP/LINE/SEED`. Those of a sweep with --scale=SCALE, where
+that is not its default, are read with the same flag.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from lca.report import formats, tables
+from lca.report.figures import FIGURES, draw
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
+  args = flags.FLAGS
+  if not (args.figure or args.tables):
+    raise app.UsageError('nothing to report: give --figure or --tables')
+  workdir = pathlib.Path(args.workdir)
+  prefix = f'{args.scale}/' if args.scale else ''
+  try:
+    if args.tables:
+      for table in tables.make(workdir, prefix):
+        formats.write(table, pathlib.Path(args.output or workdir / 'tables'))
+        print(formats.to_markdown(table))
+    for name in args.figure:
+      output = pathlib.Path(args.output or workdir / 'figures')
+      numbers = draw(name, workdir, output, prefix)
+      print(f'## {name}\n')
+      for title, table in numbers.items():
+        print(f'{title}\n\n{formats.markdown(table)}\n')
+  except ValueError as error:
+    sys.exit(f'lca.report: error: {error}')
+
+
+def _define_flags() -> None:
+  flags.DEFINE_list('figure', [], f'Of {", ".join(FIGURES)}.')
+  flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
+  flags.DEFINE_string('workdir', None, 'Of a sweep.')
+  flags.DEFINE_string('scale', None, "Of the sweep's runs, if not its default.")
+  flags.DEFINE_string(
+    'output', None, 'Folder; WORKDIR/figures and WORKDIR/tables by default.'
+  )
+  flags.mark_flags_as_required(['workdir'])
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(main)

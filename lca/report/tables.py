@@ -1,0 +1,357 @@
+"""The layerwise cosine paper's Tables 1 to 6, with our figures in them.
+
+The paper's are in `layerwise_cosine_tables.csv`, as printed. Ours are those of
+a sweep's finished runs, `TABLE/DATASET/VARIANT` (see configs/tables.py).
+"""
+
+import csv
+import itertools
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lca.experiment import rundir
+from lca.report import runs
+from lca.report.formats import Number, Table
+
+METRICS = {
+  'final_test_loss': min,
+  'average_test_loss': min,
+  'min_test_loss': min,
+  'average_test_accuracy': max,
+  'max_test_accuracy': max,
+}
+"""The tables' columns, and which of their values is the best."""
+
+DATASETS = {
+  'cifar10': 'CIFAR-10',
+  'celeba_s': 'CelebA-S',
+  'celeba_s_non_iid': 'CelebA-S non-IID',
+  'emnist': 'EMNIST',
+  'emnist_non_iid': 'EMNIST non-IID',
+  'fashion_mnist': 'Fashion-MNIST',
+}
+VARIANTS = ('plain', 'layerwise', 'cosine', 'layerwise_cosine')
+TITLES = {
+  1: 'Krum, no attack',
+  2: 'GeoMed, no attack',
+  3: 'Bulyan, no attack',
+  4: 'Krum, model replacement',
+  5: 'GeoMed, model replacement',
+  6: 'Bulyan, model replacement',
+}
+"""What Tables 1 to 6 show; the paper calls the attack label flipping."""
+
+Runs = Mapping[str, Sequence[pathlib.Path]]
+"""The finished runs of all seeds, by `TABLE/DATASET/VARIANT`."""
+
+
+class Block(NamedTuple):
+  """Four rows of a printed table: the variants on one data set.
+
+  Attributes:
+    table: its number.
+    dataset: a key of `DATASETS`.
+    printed: the metrics by variant.
+  """
+
+  table: int
+  dataset: str
+  printed: Mapping[str, Mapping[str, float]]
+
+  def name(self, variant: str) -> str:
+    """Of the variant's runs."""
+    return f'table{self.table}/{self.dataset}/{variant}'
+
+
+def paper() -> list[Block]:
+  """The printed tables, in their order."""
+  file = pathlib.Path(__file__).with_name('layerwise_cosine_tables.csv')
+  with open(file, newline='') as lines:
+    rows = list(csv.DictReader(lines))
+  groups = itertools.groupby(rows, lambda row: (row['table'], row['dataset']))
+  return [
+    Block(
+      int(table),
+      dataset,
+      {row['variant']: {m: float(row[m]) for m in METRICS} for row in group},
+    )
+    for (table, dataset), group in groups
+  ]
+
+
+def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
+  """Fills the tables with a sweep's finished runs.
+
+  What is not finished leaves its cells blank, and is counted below the table.
+
+  Args:
+    workdir: of the sweep.
+    prefix: what stands before `TABLE/DATASET/VARIANT` in its runs' names.
+
+  Returns:
+    Those of Tables 1 to 6 that the sweep has runs of, with the data sets that
+    it has runs of; what it has in groups `beyond_ATTACK`; the gains of
+    accuracy over the plain operators; the slopes of the test losses.
+
+  Raises:
+    ValueError: no run is finished, or the configs of a row's runs differ in
+      more than the seed.
+  """
+  pattern = (
+    re.escape(prefix) + rf'((table[1-6]|beyond_\w+)/({"|".join(DATASETS)})/\w+)'
+  )
+  found = {
+    match[1]: places
+    for name, places in runs.by_name(workdir).items()
+    if (match := re.fullmatch(pattern, name))
+  }
+  finished = {
+    name: done
+    for name, places in found.items()
+    if (done := [place for place in places if runs.is_finished(place)])
+  }
+  if not finished:
+    raise ValueError(
+      f'{workdir} holds no finished run {prefix}TABLE/DATASET/VARIANT'
+    )
+  for name, places in finished.items():
+    runs.check_line(name, places)
+  blocks = [
+    block
+    for block in paper()
+    if any(block.name(variant) in found for variant in VARIANTS)
+  ]
+  tables = [
+    _paper_table(number, list(of_one), finished)
+    for number, of_one in itertools.groupby(blocks, lambda block: block.table)
+  ]
+  return [
+    *tables,
+    *_beyond(finished),
+    *([_gains(blocks, finished), _slopes(blocks, finished)] if blocks else []),
+  ]
+
+
+_HEADER = (
+  'data set',
+  'method',
+  'seeds',
+  *(m.replace('_', ' ') for m in METRICS),
+)
+_OURS = (
+  'Ours: the mean over the seeds, and their standard deviation where there are '
+  'several.'
+)
+_IN_BRACKETS = (
+  "In brackets what the paper prints; in bold the best of a data set's "
+  'variants, of ours and of theirs.'
+)
+_BULYAN = (
+  'Ours is multi_krum(m=5, f=1) in all four rows, the Bulyan of the '
+  "paper's section 4.3. The printed rows are other algorithms. Bulyan and "
+  "Layerwise Bulyan are client 0's update: the published code sorts its "
+  'distances in place, and these rows are no target. The two cosine rows are '
+  'bulyan_trimmed: the 5 updates of lowest score, once, and then the trimmed '
+  'mean of section 2.4.'
+)
+
+
+def _paper_table(number: int, blocks: list[Block], finished: Runs) -> Table:
+  names = [block.name(v) for block in blocks for v in VARIANTS]
+  printed = len(DATASETS) * len(VARIANTS)
+  missing = printed - sum(name in finished for name in names)
+  notes = [f'{_OURS} {_IN_BRACKETS}', *_settings(names, finished)]
+  if missing:
+    notes.append(f'{missing} of {printed} rows have no finished run.')
+  absent = DATASETS.keys() - {block.dataset for block in blocks}
+  if absent:
+    left_out = ', '.join(t for d, t in DATASETS.items() if d in absent)
+    notes.append(f'The sweep has no runs of {left_out}.')
+  if number in (3, 6):
+    notes.append(_BULYAN)
+  return Table(
+    f'table{number}',
+    f"The paper's Table {number}: {TITLES[number]}",
+    _HEADER,
+    [row for block in blocks for row in _block_rows(block, finished)],
+    notes,
+  )
+
+
+def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
+  ours = {v: _values(finished.get(block.name(v), ())) for v in VARIANTS}
+  numbers = {
+    metric: _with_best(
+      [Number(ours[v][metric], block.printed[v][metric]) for v in VARIANTS],
+      best,
+    )
+    for metric, best in METRICS.items()
+  }
+  operator = TITLES[block.table].split(',')[0]
+  return [
+    [
+      DATASETS[block.dataset],
+      operator if variant == 'plain' else f'{_words(variant)} {operator}',
+      str(len(ours[variant]['final_test_loss'])),
+      *(numbers[metric][row] for metric in METRICS),
+    ]
+    for row, variant in enumerate(VARIANTS)
+  ]
+
+
+def _values(places: Sequence[pathlib.Path]) -> dict[str, list[float]]:
+  """The metrics of all seeds."""
+  summaries = [rundir.read_summary(place) for place in places]
+  return {metric: [s[metric] for s in summaries] for metric in METRICS}
+
+
+def _with_best(numbers: list[Number], best) -> list[Number]:
+  """Marks the best of ours, where there are several, and of the paper's."""
+  means = [n.mean for n in numbers if n.mean is not None]
+  finite = [mean for mean in means if np.isfinite(mean)]
+  top = best(finite) if len(means) > 1 and finite else None
+  printed = best(n.paper for n in numbers)
+  return [
+    n._replace(
+      best=top is not None and n.mean == top, paper_best=n.paper == printed
+    )
+    for n in numbers
+  ]
+
+
+def _words(variant: str) -> str:
+  return variant.replace('_', ' ').capitalize()
+
+
+def _settings(names: Sequence[str], finished: Runs) -> list[str]:
+  """What was really run: a sweep's runs need not be of the paper's size."""
+  places = [place for name in names for place in finished.get(name, ())]
+  texts = {_setting(rundir.read_config(place)) for place in places}
+  return [f'What ran: {"; ".join(sorted(texts))}.'] if texts else []
+
+
+def _setting(config) -> str:
+  return (
+    f'{config["data"]["name"]} with {config["model"]["name"]}, '
+    f'{config["num_rounds"]} rounds, '
+    f'{config["server"]["clients_per_round"]} clients a round, '
+    f'local epochs {config["client"]["local_epochs"]}, '
+    f'batch size {config["client"]["batch_size"]}'
+  )
+
+
+def _beyond(finished: Runs) -> list[Table]:
+  """What the sweep has beside the paper's rows."""
+  tables = []
+  for group in sorted({name.split('/')[0] for name in finished}):
+    if not group.startswith('beyond_'):
+      continue
+    names = [name for name in finished if name.startswith(f'{group}/')]
+    rows = []
+    for name in names:
+      _, dataset, rule = name.split('/')
+      values = _values(finished[name])
+      numbers = [Number(values[metric]) for metric in METRICS]
+      seeds = str(len(finished[name]))
+      rows.append([DATASETS[dataset], rule, seeds, *numbers])
+    attack = group.removeprefix('beyond_').replace('_', ' ')
+    title = f'Beyond the tables, attack: {attack}'
+    notes = [_OURS, *_settings(names, finished)]
+    tables.append(Table(group, title, _HEADER, rows, notes))
+  return tables
+
+
+_GAINS = (
+  'The average test accuracy of the plain operator and of the best of its '
+  'variants, in brackets as the paper prints them. Its "exceeding 16 %" '
+  '(section 5.1) are points: 0.885 - 0.724, layerwise cosine Krum in Table 1 '
+  'on CelebA-S non-IID, which is 1.22 times the plain one. Its "over 12 %" are '
+  '11.8 points, 0.946 - 0.828, or 1.14 times: layerwise cosine Bulyan in Table '
+  '3 on CIFAR-10.'
+)
+
+
+def _gains(blocks: Sequence[Block], finished: Runs) -> Table:
+  rows = []
+  for block in blocks:
+    ours = {
+      v: float(
+        np.mean(_values(finished[block.name(v)])['average_test_accuracy'])
+      )
+      for v in VARIANTS
+      if block.name(v) in finished
+    }
+    printed = {
+      v: row['average_test_accuracy'] for v, row in block.printed.items()
+    }
+    name, *measured = _gain(ours)
+    printed_name, *figures = _gain(printed)
+    numbers = [
+      Number([] if value is None else [value], figure, digits=digits)
+      for value, figure, digits in zip(
+        measured, figures, (3, 3, 1, 2), strict=True
+      )
+    ]
+    rows.append([*_about(block), f'{name} ({printed_name})'.strip(), *numbers])
+  header = ('best variant', 'plain', 'best', 'points gained', 'best over plain')
+  title = 'Gains of accuracy over the plain operators'
+  return Table('gains', title, (*_ABOUT, *header), rows, [_GAINS])
+
+
+def _gain(accuracies: Mapping[str, float]) -> tuple[str | float | None, ...]:
+  """The best variant's name; plain, best, points gained and ratio."""
+  # Of equals the last one, the paper's method.
+  others = [v for v in reversed(VARIANTS[1:]) if v in accuracies]
+  if 'plain' not in accuracies or not others:
+    return '', None, None, None, None
+  name = max(others, key=lambda v: accuracies[v])
+  plain, best = accuracies['plain'], accuracies[name]
+  return _words(name), plain, best, 100 * (best - plain), best / plain
+
+
+_ABOUT = ('table', 'operator and attack', 'data set')
+
+
+def _about(block: Block) -> tuple[str, str, str]:
+  return str(block.table), TITLES[block.table], DATASETS[block.dataset]
+
+
+_SLOPES = (
+  'Nats a round: the slope of a line through the last 10 test losses, by least '
+  'squares; the mean over the seeds. Above 0 the test loss rises, as the paper '
+  'says of the plain operators (section 5.1).'
+)
+
+
+def slope(run: runs.Metrics, window: int = 10) -> float:
+  """How fast the test loss rises at the end.
+
+  Args:
+    run: its metrics.
+    window: how many evaluations at the end a line is drawn through, by least
+      squares.
+
+  Returns:
+    Nats a round; NaN with fewer than 2 evaluations, or if a loss is not finite.
+  """
+  tested = runs.evaluated(run)
+  rounds, losses = tested['round'][-window:], tested['test_loss'][-window:]
+  if len(rounds) < 2 or not np.isfinite(losses).all():
+    return float('nan')
+  return float(np.polyfit(rounds, losses, 1)[0])
+
+
+def _slopes(blocks: Sequence[Block], finished: Runs) -> Table:
+  def row(block):
+    for variant in VARIANTS:
+      places = finished.get(block.name(variant), ())
+      values = [slope(runs.read_metrics(place)) for place in places]
+      yield Number(values, digits=4)
+
+  rows = [[*_about(block), *row(block)] for block in blocks]
+  header = (*_ABOUT, *(_words(v).lower() for v in VARIANTS))
+  return Table('slopes', 'Slopes of the test loss', header, rows, [_SLOPES])

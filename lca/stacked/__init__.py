@@ -1,0 +1,1 @@
+"""The mathematics of stacked pytrees: leaves `[n, ...]`, one row per client."""
