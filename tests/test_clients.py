@@ -83,7 +83,7 @@ def python_loop(data, client_id, train=TRAIN):
     for at in range(0, count, train.batch_size):
       rows = np.asarray(order[at : at + train.batch_size])
       loss, grads = GRADIENT(
-        params, data.images[client_id][rows], data.labels[client_id][rows]
+        params, data.inputs[client_id][rows], data.labels[client_id][rows]
       )
       losses += [float(loss)] * len(rows)
       updates, opt_state = UPDATE(grads, opt_state, params)
@@ -157,7 +157,7 @@ def test_a_client_without_examples_stays_where_it_is():
 def test_a_client_does_not_depend_on_the_others():
   data = client_data()
   updates, _ = run(data=data)
-  data.images[1:] = 16 - data.images[1:]
+  data.inputs[1:] = 16 - data.inputs[1:]
   changed, _ = run(data=data)
   for before, after in zip(
     jax.tree.leaves(updates), jax.tree.leaves(changed), strict=True
@@ -206,7 +206,7 @@ def test_a_gradient_is_that_of_one_random_batch():
     rows = np.asarray(shuffled(key, size, size))[:10]
     loss, grads = GRADIENT(
       variables()['params'],
-      data.images[client_id][rows],
+      data.inputs[client_id][rows],
       data.labels[client_id][rows],
     )
     one = jax.tree.map(lambda u, i=client_id: u[i], updates)
@@ -322,7 +322,7 @@ def test_batch_statistics_are_those_of_real_examples(devices, chunk_size):
       for at in range(0, size, train.batch_size):
         rows = np.asarray(order[at : at + train.batch_size])
         loss, grads, updated = normalized_gradient(
-          variables, data.images[client_id][rows], data.labels[client_id][rows]
+          variables, data.inputs[client_id][rows], data.labels[client_id][rows]
         )
         step, opt_state = update(grads, opt_state, variables['params'])
         params = optax.apply_updates(variables['params'], step)
@@ -347,7 +347,7 @@ def test_a_gradients_batch_statistics_are_sent_as_they_moved():
     key = jax.random.fold_in(KEY, client_id)
     rows = np.asarray(shuffled(key, size, size))[:10]
     _, grads, updated = normalized_gradient(
-      start, data.images[client_id][rows], data.labels[client_id][rows]
+      start, data.inputs[client_id][rows], data.labels[client_id][rows]
     )
     expected = jax.tree.map(
       jnp.subtract, updated, {'batch_stats': start['batch_stats']}

@@ -185,7 +185,7 @@ def test_a_round_is_its_parts(data, drop_rate):
   weights = clients.num_examples * ~dropped
   for row, client_id in enumerate(ids):
     one = datasets.ClientData(
-      clients.images[row], labels[row], clients.num_examples[row]
+      clients.inputs[row], labels[row], clients.num_examples[row]
     )
     key = key_for(3, Purpose.TRAIN, 4, client_id)
     update, loss = jax.jit(TRAIN)(before.variables, one, key)
@@ -264,7 +264,7 @@ def test_evaluation_is_exact_over_the_test_set(data, devices, batch_size):
   sim = simulation(data, devices=devices, eval_batch_size=batch_size)
   state = sim.init()
   test = data.dataset.test
-  logits = np.asarray(CLASSIFIER.logits(state.variables, test.images), float)
+  logits = np.asarray(CLASSIFIER.logits(state.variables, test.inputs), float)
   shifted = logits - logits.max(1, keepdims=True)
   log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
   losses = -log_probabilities[np.arange(len(test)), test.labels]
@@ -443,7 +443,7 @@ def one_step(variables, split, indices):
 
   def loss(params):
     rows = np.array(indices)
-    images, labels = split.images[rows], split.labels[rows]
+    images, labels = split.inputs[rows], split.labels[rows]
     return jnp.mean(CLASSIFIER.losses({'params': params}, images, labels)[0])
 
   grads = jax.jit(jax.grad(loss))(variables['params'])

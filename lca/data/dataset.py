@@ -13,7 +13,7 @@ class Split:
   """Examples and their labels.
 
   Args:
-    images: [N, H, W, C] uint8 pixels; a memory map is fine.
+    inputs: [N, H, W, C] uint8 pixels; a memory map is fine.
     labels: [N] integer class numbers.
     owners: [N] integers, whose each example is: a writer, a person. None where
       that is not known.
@@ -27,12 +27,12 @@ class Split:
     Split(3 examples of 8x8x1)
   """
 
-  images: np.ndarray
+  inputs: np.ndarray
   labels: np.ndarray
   owners: np.ndarray | None = None
 
   def __post_init__(self):
-    images = self.images
+    images = self.inputs
     if images.dtype != np.uint8 or images.ndim != 4:
       raise ValueError(
         'images must be uint8 [N, H, W, C], got '
@@ -50,8 +50,8 @@ class Split:
         f'{field} must be integers [N], got '
         f'{numbers.dtype} {list(numbers.shape)}'
       )
-    if len(self.images) != len(numbers):
-      raise ValueError(f'{len(self.images)} images but {len(numbers)} {field}')
+    if len(self.inputs) != len(numbers):
+      raise ValueError(f'{len(self.inputs)} images but {len(numbers)} {field}')
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -68,20 +68,20 @@ class Split:
     Returns:
       [k, H, W, C] uint8.
     """
-    images = self.images[rows]
-    source = self.images.base
+    images = self.inputs[rows]
+    source = self.inputs.base
     if (
       isinstance(source, mmap.mmap)
-      and self.images.nbytes > _RESIDENT_BYTES
+      and self.inputs.nbytes > _RESIDENT_BYTES
       # Of a writable private map it would undo what was written.
-      and not self.images.flags.writeable
+      and not self.inputs.flags.writeable
       and hasattr(mmap, 'MADV_DONTNEED')
     ):
       source.madvise(mmap.MADV_DONTNEED)
     return images
 
   def __repr__(self) -> str:
-    shape = 'x'.join(map(str, self.images.shape[1:]))
+    shape = 'x'.join(map(str, self.inputs.shape[1:]))
     return f'Split({len(self)} examples of {shape})'
 
 
@@ -112,7 +112,7 @@ class Dataset:
   def __post_init__(self):
     for split in ('train', 'test'):
       self._check_labels(split, getattr(self, split).labels)
-    train, test = self.train.images.shape[1:], self.test.images.shape[1:]
+    train, test = self.train.inputs.shape[1:], self.test.inputs.shape[1:]
     if train != test:
       raise ValueError(f'train images are {train}, test images {test}')
     for field in ('mean', 'std'):

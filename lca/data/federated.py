@@ -15,12 +15,12 @@ class ClientData(NamedTuple):
   """The examples of n clients, padded to one length S.
 
   Attributes:
-    images: [n, S, H, W, C] uint8; zeros from `num_examples` on.
+    inputs: [n, S, H, W, C] uint8; zeros from `num_examples` on.
     labels: [n, S] int32; zeros from `num_examples` on.
     num_examples: [n] int32, how many rows of each client are real.
   """
 
-  images: np.ndarray
+  inputs: np.ndarray
   labels: np.ndarray
   num_examples: np.ndarray
 
@@ -146,7 +146,7 @@ class FederatedDataset:
     ids = self._checked(client_ids)
     train = self.dataset.train
     shape = (len(ids) if rows is None else rows, self.max_examples)
-    images = np.zeros(shape + train.images.shape[1:], np.uint8)
+    images = np.zeros(shape + train.inputs.shape[1:], np.uint8)
     labels = np.zeros(shape, np.int32)
     counts = np.zeros(shape[0], np.int32)
     for row, client in enumerate(ids):

@@ -109,7 +109,7 @@ class LocalGradient:
       rows = order[jnp.minimum(positions, len(order) - 1)]
       losses, updated = self.losses(
         {**variables, 'params': params},
-        data.images[rows],
+        data.inputs[rows],
         data.labels[rows],
         jax.vmap(functools.partial(jax.random.fold_in, noise))(positions),
         # Of no examples there would be no statistics to normalise with.

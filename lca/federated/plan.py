@@ -170,7 +170,7 @@ def of(simulation: Simulation) -> Plan:
     clients=simulation.clients_per_device * devices,
     parameters=sum(x.size for x in jax.tree.leaves(state.variables)),
     examples=data.max_examples,
-    example_bytes=math.prod(data.dataset.train.images.shape[1:]) + 4,
+    example_bytes=math.prod(data.dataset.train.inputs.shape[1:]) + 4,
     test_examples=len(data.dataset.test),
     devices=devices,
     update_bytes=simulation.update_dtype.itemsize,

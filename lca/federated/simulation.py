@@ -305,7 +305,7 @@ class Simulation:
     return jax.jit(self._start, out_shardings=self._places)(variables)
 
   def _variables(self):
-    image_shape = self.data.dataset.train.images.shape[1:]
+    image_shape = self.data.dataset.train.inputs.shape[1:]
     key = key_for(self._seed, Purpose.INIT)
     variables = self._classifier.init(key, image_shape)
     if other := variables.keys() - {'params', 'batch_stats'}:
@@ -402,7 +402,7 @@ class Simulation:
     train = train_clients(self._clients_part, self.mesh, chunk_size)
     rows = self.clients_per_device * self.mesh.size
     examples = (rows, self.data.max_examples)
-    image_shape = self.data.dataset.train.images.shape[1:]
+    image_shape = self.data.dataset.train.inputs.shape[1:]
     clients = ClientData(
       jax.ShapeDtypeStruct((*examples, *image_shape), jnp.uint8),
       jax.ShapeDtypeStruct(examples, jnp.int32),
@@ -667,7 +667,7 @@ def _test_blocks(
   batch_size = min(batch_size, -(-len(test) // devices))
   at_once = batch_size * devices
   batches = -(-len(test) // at_once)
-  batch_bytes = at_once * math.prod(test.images.shape[1:])
+  batch_bytes = at_once * math.prod(test.inputs.shape[1:])
   num_blocks = -(-batches // max(1, BLOCK_BYTES // batch_bytes))
   size = at_once * -(-batches // num_blocks)  # as even as the blocks can be
   sharding = NamedSharding(mesh, P(AXIS))

@@ -81,7 +81,7 @@ def check_loaded(loaded):
   assert loaded.num_classes == 10
   for split, prefix in ((loaded.train, 'train'), (loaded.test, 't10k')):
     for array, kind in (
-      (split.images, 'images-idx3'),
+      (split.inputs, 'images-idx3'),
       (split.labels, 'labels-idx1'),
     ):
       content = contents()[f'{prefix}-{kind}-ubyte.gz']

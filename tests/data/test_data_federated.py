@@ -49,21 +49,21 @@ def test_gather_returns_each_clients_examples_in_its_order(federated):
     real = slice(len(indices))
     np.testing.assert_array_equal(data.labels[row, real], indices)
     np.testing.assert_array_equal(
-      data.images[row, real], federated.dataset.train.images[indices]
+      data.inputs[row, real], federated.dataset.train.inputs[indices]
     )
 
 
 def test_gather_pads_with_zeros_to_the_whole_population(federated):
   data = federated.gather([2, 0])
-  assert data.images.shape == (2, 5, 2, 3, 1)
+  assert data.inputs.shape == (2, 5, 2, 3, 1)
   assert data.labels.shape == (2, 5)
-  assert data.images.dtype == np.uint8
+  assert data.inputs.dtype == np.uint8
   assert data.labels.dtype == data.num_examples.dtype == np.int32
   np.testing.assert_array_equal(data.num_examples, [1, 3])
   for row, count in enumerate(data.num_examples):
-    assert not data.images[row, count:].any()
+    assert not data.inputs[row, count:].any()
     assert not data.labels[row, count:].any()
-    assert data.images[row, :count].all()
+    assert data.inputs[row, :count].all()
 
 
 def test_gather_does_not_depend_on_the_order_or_the_company(federated):
@@ -84,7 +84,7 @@ def test_gather_adds_clients_without_examples(federated):
 
 
 def test_gather_reads_a_memory_map(federated, dataset, tmp_path):
-  np.save(tmp_path / 'images.npy', dataset.train.images)
+  np.save(tmp_path / 'images.npy', dataset.train.inputs)
   mapped = np.load(tmp_path / 'images.npy', mmap_mode='r')
   train = Split(mapped, dataset.train.labels)
   on_disk = FederatedDataset(
@@ -92,8 +92,8 @@ def test_gather_reads_a_memory_map(federated, dataset, tmp_path):
     federated.client_indices,
   )
   expected, got = federated.gather([3, 0]), on_disk.gather([3, 0])
-  assert type(got.images) is np.ndarray
-  np.testing.assert_array_equal(got.images, expected.images)
+  assert type(got.inputs) is np.ndarray
+  np.testing.assert_array_equal(got.inputs, expected.inputs)
 
 
 @pytest.mark.parametrize('client', [-1, 4])
@@ -172,7 +172,7 @@ def test_root_examples_leave_an_example(dataset, root_examples):
 def owned():
   """Owner 10 i has the examples whose index is i modulo 4."""
   train, test = make_split(13), make_split(2)
-  train = Split(train.images, train.labels, 10 * (np.arange(13) % 4))
+  train = Split(train.inputs, train.labels, 10 * (np.arange(13) % 4))
   return Dataset('toy', train, test, 13, (1.0,), (1.0,))
 
 

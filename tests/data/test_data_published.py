@@ -76,7 +76,7 @@ def test_mnist(loads):
     (mnist.train, published.grey(23, 0)),
     (mnist.test, published.grey(7, 1)),
   ):
-    np.testing.assert_array_equal(split.images[..., 0], expected[0])
+    np.testing.assert_array_equal(split.inputs[..., 0], expected[0])
     np.testing.assert_array_equal(split.labels, expected[1])
     assert split.owners is None
 
@@ -91,13 +91,13 @@ def test_cifar10(loads):
     (cifar10.train, np.concatenate(train)),
     (cifar10.test, test),
   ):
-    assert split.images.shape == (len(records), 32, 32, 3)
+    assert split.inputs.shape == (len(records), 32, 32, 3)
     np.testing.assert_array_equal(split.labels, records[:, 0])
     for channel in range(3):
       for row in (0, 1, 31):
         start = 1 + 1024 * channel + 32 * row
         np.testing.assert_array_equal(
-          split.images[:, row, :, channel], records[:, start : start + 32]
+          split.inputs[:, row, :, channel], records[:, start : start + 32]
         )
 
 
@@ -108,7 +108,7 @@ def test_emnist(loads):
   fields, upright = published.emnist_splits()
   for name in ('train', 'test'):
     split = getattr(emnist, name)
-    np.testing.assert_array_equal(split.images[..., 0], upright[name])
+    np.testing.assert_array_equal(split.inputs[..., 0], upright[name])
     for numbers, column in (
       (split.labels, 'labels'),
       (split.owners, 'writers'),
@@ -125,7 +125,7 @@ def test_emnist_stands_upright(loads):
   fields, _ = published.emnist_splits()
   # MATLAB's images(1, :) = seven(:)', one column after the other.
   fields['train']['images'][0] = np.concatenate(list(seven.T))
-  image = loads('emnist', dataset=fields).train.images[0, ..., 0]
+  image = loads('emnist', dataset=fields).train.inputs[0, ..., 0]
   np.testing.assert_array_equal(image, seven)
 
 
@@ -159,10 +159,10 @@ def test_celeba(loads):
   np.testing.assert_array_equal(data.test.owners, [9152, 6369])
   for split, number in ((data.train, 0), (data.test, 2)):
     names = celeba_names(number)
-    assert split.images.shape == (len(names), 218, 178, 3)
-    assert isinstance(split.images, np.memmap)
+    assert split.inputs.shape == (len(names), 218, 178, 3)
+    assert isinstance(split.inputs, np.memmap)
     assert isinstance(split.owners, np.memmap)
-    for image, name in zip(split.images, names, strict=True):
+    for image, name in zip(split.inputs, names, strict=True):
       drawn = published.photograph(name).astype(int)
       # The format is lossy, most so at edges.
       assert np.abs(image - drawn).mean() < 2
@@ -180,8 +180,8 @@ def test_celeba(loads):
 )
 def test_celeba_resized(size, resized, box, loads):
   data = loads('celeba', image_size=size)
-  assert data.train.images.shape == (5, size, size, 3)
-  for image, name in zip(data.train.images, celeba_names(0), strict=True):
+  assert data.train.inputs.shape == (5, size, size, 3)
+  for image, name in zip(data.train.inputs, celeba_names(0), strict=True):
     content = published.encode_jpeg(published.photograph(name))
     with Image.open(published.io.BytesIO(content)) as whole:
       expected = whole.resize(resized, Image.Resampling.BICUBIC).crop(box)
@@ -199,7 +199,7 @@ def test_celeba_sizes_do_not_mix(loads, data_dir):
     data = load(
       'celeba', data_dir=data_dir, archive_dir=absent, image_size=size
     )
-    assert data.train.images.shape == (5, *shape, 3)
+    assert data.train.inputs.shape == (5, *shape, 3)
     np.testing.assert_array_equal(data.train.owners, small.owners)
 
 
@@ -222,7 +222,7 @@ def test_batches_and_shards_of_any_size(loads, monkeypatch):
       split.owners, [published.CELEBA[name][2] for name in names]
     )
     colors = [published.celeba_color(name) for name in names]
-    np.testing.assert_allclose(split.images[:, 16, 16], colors, atol=3)
+    np.testing.assert_allclose(split.inputs[:, 16, 16], colors, atol=3)
 
 
 @pytest.mark.parametrize('name', ['emnist', 'celeba'])
@@ -260,7 +260,7 @@ def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
   got = clients.gather(range(clients.num_clients))
   assert list(got.num_examples) == [len(names) for names in expected]
   for images, labels, names in zip(
-    got.images, got.labels, expected, strict=True
+    got.inputs, got.labels, expected, strict=True
   ):
     smiling = [examples[name][1] == 1 for name in names]
     assert len(set(smiling)) == 2
@@ -406,7 +406,7 @@ def test_downloads(name, server, archive_dir, data_dir, monkeypatch):
   published.publish(monkeypatch, name, archive_dir)
   local = load(name, data_dir=data_dir, archive_dir=archive_dir)
   for a, b in ((downloaded.train, local.train), (downloaded.test, local.test)):
-    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.inputs, b.inputs)
     np.testing.assert_array_equal(a.labels, b.labels)
 
 
@@ -476,7 +476,7 @@ def test_google_drive_asks_to_confirm(drive, archive_dir, data_dir):
   shutil.rmtree(data_dir)
   local = load('celeba', data_dir=data_dir, archive_dir=archive_dir)
   for a, b in ((downloaded.train, local.train), (downloaded.test, local.test)):
-    np.testing.assert_array_equal(a.images, b.images)
+    np.testing.assert_array_equal(a.inputs, b.inputs)
     np.testing.assert_array_equal(a.owners, b.owners)
 
 
@@ -917,5 +917,5 @@ def test_arrays_that_a_killed_process_left_behind(loads, data_dir):
   np.save(draft / 'train_images.npy', np.zeros((5, 9, 9, 3), np.uint8))
   again = load('celeba', data_dir=data_dir, image_size=9)
   assert len(again.train) == len(data.train) == 5
-  assert again.train.images.any()
+  assert again.train.inputs.any()
   assert not draft.exists()

@@ -33,12 +33,12 @@ def test_unknown_name():
 
 def test_digits_holds_every_example_of_scikit_learn():
   digits = load('digits')
-  assert digits.train.images.shape == (1437, 8, 8, 1)
-  assert digits.test.images.shape == (360, 8, 8, 1)
+  assert digits.train.inputs.shape == (1437, 8, 8, 1)
+  assert digits.test.inputs.shape == (360, 8, 8, 1)
   assert (digits.mean, digits.std, digits.num_classes) == ((8,), (8,), 10)
   rows = np.concatenate(
     [
-      np.c_[split.images.reshape(-1, 64), split.labels]
+      np.c_[split.inputs.reshape(-1, 64), split.labels]
       for split in (digits.train, digits.test)
     ]
   )
@@ -54,7 +54,7 @@ def test_digits_split_is_stratified_and_fixed():
   counts = np.bincount(first.test.labels)
   expected = np.bincount(load_digits().target) * 360 / 1797
   assert np.abs(counts - expected).max() <= 1
-  np.testing.assert_array_equal(first.test.images, second.test.images)
+  np.testing.assert_array_equal(first.test.inputs, second.test.inputs)
 
 
 @pytest.mark.parametrize('option', ['data_dir', 'archive_dir'])
@@ -85,8 +85,8 @@ def read_debian(name, header):
 
 @needs_debian
 def test_fashion_mnist_is_whole(fashion_mnist):
-  assert fashion_mnist.train.images.shape == (60000, 28, 28, 1)
-  assert fashion_mnist.test.images.shape == (10000, 28, 28, 1)
+  assert fashion_mnist.train.inputs.shape == (60000, 28, 28, 1)
+  assert fashion_mnist.test.inputs.shape == (10000, 28, 28, 1)
   assert (fashion_mnist.mean, fashion_mnist.std) == ((127.5,), (127.5,))
   np.testing.assert_array_equal(
     np.bincount(fashion_mnist.train.labels), [6000] * 10
@@ -106,7 +106,7 @@ def test_fashion_mnist_equals_the_published_files(fashion_mnist, split, prefix):
   got = getattr(fashion_mnist, split)
   images = read_debian(f'{prefix}-images-idx3-ubyte.gz', 16)
   labels = read_debian(f'{prefix}-labels-idx1-ubyte.gz', 8)
-  np.testing.assert_array_equal(got.images.reshape(-1), images)
+  np.testing.assert_array_equal(got.inputs.reshape(-1), images)
   np.testing.assert_array_equal(got.labels, labels)
 
 
@@ -118,7 +118,7 @@ from lca.data import load
 start = time.perf_counter()
 data = load('fashion_mnist', data_dir={str(data_dir)!r})
 print(f'loaded in {{time.perf_counter() - start:.4f}} s')
-print(type(data.train.images).__name__)
+print(type(data.train.inputs).__name__)
 roots = {{name.partition('.')[0] for name in sys.modules}}
 print(sorted(roots & {{'tensorflow', 'tensorflow_datasets', 'sklearn'}}))
 """
@@ -148,9 +148,9 @@ def test_a_round_of_fashion_mnist(fashion_mnist):
   start = time.perf_counter()
   data = clients.gather(range(100, 200))
   print(f'gathered in {(time.perf_counter() - start) * 1e3:.0f} ms')
-  assert data.images.shape == (100, 300, 28, 28, 1)
+  assert data.inputs.shape == (100, 300, 28, 28, 1)
   np.testing.assert_array_equal(
-    data.images[7], fashion_mnist.train.images[clients.client_indices[107]]
+    data.inputs[7], fashion_mnist.train.inputs[clients.client_indices[107]]
   )
 
 

@@ -115,7 +115,7 @@ class ArchiveBuilder(
 
   def _generate_examples(self, split):
     for i in range(len(split)):
-      example = {'image': split.images[i], 'label': int(split.labels[i])}
+      example = {'image': split.inputs[i], 'label': int(split.labels[i])}
       if split.owners is not None:
         example['owner'] = int(split.owners[i])
       yield i, example
