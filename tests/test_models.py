@@ -116,7 +116,9 @@ def test_impossible_options(key, value):
 
 def test_classifier_normalises_and_scores():
   classifier = Classifier(CNN(3, features=(2, 2), hidden=(4,)), (8.0,), (4.0,))
-  variables = classifier.init(key_for(0, Purpose.INIT), (8, 8, 1))
+  variables = classifier.init(
+    key_for(0, Purpose.INIT), jax.ShapeDtypeStruct((8, 8, 1), 'uint8')
+  )
   rng = np.random.default_rng(0)
   images = rng.integers(0, 17, (5, 8, 8, 1)).astype(np.uint8)
   labels = rng.integers(0, 3, 5)
@@ -192,7 +194,9 @@ def test_impossible_transforms(resize, crop, message):
 def test_images_smaller_than_the_crop():
   classifier = Classifier(CNN(10), (0.0,), (1.0,), crop=24)
   with pytest.raises(ValueError, match=r'\(28, 20\) have no middle .*crop=24'):
-    classifier.init(jax.random.key(0), (28, 20, 1))
+    classifier.init(
+      jax.random.key(0), jax.ShapeDtypeStruct((28, 20, 1), 'uint8')
+    )
 
 
 def test_the_gradient_exports_for_gpu_and_tpu():
@@ -200,7 +204,9 @@ def test_the_gradient_exports_for_gpu_and_tpu():
   image = jax.ShapeDtypeStruct((4, 28, 28, 1), 'uint8')
   label = jax.ShapeDtypeStruct((4,), 'int32')
   variables = jax.eval_shape(
-    lambda: classifier.init(jax.random.key(0), (28, 28, 1))
+    lambda: classifier.init(
+      jax.random.key(0), jax.ShapeDtypeStruct((28, 28, 1), 'uint8')
+    )
   )
 
   def step(variables, images, labels):
