@@ -68,7 +68,8 @@ def test_products_are_of_bfloat16_and_results_float32(name):
   model = classifier(MODULES[name])
   shape = {'cnn': (8, 8, 1), 'efficientnet': (8, 8, 3)}[name]
   variables = jax.eval_shape(
-    lambda key: model.init(key, shape), jax.random.key(0)
+    lambda key: model.init(key, jax.ShapeDtypeStruct(shape, 'uint8')),
+    jax.random.key(0),
   )
 
   def loss(params, images, labels, keys):
@@ -150,10 +151,12 @@ N = 11  # of 20 clients
 @pytest.fixture(scope='module')
 def rounds(data):
   """Real updates, of one local epoch each: `[DRAWS, N, ...]`."""
-  model, shape = classifier(dtype=None), (8, 8, 1)
+  model = classifier(dtype=None)
   clients = jax.vmap(local(local_epochs=1), (None, 0, 0))
   keys = jax.random.split(jax.random.key(1), 20)
-  variables = model.init(key_for(0, Purpose.INIT), shape)
+  variables = model.init(
+    key_for(0, Purpose.INIT), data.dataset.train.input_spec
+  )
   updates, _ = jax.jit(clients)(variables, data.gather(range(20)), keys)
   rng = np.random.default_rng(0)
   ids = np.stack([rng.permutation(20)[:N] for _ in range(DRAWS)])

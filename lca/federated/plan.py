@@ -92,7 +92,7 @@ def on_paper(
     clients: in a round.
     parameters: of the model, with its batch statistics.
     examples: of the largest client.
-    example_bytes: of an image and its label.
+    example_bytes: of an input and its label.
     devices: of the mesh.
     chunk_size: clients that train at the same time on a device.
     batch_size: examples whose gradients are computed at once, of a client that
@@ -165,12 +165,12 @@ def of(simulation: Simulation) -> Plan:
     The plan; `training` is infinite where the compiler itself has refused.
   """
   data, state = simulation.data, simulation.abstract_state
-  devices = simulation.mesh.size
+  devices, spec = simulation.mesh.size, data.dataset.train.input_spec
   plan = on_paper(
     clients=simulation.clients_per_device * devices,
     parameters=sum(x.size for x in jax.tree.leaves(state.variables)),
     examples=data.max_examples,
-    example_bytes=math.prod(data.dataset.train.inputs.shape[1:]) + 4,
+    example_bytes=math.prod(spec.shape) * spec.dtype.itemsize + 4,
     test_examples=len(data.dataset.test),
     devices=devices,
     update_bytes=simulation.update_dtype.itemsize,

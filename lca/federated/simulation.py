@@ -305,13 +305,11 @@ class Simulation:
     return jax.jit(self._start, out_shardings=self._places)(variables)
 
   def _variables(self):
-    image_shape = self.data.dataset.train.inputs.shape[1:]
+    dataset = self.data.dataset
+    spec = dataset.train.input_spec
     key = key_for(self._seed, Purpose.INIT)
-    variables = self._classifier.init(key, image_shape)
-    if other := variables.keys() - {'params', 'batch_stats'}:
-      raise ValueError(
-        f'the model has {sorted(other)} beside params and batch_stats'
-      )
+    variables = self._classifier.init(key, spec)
+    self._classifier.check_classes(variables, spec, dataset.num_classes)
     return variables
 
   def _start(self, variables):
@@ -402,9 +400,9 @@ class Simulation:
     train = train_clients(self._clients_part, self.mesh, chunk_size)
     rows = self.clients_per_device * self.mesh.size
     examples = (rows, self.data.max_examples)
-    image_shape = self.data.dataset.train.inputs.shape[1:]
+    spec = self.data.dataset.train.input_spec
     clients = ClientData(
-      jax.ShapeDtypeStruct((*examples, *image_shape), jnp.uint8),
+      jax.ShapeDtypeStruct((*examples, *spec.shape), spec.dtype),
       jax.ShapeDtypeStruct(examples, jnp.int32),
       jax.ShapeDtypeStruct((rows,), jnp.int32),
     )
@@ -667,7 +665,8 @@ def _test_blocks(
   batch_size = min(batch_size, -(-len(test) // devices))
   at_once = batch_size * devices
   batches = -(-len(test) // at_once)
-  batch_bytes = at_once * math.prod(test.inputs.shape[1:])
+  spec = test.input_spec
+  batch_bytes = at_once * math.prod(spec.shape) * spec.dtype.itemsize
   num_blocks = -(-batches // max(1, BLOCK_BYTES // batch_bytes))
   size = at_once * -(-batches // num_blocks)  # as even as the blocks can be
   sharding = NamedSharding(mesh, P(AXIS))

@@ -68,7 +68,9 @@ def first_round(data):
   """The variables before it, the clients' updates and the server's."""
   ids, _ = POPULATION.sample(SEED, 0)
   trainers = np.append(ids, data.server_id)
-  variables = CLASSIFIER.init(key_for(SEED, Purpose.INIT), (8, 8, 1))
+  variables = CLASSIFIER.init(
+    key_for(SEED, Purpose.INIT), data.dataset.train.input_spec
+  )
   placed = place_clients(
     (data.gather(trainers), trainers.astype(np.int32)), MESH
   )

@@ -25,6 +25,7 @@ from lca.models import CNN, Classifier
 
 SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
 CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
+SPEC = jax.ShapeDtypeStruct((8, 8, 1), 'uint8')
 TRAIN = LocalTraining(
   losses=CLASSIFIER.losses,
   optimizer=optax.adam(1e-2),
@@ -58,7 +59,7 @@ def client_data(padded_to=16):
 
 
 def variables():
-  return CLASSIFIER.init(key_for(0, Purpose.INIT), (8, 8, 1))
+  return CLASSIFIER.init(key_for(0, Purpose.INIT), SPEC)
 
 
 def mean_loss(params, images, labels):
@@ -273,7 +274,7 @@ NORMALIZED = Classifier(Normalized(3), (8.0,), (8.0,))
 
 
 def normalized_variables():
-  return NORMALIZED.init(key_for(0, Purpose.INIT), (8, 8, 1))
+  return NORMALIZED.init(key_for(0, Purpose.INIT), SPEC)
 
 
 @jax.jit

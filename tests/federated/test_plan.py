@@ -95,7 +95,7 @@ def test_what_xla_says_of_the_round_as_it_runs(four, data):
   """Of the program that real arrays compile to."""
   rows = data.gather(range(12))
   key = jax.random.key(0)
-  variables = CLASSIFIER.init(key, (8, 8, 1))
+  variables = CLASSIFIER.init(key, jax.ShapeDtypeStruct((8, 8, 1), 'uint8'))
   function = train_clients(TRAIN, four.mesh, 3)
   lowered = function.lower(variables, rows, np.arange(12, dtype=np.int32), key)
   used = lowered.compile().memory_analysis()
@@ -242,7 +242,8 @@ def test_nothing_on_paper():
 def activation_bytes(classifier, shape):
   """That the forward pass keeps of an image in training."""
   key = jax.random.key(0)
-  variables = jax.eval_shape(lambda: classifier.init(key, shape))
+  spec = jax.ShapeDtypeStruct(shape, 'uint8')
+  variables = jax.eval_shape(lambda: classifier.init(key, spec))
 
   def residuals(variables, images):
     labels = jnp.zeros(len(images), jnp.int32)
@@ -278,7 +279,8 @@ SIZES = {
 )
 def test_the_readmes_networks(row, name):
   classifier, shape = SIZES[name]
-  init = functools.partial(classifier.init, image_shape=shape)
+  spec = jax.ShapeDtypeStruct(shape, 'uint8')
+  init = functools.partial(classifier.init, input_spec=spec)
   leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
   row = table()[row]
   assert row['parameters'] == f'{sum(x.size for x in leaves):,}'
