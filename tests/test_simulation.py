@@ -15,9 +15,12 @@ import pytest
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.federated.clients import LocalGradient, LocalTraining, clients_mesh
+from lca.federated.clients import LocalGradient, LocalTraining
+from lca.federated.placement import Placement, clients_mesh
+from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.simulation import Population, Simulation
+from lca.federated.round import Server
+from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier
 
 CLASSIFIER = Classifier(CNN(10, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
@@ -43,21 +46,29 @@ def data():
   )
 
 
-def simulation(data, devices=1, **changes):
-  parts = {
-    'data': data,
-    'population': POPULATION,
-    'classifier': CLASSIFIER,
-    'train': TRAIN,
-    'attack': attacks.NO_ATTACK,
+def simulation(
+  data,
+  devices=1,
+  chunk_size=1,
+  eval_batch_size=50,
+  population=POPULATION,
+  classifier=CLASSIFIER,
+  train=TRAIN,
+  **changes,
+):
+  server = {
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),
-    'seed': 3,
-    'mesh': clients_mesh(devices),
-    'chunk_size': 1,
-    'eval_batch_size': 50,
   }
-  return Simulation(**(parts | changes))
+  return Simulation(
+    data=data,
+    population=population,
+    classifier=classifier,
+    train=train,
+    server=Server(**(server | changes)),
+    seed=3,
+    placement=Placement(clients_mesh(devices), chunk_size, eval_batch_size),
+  )
 
 
 @pytest.mark.parametrize('shape', [(), (0, 3), (6,), (3, 3, 1, 4), (2, 65537)])
@@ -225,8 +236,8 @@ def test_rounding_alone_grows_over_the_rounds(data, dtype, tolerance):
   """One device, and eight with a client that is nobody on one of them."""
 
   class OfDtype(Classifier):
-    def init(self, key, image_shape):
-      variables = super().init(key, image_shape)
+    def init(self, key, input_spec):
+      variables = super().init(key, input_spec)
       return jax.tree.map(lambda x: x.astype(dtype), variables)
 
   classifier = OfDtype(CLASSIFIER.module, (8.0,), (8.0,))
@@ -281,7 +292,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   state = whole.init()
   # Batches of 7 images of 64 bytes: at most three of them on a device.
   monkeypatch.setattr(
-    lca.federated.simulation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
+    lca.federated.evaluation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
   )
   read, sizes = datasets.Split.read, []
 
@@ -305,7 +316,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
 
 
 def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
-  monkeypatch.setattr(lca.federated.simulation, 'BLOCK_BYTES', 120 * 64)
+  monkeypatch.setattr(lca.federated.evaluation, 'BLOCK_BYTES', 120 * 64)
   sim = simulation(data, eval_batch_size=60)
   read, events = datasets.Split.read, []
 

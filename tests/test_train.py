@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 from configs import celeba, common, digits
 from lca.experiment import train
 from lca.experiment.rundir import RunDirectory, run_id, summarize, table
-from lca.federated.simulation import population_from
+from lca.federated.population import population_from
 
 
 def config(presets='layerwise_cosine_krum,label_flipping', **changes):

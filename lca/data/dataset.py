@@ -3,6 +3,7 @@
 import dataclasses
 import mmap
 
+import jax
 import numpy as np
 
 _RESIDENT_BYTES = 2**28
@@ -55,6 +56,11 @@ class Split:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def input_spec(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one example's input."""
+    return jax.ShapeDtypeStruct(self.inputs.shape[1:], self.inputs.dtype)
 
   def read(self, rows: np.ndarray) -> np.ndarray:
     """Copies images.

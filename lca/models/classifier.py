@@ -56,26 +56,26 @@ class Classifier:
         f'model.crop={self.crop} is larger than model.resize={self.resize}'
       )
 
-  def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> PyTree:
+  def init(self, key: jax.Array, input_spec: jax.ShapeDtypeStruct) -> PyTree:
     """The variables to start from.
 
     Args:
       key: of what is drawn: all, or the output layer of pretrained weights of
         other classes.
-      image_shape: of the images, without a batch.
+      input_spec: shape and dtype of one input, without a batch.
 
     Raises:
       ValueError, ImportError, OSError: see `load_pretrained`; images too small
         for the crop.
     """
-    variables = self._draw(key, image_shape)
+    variables = self._draw(key, input_spec)
     if not self.pretrained:
       return variables
     return load_pretrained(variables, self.pretrained)
 
   @functools.partial(jax.jit, static_argnums=(0, 2))
-  def _draw(self, key, image_shape):
-    images = jnp.zeros((1, *image_shape), jnp.uint8)
+  def _draw(self, key, input_spec):
+    images = jnp.zeros((1, *input_spec.shape), input_spec.dtype)
     return self.module.init(key, self._inputs(images))
 
   def logits(self, variables: PyTree, images: jax.Array) -> jax.Array:
