@@ -23,7 +23,7 @@ from lca.aggregators.rules.coordinates import (
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
 from lca.aggregators.rules.lasa import lasa
-from lca.aggregators.rules.legato import LegatoState, legato, normalized_norms
+from lca.aggregators.rules.legato import LegatoState, legato
 from lca.aggregators.rules.mean import mean
 from lca.aggregators.rules.mixing import bucketing, nnm
 from lca.aggregators.rules.spectral import caf, dnc
@@ -106,7 +106,6 @@ __all__ = [
   'monna',
   'multi_krum',
   'nnm',
-  'normalized_norms',
   'sign_guard',
   'sign_majority',
   'smea',
