@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from lca.experiment import rundir
+from lca.experiment import environment
 from lca.experiment.rundir import RunDirectory
+from lca.experiment.summary import read_summary
 
 ROW = {'round': 1, 'test_loss': 0.5, 'test_accuracy': 0.75}
 CONFIG = {'num_rounds': 1, 'seed': 0}
@@ -16,7 +17,7 @@ CONFIG = {'num_rounds': 1, 'seed': 0}
 def finished(path, summary=None):
   """What a run of one round leaves, but its checkpoints."""
   with RunDirectory(path, CONFIG) as directory:
-    directory.claim()
+    directory.open()
     directory.start([ROW])
     directory.finish(summary or {'num_rounds': 1, 'final_test_loss': 0.5})
 
@@ -36,14 +37,14 @@ def test_a_finished_run_without_checkpoints_does_not_grow(tmp_path):
   RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
 
 
-def test_a_run_may_lose_its_checkpoints_before_it_claims(tmp_path):
+def test_a_run_may_lose_its_checkpoints_before_it_opens(tmp_path):
   finished(tmp_path)
   checkpoint = tmp_path / 'checkpoints' / '1'
   checkpoint.mkdir(parents=True)
   late = RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
   checkpoint.rmdir()
   with late, pytest.raises(ValueError, match='no checkpoint'):
-    late.claim()
+    late.open()
 
 
 def test_a_summary_is_json(tmp_path):
@@ -61,7 +62,7 @@ def test_a_summary_is_json(tmp_path):
   }
   for read in (
     RunDirectory(tmp_path, CONFIG).summary(),
-    rundir.read_summary(tmp_path),
+    read_summary(tmp_path),
   ):
     assert read['num_rounds'] == 1
     assert math.isnan(read['final_test_loss'])
@@ -71,7 +72,7 @@ def test_a_summary_is_json(tmp_path):
 def test_a_summary_from_before_is_read(tmp_path):
   finished(tmp_path)
   (tmp_path / 'summary.json').write_text('{"a": NaN, "b": Infinity, "c": 1}')
-  summary = rundir.read_summary(tmp_path)
+  summary = read_summary(tmp_path)
   assert math.isnan(summary['a'])
   assert (summary['b'], summary['c']) == (math.inf, 1)
 
@@ -85,7 +86,9 @@ def test_a_commit_is_of_our_own_checkout(tmp_path, monkeypatch, inside):
   package = tmp_path / inside / 'lca'
   package.mkdir(parents=True)
   monkeypatch.setattr(
-    rundir, '__file__', str(package / 'experiment' / 'rundir.py')
+    environment,
+    '__file__',
+    str(package / 'experiment' / 'environment.py'),
   )
   ours = inside == '.'
-  assert rundir._commit() == (head.strip() if ours else None)
+  assert environment._commit() == (head.strip() if ours else None)
