@@ -19,7 +19,8 @@ from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.experiment import host, optimizers
 from lca.experiment.checkpoints import Checkpoints
-from lca.experiment.rundir import Onlooker, Row, RunDirectory, summarize
+from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
+from lca.experiment.summary import Row, summarize
 from lca.federated import clients, placement, plan
 from lca.federated.placement import Placement
 from lca.federated.population import Population, population_from
@@ -118,7 +119,7 @@ def set_up(
   if not sampled:
     _check_without_the_dropped(config, aggregator, population)
   weights = _weights(config)
-  here = RunDirectory if jax.process_index() == 0 else Onlooker
+  here = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
   directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
     return Experiment(config, directory, None, None)
@@ -140,7 +141,7 @@ def set_up(
     placement=Placement(mesh, chunk_size, config.eval.batch_size),
   )
   needed = plan.check(simulation, plan.memory_limit(mesh, jobs))
-  directory.claim()
+  directory.open()
   return Experiment(config, directory, simulation, needed)
 
 
