@@ -88,7 +88,7 @@ def _take_pre_aggregators(
     if own[name] is None:
       inherits |= takes
     inherited = {key: keys[key] for key in inherits & keys.keys()}
-    step, options = _in_distance(step, inherited | (own[name] or {}))
+    step, options = _in_distance(step, inherited | dict(own[name] or {}))
     PRE_AGGREGATORS.check(name, options)
     steps.append(functools.partial(step, **options) if options else step)
     shared |= inherited.keys()

@@ -114,7 +114,7 @@ def test_two_sweeps_at_once_lose_no_name(tmp_path):
   runs = sweep.choose(RUNS, ['a'], range(4))
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     done = [
-      pool.submit(sweep.record, {k: v}, tmp_path) for k, v in runs.items()
+      pool.submit(index.record, {k: v}, tmp_path) for k, v in runs.items()
     ]
   for one in done:
     one.result()
