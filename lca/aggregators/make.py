@@ -84,7 +84,9 @@ def _take_pre_aggregators(
   for name in names:
     step = PRE_AGGREGATORS.find(name)
     takes = set(options_of(step, of_data=True))
-    inherits = {'distance', *_CLIP_KEYS} if 'distance' in takes else set()
+    inherits = {'distance'} & takes
+    if inherits and keys.get('distance') == 'cosine':
+      inherits |= set(_CLIP_KEYS)
     if own[name] is None:
       inherits |= takes
     inherited = {key: keys[key] for key in inherits & keys.keys()}
