@@ -289,7 +289,9 @@ def clip_factors(
   return shrink_factors(lengths, median_norm(gram, median, out))
 
 
-def shrink_factors(lengths: jax.Array, threshold: jax.Array) -> jax.Array:
+def shrink_factors(
+  lengths: jax.Array, threshold: jax.Array | float
+) -> jax.Array:
   """What brings lengths down to a threshold; 1 for the others and for inf."""
   longer = (lengths > threshold) & ~jnp.isinf(lengths)
   return jnp.where(longer, threshold / jnp.where(longer, lengths, 1), 1)

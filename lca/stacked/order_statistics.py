@@ -11,7 +11,7 @@ the comparators that these ranks depend on. Elsewhere columns are sorted.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +34,11 @@ class Statistic(Protocol):
 
   def value(self, x: jax.Array, select: Select) -> jax.Array:
     """The statistic, `[c]`, of columns `[n, c]` without a NaN."""
+    ...
 
   def shares(self, x: jax.Array, select: Select) -> jax.Array:
     """What each entry contributes, `[n, c]`: the statistic's derivative."""
+    ...
 
 
 class RankedMean(NamedTuple):
@@ -99,7 +101,7 @@ class NearestMean(NamedTuple):
 
   low: int
   high: int
-  count: int
+  count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
   def value(self, x, select):
     away, last, share = self._last(x, select)
@@ -309,7 +311,7 @@ def _by_sorting(keys, ranks):
 
 
 def _by_network(keys, ranks):
-  rows = _rows(keys)
+  rows: list[Any] = [*_rows(keys)]
   for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
     a, b = rows[low], rows[high]
     rows[low] = lax.min(a, b) if keep_low else None

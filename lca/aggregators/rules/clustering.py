@@ -123,7 +123,7 @@ def sign_guard(
   bad, lengths = geometry.rejected_rows(gram), geometry.norms(gram)
   middle = geometry.median_norm(gram)
   usual = (lower * middle <= lengths) & (lengths <= upper * middle)
-  shares = _sign_shares(held, key, fraction)
+  shares = _sign_shares(held, key if fraction < 1 else None, fraction)
   away = jnp.linalg.norm(shares[:, None] - shares, axis=-1)
   verdict = average(gram, usual & larger_cluster(away, bad))
   verdict = verdict._replace(factors=geometry.clip_factors(gram))
@@ -143,7 +143,7 @@ def _sign_shares(
   leaves = jax.tree.leaves(updates)
   ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
   seen = jnp.ones(ends[-1], bool)
-  if fraction < 1:  # drawn at once: XLA would compile every leaf's draw anew
+  if key is not None:  # drawn at once: XLA would compile every leaf's draw anew
     seen = jax.random.bernoulli(key, fraction, seen.shape)
   counts = sum(
     sums.over_columns(count, leaf, own.reshape(1, *leaf.shape[1:]))

@@ -4,22 +4,19 @@ Applied layer by layer they are what they are on the whole model. They reject
 no rows: a NaN sorts as +inf.
 """
 
-import functools
 from typing import Literal
 
 import jax
 
-from lca.aggregators.base import FunctionRule
+from lca.aggregators.base import CoordinatewiseRule
 from lca.aggregators.rules.selection import check_integers, check_majority
 from lca.stacked import geometry, order_statistics
 from lca.typing import Updates
 
 Middle = Literal['interpolated', 'lower', 'upper']
 
-_coordinatewise = functools.partial(FunctionRule, coordinatewise=True)
 
-
-@_coordinatewise
+@CoordinatewiseRule
 def median(updates: Updates, *, median: Middle = 'interpolated'):
   r"""The coordinate-wise median.
 
@@ -66,7 +63,7 @@ def _middle(n: int, median: Middle) -> order_statistics.RankedMean:
   return order_statistics.RankedMean(*ranks[median])
 
 
-@_coordinatewise
+@CoordinatewiseRule
 def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
   r"""The mean of each coordinate without its f lowest and f highest entries.
 
@@ -110,7 +107,7 @@ def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
   return _take(order_statistics.RankedMean(f, n - 1 - above), updates), {}
 
 
-@_coordinatewise
+@CoordinatewiseRule
 def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
   r"""The mean of the n - f entries of each coordinate nearest to its median.
 
@@ -151,7 +148,7 @@ def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
   ), {}
 
 
-@_coordinatewise
+@CoordinatewiseRule
 def sign_majority(updates: Updates, *, theta: int):
   r"""The mean, with its sign turned where too few clients agree on one.
 
