@@ -160,7 +160,8 @@ class StatisticOfSelected:
     count, statistic = self.choose(verdicts.weights.shape[1], **hyper)
     selected = verdicts.weights > 0
     factors = 1 if verdicts.factors is None else verdicts.factors
-    weights = sums.rows_of(jnp.where(selected, factors, jnp.nan))
+    present = jnp.where(selected, factors, order_statistics.ABSENT)
+    weights = sums.rows_of(present)
     leaves, treedef = jax.tree.flatten(layers)
     each = [
       row

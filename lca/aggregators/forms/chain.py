@@ -1,6 +1,6 @@
 """Pre-aggregation: one rule after the other, on mixed rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def _given(step, hyper):
 class Chain(Rule[...]):
   """One step after the other."""
 
-  def __init__(self, steps):
+  def __init__(self, steps: Sequence[Callable[..., Any]]):
     self.steps = steps
     self.__name__, self.__signature__ = _named(steps)
 

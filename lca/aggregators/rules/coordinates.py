@@ -8,16 +8,18 @@ from typing import Literal
 
 import jax
 
-from lca.aggregators.base import CoordinatewiseRule
+from lca.aggregators.base import CoordinatewiseRule, Info
 from lca.aggregators.rules.selection import check_integers, check_majority
 from lca.stacked import geometry, order_statistics
-from lca.typing import Updates
+from lca.typing import Update, Updates
 
 Middle = Literal['interpolated', 'lower', 'upper']
 
 
 @CoordinatewiseRule
-def median(updates: Updates, *, median: Middle = 'interpolated'):
+def median(
+  updates: Updates, *, median: Middle = 'interpolated'
+) -> tuple[Update, Info]:
   r"""The coordinate-wise median.
 
   .. math:: F(x_1, \dots, x_n)_k = \mathrm{med}_i\, x_{ik}
@@ -64,7 +66,9 @@ def _middle(n: int, median: Middle) -> order_statistics.RankedMean:
 
 
 @CoordinatewiseRule
-def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
+def trimmed_mean(
+  updates: Updates, *, f: int, f_above: int | None = None
+) -> tuple[Update, Info]:
   r"""The mean of each coordinate without its f lowest and f highest entries.
 
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - 2f}
@@ -108,7 +112,9 @@ def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
 
 
 @CoordinatewiseRule
-def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
+def meamed(
+  updates: Updates, *, f: int, median: Middle = 'interpolated'
+) -> tuple[Update, Info]:
   r"""The mean of the n - f entries of each coordinate nearest to its median.
 
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - f} \sum_{i \in S_k} x_{ik}
@@ -149,7 +155,7 @@ def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
 
 
 @CoordinatewiseRule
-def sign_majority(updates: Updates, *, theta: int):
+def sign_majority(updates: Updates, *, theta: int) -> tuple[Update, Info]:
   r"""The mean, with its sign turned where too few clients agree on one.
 
   .. math:: F(x_1, \dots, x_n)_k = \pm \frac{1}{n} \sum_i x_{ik}, \quad
