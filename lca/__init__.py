@@ -49,6 +49,7 @@ from lca.aggregators import (
 )
 from lca.aggregators import make as make_aggregator
 from lca.stacked.geometry import distances, gram, mix
+from lca.stacked.trees import stack
 
 __version__ = '0.1.0'
 
@@ -94,6 +95,7 @@ __all__ = [
   'sign_guard',
   'sign_majority',
   'smea',
+  'stack',
   'stateless',
   'static_clip',
   'trimmed_mean',

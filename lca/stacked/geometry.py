@@ -17,6 +17,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lca.stacked import sums
 from lca.typing import Gram, Update, Updates
@@ -50,9 +51,17 @@ def num_clients(updates: Updates) -> int:
   """Returns `n`, the leading axis that all leaves of `updates` share.
 
   Raises:
+    TypeError: if a leaf is no array of JAX or NumPy.
     ValueError: if there is no leaf or no client, a leaf is a scalar or not
       floating, or leaves disagree.
   """
+  arrays = jax.Array, np.ndarray, np.generic, int, float
+  for leaf in jax.tree.leaves(updates):
+    if not isinstance(leaf, arrays):
+      raise TypeError(
+        f'updates must be arrays of JAX or NumPy, got {type(leaf).__name__}; '
+        'lca.stack makes them of the tensors of all clients'
+      )
   shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
   if not shapes or any(not shape or not shape[0] for shape in shapes):
     raise ValueError(
@@ -289,7 +298,9 @@ def clip_factors(
   return shrink_factors(lengths, median_norm(gram, median, out))
 
 
-def shrink_factors(lengths: jax.Array, threshold: jax.Array) -> jax.Array:
+def shrink_factors(
+  lengths: jax.Array, threshold: jax.Array | float
+) -> jax.Array:
   """What brings lengths down to a threshold; 1 for the others and for inf."""
   longer = (lengths > threshold) & ~jnp.isinf(lengths)
   return jnp.where(longer, threshold / jnp.where(longer, lengths, 1), 1)

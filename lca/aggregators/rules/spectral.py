@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca.aggregators.base import FunctionRule, Verdict, gram_rule
+from lca.aggregators.base import FunctionRule, Info, Verdict, gram_rule
 from lca.aggregators.rules.selection import (
   average,
   check_integers,
@@ -20,7 +20,7 @@ from lca.aggregators.rules.selection import (
   select_lowest,
 )
 from lca.stacked import eigen, geometry, sums
-from lca.typing import Gram, Updates
+from lca.typing import Gram, Update, Updates
 
 
 def _deviations(
@@ -135,7 +135,7 @@ def dnc(
   num_iters: int = 1,
   subsample_dim: int | None = None,
   key: jax.Array | None = None,
-):
+) -> tuple[Update, Info]:
   r"""Divide and conquer: drops the clients that deviate most along one line.
 
   .. math:: s_i = \langle v, x_i - \bar x \rangle^2

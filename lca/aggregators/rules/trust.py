@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.aggregators.base import FunctionRule, Verdict, gram_rule
+from lca.aggregators.base import FunctionRule, Info, Verdict, gram_rule
 from lca.stacked import geometry
 from lca.typing import Gram, Update, Updates
 
@@ -64,7 +64,7 @@ def foolsgold(gram: Gram) -> Verdict:
 
 
 @FunctionRule
-def fltrust(updates: Updates, *, server_update: Update):
+def fltrust(updates: Updates, *, server_update: Update) -> tuple[Update, Info]:
   r"""FLTrust: weighs clients by how far they point where the server does.
 
   .. math:: F(x_1, \dots, x_n) = \frac{1}{\sum_i t_i} \sum_i t_i
