@@ -130,7 +130,7 @@ class GramRule(Rule):
     return self.combine is mix_layers
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
-    gram = GRAMS[self.needs](updates)
+    gram = jax.tree.map(lambda x: x[0], GRAMS[self.needs]([updates]))
     verdict = self.weigh(gram, **hyper)
     one_layer = jax.tree.map(lambda x: x[None], verdict)
     (update,) = self.combine([updates], one_layer, **hyper)
@@ -140,7 +140,7 @@ class GramRule(Rule):
     self, layers: list[Updates], **hyper: Any
   ) -> tuple[list[Update], Info]:
     """One batch of `[n, n]` problems instead of one trace a layer."""
-    grams = jnp.stack([GRAMS[self.needs](layer) for layer in layers])
+    grams = GRAMS[self.needs](layers)
     verdicts = jax.vmap(functools.partial(self.weigh, **hyper))(grams)
     updates = self.combine(layers, verdicts, **hyper)
     return updates, jax.vmap(self._info)(verdicts, grams)
@@ -151,15 +151,19 @@ class GramRule(Rule):
     return {k: info[k] for k in info if self.mixes or k != 'weights'}
 
 
-def _nothing(updates: Updates) -> Gram:
-  n = geometry.num_clients(updates)
-  return jnp.zeros((n, n))
+def _nothing(layers: list[Updates]) -> Gram:
+  n, *_ = map(geometry.num_clients, layers)
+  return jnp.zeros((len(layers), n, n))
 
 
-GRAMS = {  # in the order of what they cost
+def _norms(layers: list[Updates]) -> Gram:
+  return jnp.stack([geometry.norms_gram(layer) for layer in layers])
+
+
+GRAMS = {  # of layers, `[layers, n, n]`, in the order of what they cost
   'nothing': _nothing,
-  'norms': geometry.norms_gram,
-  'products': geometry.gram,
+  'norms': _norms,
+  'products': geometry.grams,
 }
 
 

@@ -103,17 +103,17 @@ class _LeafClipped(Rule):
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
     leaves, treedef = jax.tree.flatten(updates)
-    grams = jnp.stack([geometry.gram(leaf) for leaf in leaves])
-    total = jnp.sum(grams, axis=0)
-    verdict = self.rule.weigh(total, **hyper)
-    rejected = geometry.rejected_rows(total)
+    gram = geometry.gram(updates)
+    verdict = self.rule.weigh(gram, **hyper)
+    rejected = geometry.rejected_rows(gram)
+    lengths = jnp.stack([geometry.norms_gram(leaf) for leaf in leaves])
     factors = jax.vmap(
       lambda gram: geometry.clip_factors(gram, self.median, rejected)
-    )(lax.stop_gradient(grams))
+    )(lax.stop_gradient(lengths))
     of_all = jax.tree.map(
       lambda x: jnp.broadcast_to(x, (len(leaves), *x.shape)), verdict
     )
     parts = self.rule.combine(leaves, of_all._replace(factors=factors), **hyper)
-    info = verdict.info(total)
+    info = verdict.info(gram)
     del info['weights']  # every leaf has its own
     return jax.tree.unflatten(treedef, parts), info
