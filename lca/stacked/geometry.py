@@ -24,6 +24,7 @@ from lca.stacked.inner_products import (
   differences,
   gram_of_sums,
   norms,
+  rejected_rows,
   squared_norms,
 )
 from lca.typing import Gram, Update, Updates
@@ -145,11 +146,6 @@ def inner(updates: Updates, update: Update) -> jax.Array:
 
   products = jax.tree.map(sums.inner, updates, update)
   return functools.reduce(jnp.add, jax.tree.leaves(products))
-
-
-def rejected_rows(gram: Gram) -> jax.Array:
-  """`[n]` mask of the rows that no rule selects or mixes (see the module)."""
-  return jnp.isinf(squared_norms(gram))
 
 
 def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:

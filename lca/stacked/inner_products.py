@@ -48,8 +48,8 @@ class GramMatrix:
   Attributes:
     products: `[n, n]`, :math:`\langle x_i, x_j \rangle`.
     parts: `[n + 1, n + 1]`, the inner products of :math:`p_1, \dots, p_n, c`
-      (see the module). Where products tell distances, c is 0 and these are the
-      products themselves.
+      (see the module), zeros for rejected rows. Where products tell distances,
+      c is 0 and these are the products themselves.
     along: `[n]`, :math:`\alpha`.
   """
 
@@ -107,6 +107,11 @@ def squared_norms(gram: jax.Array) -> jax.Array:
   return jnp.where(acceptable, squares, jnp.inf)
 
 
+def rejected_rows(gram: jax.Array) -> jax.Array:
+  """`[n]` mask of the rows that no rule selects or mixes (see geometry)."""
+  return jnp.isinf(squared_norms(gram))
+
+
 def norms(gram: jax.Array) -> jax.Array:
   """`[n]` Euclidean norms, +inf for rejected rows."""
   return jnp.sqrt(squared_norms(gram))
@@ -156,7 +161,7 @@ def one_less_cosines(gram: jax.Array) -> jax.Array:
   # Rows divided by their shares are c and a little more, q.
   rest, across = rest / (shares[:, None] * shares), across / shares
   own = jnp.diagonal(rest)
-  lengths = jnp.sqrt(square + 2 * across + own)
+  lengths = jnp.sqrt(jnp.where(there, square + 2 * across + own, 1))
   longer = 2 * (across[:, None] - across) + own[:, None] - own
   longer /= lengths[:, None] + lengths
   exact = own[:, None] + own - 2 * rest - longer**2
@@ -182,7 +187,7 @@ def differences(gram: jax.Array) -> jax.Array:
   shifted = rest + more[:, None] * across + more * across[:, None]
   shifted += more[:, None] * more * square
   squares = jnp.diagonal(gram)
-  good = ~jnp.isinf(squared_norms(gram))
+  good = ~rejected_rows(gram)
   near = jnp.diagonal(shifted) <= _tolerance(gram) * (squares + square)
   most = jnp.sum(good & near) > jnp.sum(good) // 2
   return jnp.where((square > 0) & most, shifted, gram.products)
@@ -256,9 +261,11 @@ def _parted(layers):
     [functools.reduce(jnp.add, map(sums.products, leaves)) for leaves in layers]
   )
   count, n, _ = products.shape
+  bad = jax.vmap(rejected_rows)(products)
+  finite = jax.vmap(without)(products, bad)
   gram = GramMatrix(
     products,
-    jnp.pad(products, ((0, 0), (0, 1), (0, 1))),
+    jnp.pad(finite, ((0, 0), (0, 1), (0, 1))),
     jnp.zeros((count, n), products.dtype),
   )
   middle = jnp.zeros(count, int)
@@ -275,6 +282,7 @@ def _parted(layers):
       )
     ]
     gram = GramMatrix(products, jnp.stack(parts), along)
+    gram = dataclasses.replace(jax.vmap(without)(gram, bad), products=products)
     (lost,) = _where(lost, _is_far, (gram, middle), (lost,))
     return gram, middle, lost, passes + 1
 
@@ -366,7 +374,7 @@ def _of_layers_jvp(primals, tangents):
 
 def _tangent(leaves, moved, along, parts, middle):
   parted = parts[-1, -1] > 0
-  shares = jnp.where(parted & jnp.isfinite(along), 1 + along, 0)
+  shares = jnp.where(parted, 1 + along, 0)
   # Of the rows' tangents with the parts, and with c.
   products = functools.reduce(
     jnp.add,
