@@ -23,7 +23,6 @@ from typing import (
 )
 
 import jax
-import jax.numpy as jnp
 
 from lca.aggregators.verdict import (
   GRAMS,
@@ -136,7 +135,7 @@ class GramRule(Rule[P]):
   def explain(
     self, updates: Updates, *args: P.args, **hyper: P.kwargs
   ) -> tuple[Update, Info]:
-    gram = GRAMS[self.needs](updates)
+    gram = jax.tree.map(lambda x: x[0], GRAMS[self.needs]([updates]))
     verdict = self.weigh(gram, *args, **hyper)
     one_layer = jax.tree.map(lambda x: x[None], verdict)
     (update,) = self.combine([updates], one_layer, *args, **hyper)
@@ -146,7 +145,7 @@ class GramRule(Rule[P]):
     self, layers: list[Updates], *args: P.args, **hyper: P.kwargs
   ) -> tuple[list[Update], Info]:
     """One batch of `[n, n]` problems instead of one trace a layer."""
-    grams = jnp.stack([GRAMS[self.needs](layer) for layer in layers])
+    grams = GRAMS[self.needs](layers)
     verdicts = jax.vmap(lambda gram: self.weigh(gram, *args, **hyper))(grams)
     updates = self.combine(layers, verdicts, *args, **hyper)
     return updates, jax.vmap(self._info)(verdicts, grams)

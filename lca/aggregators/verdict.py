@@ -67,16 +67,21 @@ Needs = Literal['nothing', 'norms', 'products']
 all of it."""
 
 
-def _nothing(updates: Updates) -> Gram:
-  n = geometry.num_clients(updates)
-  return jnp.zeros((n, n))
+def _nothing(layers: list[Updates]) -> Gram:
+  n, *_ = map(geometry.num_clients, layers)
+  return jnp.zeros((len(layers), n, n))
 
 
-GRAMS: dict[Needs, Callable[[Updates], Gram]] = {  # by what they cost
+def _norms(layers: list[Updates]) -> Gram:
+  return jnp.stack([geometry.norms_gram(layer) for layer in layers])
+
+
+GRAMS: dict[Needs, Callable[[list[Updates]], Gram]] = {
   'nothing': _nothing,
-  'norms': geometry.norms_gram,
-  'products': geometry.gram,
+  'norms': _norms,
+  'products': geometry.grams,
 }
+"""Functions from layers to `[layers, n, n]`, in the order of what they cost."""
 
 
 def hold(

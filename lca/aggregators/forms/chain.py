@@ -123,7 +123,8 @@ def _mixed_chain(steps):
       weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
       weights, lost = _without_lost(weights, rejected)
       rows = sums.dot(weights, rows)
-      gram = _gram_of(weights, gram, rejected, lost)
+      gram = geometry.without_rejected(gram, rejected)
+      gram = geometry.gram_of_sums(weights, gram, lost)
       rejected = lost
     verdict = last.weigh(gram, **_given(last, hyper))
     weights, lost = _without_lost(verdict.scaled_weights, rejected)
@@ -153,15 +154,6 @@ def _without_lost(weights, rejected):
   """Weights without NaN, and which of the sums are lost to a rejected row."""
   lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
   return jnp.where(lost[..., None], 0, weights), lost
-
-
-def _gram_of(weights, gram, rejected, lost):
-  """The Gram matrix of mixed rows."""
-  inner = geometry.without_rejected(gram, rejected)
-  mixed = sums.dot(sums.dot(weights, inner), weights.T)
-  squares = jnp.maximum(jnp.diagonal(mixed), 0)  # of rows that cancel out
-  mixed = jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
-  return jnp.where(lost[:, None] | lost, jnp.nan, mixed)
 
 
 def _before_aggregator(before, aggregator):

@@ -112,18 +112,18 @@ class _LeafClipped(Rule[P]):
     self, updates: Updates, *args: P.args, **hyper: P.kwargs
   ) -> tuple[Update, Info]:
     leaves, treedef = jax.tree.flatten(updates)
-    grams = jnp.stack([geometry.gram(leaf) for leaf in leaves])
-    total = jnp.sum(grams, axis=0)
-    verdict = self.rule.weigh(total, *args, **hyper)
-    rejected = geometry.rejected_rows(total)
+    gram = geometry.gram(updates)
+    verdict = self.rule.weigh(gram, *args, **hyper)
+    rejected = geometry.rejected_rows(gram)
+    lengths = jnp.stack([geometry.norms_gram(leaf) for leaf in leaves])
     factors = jax.vmap(
       lambda gram: geometry.clip_factors(gram, self.median, rejected)
-    )(lax.stop_gradient(grams))
+    )(lax.stop_gradient(lengths))
     of_all = jax.tree.map(
       lambda x: jnp.broadcast_to(x, (len(leaves), *x.shape)), verdict
     )
     clipped = of_all._replace(factors=factors)
     parts = self.rule.combine(leaves, clipped, *args, **hyper)
-    info = verdict.info(total)
+    info = verdict.info(gram)
     del info['weights']  # every leaf has its own
     return jax.tree.unflatten(treedef, parts), info

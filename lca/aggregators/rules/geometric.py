@@ -122,7 +122,9 @@ def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:
 
 def _distances(weights: jax.Array, gram: Gram, nu: float = 0) -> jax.Array:
   """`[n]` distances, at least nu, to what the weights mix."""
-  inner = geometry.without_rejected(gram)
+  inner = geometry.without_rejected(
+    geometry.differences(gram), geometry.rejected_rows(gram)
+  )
   mixed = sums.dot(inner, weights)
   squares = jnp.diagonal(inner) - 2 * mixed + sums.dot(weights, mixed)
   return jnp.sqrt(jnp.maximum(squares, nu**2))

@@ -103,7 +103,7 @@ def caf(
   if farthest not in ('remaining', 'any'):
     raise ValueError(f"farthest must be 'remaining' or 'any', got {farthest!r}")
   good = ~geometry.rejected_rows(gram)
-  inner = geometry.without_rejected(gram)
+  inner = geometry.without_rejected(geometry.differences(gram), ~good)
 
   def filter_once(carry):
     weights, _, least, best = carry
@@ -205,7 +205,7 @@ def _dnc(gram: Gram, seen: Gram, dropped: int) -> Verdict:
   """Averages those that deviate least in the Gram matrix `seen`."""
   seen = lax.stop_gradient(seen)
   bad = geometry.rejected_rows(lax.stop_gradient(gram))
-  inner = jnp.where(bad[:, None] | bad, 0, seen)
+  inner = geometry.without_rejected(geometry.differences(seen), bad)
   _, squares = _deviations(inner, (~bad).astype(seen.dtype), ~bad)
   scores = jnp.where(bad, jnp.inf, squares)
   return select_lowest(lax.stop_gradient(gram), scores, len(gram) - dropped)
