@@ -155,8 +155,13 @@ def test_layerwise_of_one_leaf_is_the_rule(case):
   x = pool.stack('leaf', 11)
   out, info = case(x)
   want, flat = case._replace(by='model')(x)
-  # The same sums, over a batch of one Gram matrix.
-  np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+  # The same sums, over a batch of one Gram matrix: in another order, perhaps.
+  # A step of CAF divides their rounding by the gap between the two largest
+  # eigenvalues, here a tenth of the larger one. By the oracle, one rounding of
+  # every inner product moves the result by 1.1e-6 after the seven steps; a sum
+  # of fifty products has a few.
+  atol = 5e-6 if case.name == 'caf' else 1e-6
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=atol)
   assert set(info) == set(flat)
   if 'selected' in info:
     np.testing.assert_array_equal(
