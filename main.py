@@ -16,7 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lca.experiment import checkpoints, host, rundir, train
+from lca.experiment import checkpoints, host, summary, train
 
 
 def main(argv: list[str]) -> None:
@@ -36,13 +36,13 @@ def main(argv: list[str]) -> None:
     host.say(experiment.simulation.data.describe())
     host.say(experiment.plan)
   try:
-    summary = train.run(experiment, host.stopped_by_sigterm())
+    result = train.run(experiment, host.stopped_by_sigterm())
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
     _fail(error)
-  if summary is None:
+  if result is None:
     host.say('stopped; the same command on this --workdir goes on')
     sys.exit(host.STOPPED)
-  host.say(rundir.table(summary))
+  host.say(summary.table(result))
 
 
 def _set_up(config: ConfigDict, workdir: str | None) -> train.Experiment:

@@ -8,7 +8,7 @@ import re
 from importlib import metadata
 
 from benchmarks import figures, others, trees
-from lca.experiment import rundir
+from lca.experiment.environment import describe
 
 Row = figures.Row
 
@@ -96,7 +96,7 @@ class Record:
 
 def environment(with_others: bool) -> Row:
   """Versions, commit, and the machine."""
-  about = rundir.environment()
+  about = describe()
   about['cpu'] = _cpu()
   about['cores'] = len(os.sched_getaffinity(0))
   if with_others:

@@ -43,7 +43,7 @@ CONFIG = {'num_rounds': 1, 'seed': 0}
 def finished(path, summary=None):
   """What a run of one round leaves, but its checkpoints."""
   with RunDirectory(path, CONFIG) as directory:
-    directory.claim()
+    directory.open()
     directory.start([ROW])
     directory.finish(summary or {'num_rounds': 1, 'final_test_loss': 0.5})
 

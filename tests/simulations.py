@@ -3,9 +3,11 @@
 import optax
 
 import lca
-from lca import attacks
-from lca.federated.clients import LocalTraining, clients_mesh
-from lca.federated.simulation import Population, Simulation
+from lca.federated.clients import LocalTraining
+from lca.federated.placement import Placement, clients_mesh
+from lca.federated.population import Population
+from lca.federated.round import Server
+from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier
 
 CLASSIFIER = Classifier(CNN(10, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
@@ -20,18 +22,26 @@ POPULATION = Population(
 )
 
 
-def simulation(data, devices=1, **changes):
-  parts = {
-    'data': data,
-    'population': POPULATION,
-    'classifier': CLASSIFIER,
-    'train': TRAIN,
-    'attack': attacks.NO_ATTACK,
+def simulation(
+  data,
+  devices=1,
+  chunk_size=1,
+  eval_batch_size=50,
+  population=POPULATION,
+  classifier=CLASSIFIER,
+  train=TRAIN,
+  **changes,
+):
+  server = {
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),
-    'seed': 3,
-    'mesh': clients_mesh(devices),
-    'chunk_size': 1,
-    'eval_batch_size': 50,
   }
-  return Simulation(**(parts | changes))
+  return Simulation(
+    data=data,
+    population=population,
+    classifier=classifier,
+    train=train,
+    server=Server(**(server | changes)),
+    seed=3,
+    placement=Placement(clients_mesh(devices), chunk_size, eval_batch_size),
+  )

@@ -24,7 +24,7 @@ from configs import (
 from lca import aggregators, attacks
 from lca.data import partitions
 from lca.experiment import optimizers
-from lca.federated.simulation import population_from
+from lca.federated.population import population_from
 
 FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
 OPERATORS = ['krum', 'geomed', 'bulyan']

@@ -41,13 +41,13 @@ from lca.aggregators.rules import (
   monna,
   multi_krum,
   nnm,
-  normalized_norms,
   sign_guard,
   sign_majority,
   smea,
   static_clip,
   trimmed_mean,
 )
+from lca.stacked.layer_norms import normalized_norms
 from lca.stacked.trees import Scope, layer_names
 
 __all__ = [

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lca.aggregators.base import rule_name
 from lca.options import Check
+from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
 
@@ -80,7 +82,8 @@ def update_attack(
   return decorate
 
 
-_OF_THE_ROUND = ('byzantine', 'key', 'aggregate')
+ROUND_BRINGS = ('byzantine', 'key', 'aggregate')
+"""Names of the arguments that a round brings to an attack on the updates."""
 
 
 def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
@@ -105,15 +108,10 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
     >>> print(attack.on_updates(jnp.ones(3), byzantine=jnp.arange(3) == 1))
     [ 1. -2.  1.]
   """
-  name, parameters = function.__name__, inspect.signature(function).parameters
-  _, *named = parameters
-  own = [n for n in named if n not in _OF_THE_ROUND]
-  if unknown := sorted(set(options) - set(own)):
-    raise TypeError(f'{name} takes no {unknown}; it takes {own}')
-  required = [n for n in own if _is_required(parameters[n])]
-  if missing := [n for n in required if n not in options]:
-    raise TypeError(f'{name} needs {missing}')
+  own = options_of(function, ROUND_BRINGS, of_data=True)
+  check_options(rule_name(function), own, options)
   options = _checked_options(function, options)
+  named = inspect.signature(function).parameters
 
   def on_updates(updates, **of_the_round):
     brought = {n: v for n, v in of_the_round.items() if n in named}

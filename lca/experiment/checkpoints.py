@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lca.aggregators import layer_names
-from lca.experiment import host, rundir
-from lca.experiment.rundir import Row
+from lca.experiment import host, identity
+from lca.experiment.summary import Row
+from lca.stacked.trees import layer_names
 from lca.typing import PyTree
 
 
@@ -128,7 +128,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   def _check_same(self, step: int, config, leaves, own_leaves) -> None:
     path = f'{self._path}/{step}'
     try:
-      rundir.check_same_run(path, config, self._config)
+      identity.check_same_run(path, config, self._config)
     except ValueError as error:
       raise CheckpointError(error) from None
     for name in [*own_leaves, *leaves]:

@@ -6,7 +6,7 @@
 A sweep is a Python file whose `get_runs()` returns configs by name, such as
 `'fig5/krum'`; with --scale=SCALE it is `get_runs(SCALE)`, of a file that has
 several. A run's directory is named by what its config computes (see
-`rundir.run_id`), so that two names of the same run share it, and
+`lca.experiment.identity`), so that two names of the same run share it, and
 `WORKDIR/sweep.json` says which name is where. What is finished is skipped, what
 was stopped goes on, and what failed is tried once more at the end.
 """
@@ -16,7 +16,6 @@ import concurrent.futures
 import copy
 import importlib.util
 import inspect
-import json
 import multiprocessing
 import os
 import pathlib
@@ -33,6 +32,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from lca.experiment import host, rundir, train
+from lca.experiment.index import record
 
 
 def load(
@@ -165,64 +165,6 @@ def run_all(
       done = list(pool.map(run, failed))
     failed = [n for n, d in zip(failed, done, strict=True) if not d]
   return failed
-
-
-def record(
-  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
-) -> dict[str, pathlib.Path]:
-  """Adds runs to those of earlier sweeps in a directory.
-
-  Args:
-    runs: configs by name.
-    workdir: of the sweep.
-
-  Returns:
-    Each run's own directory by name.
-
-  Raises:
-    ValueError: a run there is of the same name but for the seed, and of a
-      config that differs in more than that. Then nothing is added.
-  """
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  places = {k: rundir.run_id(config.to_dict()) for k, config in runs.items()}
-  with rundir.locked(workdir):
-    known = names(workdir)
-    _check_lines(workdir, known, runs, places)
-    rundir.write(
-      workdir / 'sweep.json',
-      json.dumps(known | places, indent=1, sort_keys=True) + '\n',
-    )
-  return {name: workdir / place for name, place in places.items()}
-
-
-def _check_lines(
-  workdir: pathlib.Path,
-  known: Mapping[str, str],
-  runs: Mapping[str, ConfigDict],
-  places: Mapping[str, str],
-) -> None:
-  """Refuses a line's second config; what has not begun does not count."""
-  begun: dict[str, list[pathlib.Path]] = {}
-  for name, place in known.items():
-    if (workdir / place / 'config.json').exists():
-      begun.setdefault(line_of(name), []).append(workdir / place)
-  for name, config in runs.items():
-    line = line_of(name)
-    configs = {path: rundir.read_config(path) for path in begun.get(line, ())}
-    new = json.loads(json.dumps(config.to_dict()))
-    rundir.check_same_line(line, configs | {workdir / places[name]: new})
-
-
-def line_of(name: str) -> str:
-  """What the runs of all seeds are named by."""
-  return name.rpartition('/')[0]
-
-
-def names(workdir: str | os.PathLike) -> dict[str, str]:
-  """Which run is in which directory of a sweep's; none before its start."""
-  file = pathlib.Path(workdir) / 'sweep.json'
-  return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _in_a_process(

@@ -19,15 +19,13 @@ from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.experiment import host, optimizers
 from lca.experiment.checkpoints import Checkpoints
-from lca.experiment.rundir import Onlooker, Row, RunDirectory, summarize
-from lca.federated import clients, plan
-from lca.federated.simulation import (
-  Population,
-  ServerState,
-  Simulation,
-  check_batch_stats,
-  population_from,
-)
+from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
+from lca.experiment.summary import Row, summarize
+from lca.federated import clients, placement, plan
+from lca.federated.placement import Placement
+from lca.federated.population import Population, population_from
+from lca.federated.round import Server, ServerState
+from lca.federated.simulation import Simulation
 
 
 class Experiment(NamedTuple):
@@ -100,20 +98,28 @@ def set_up(
   population = _population(config, num_clients)
   _check_layers(config)
   _check_partition(config)
-  mesh = clients.clients_mesh(config.parallel.mesh)
+  mesh = placement.clients_mesh(config.parallel.mesh)
   root = config.data.root_examples > 0
   _check_aggregator(aggregator, population.clients_per_round, root)
-  check_batch_stats(_batch_stats(config), root)
+  server = Server(
+    aggregator=aggregator,
+    optimizer=optimizer,
+    attack=attack,
+    momentum=_momentum(config),
+    batch_stats=_batch_stats(config),
+    layers=config.eval.layers,
+  )
+  server.check_examples(root)
   chunk_size = config.parallel.chunk_size
   if chunk_size is None:
-    chunk_size = clients.default_chunk_size(jax.default_backend())
+    chunk_size = placement.default_chunk_size(jax.default_backend())
   _check_clients_part(config, mesh, chunk_size)
   # Where the draw decides who attacks, it is among the clients in the data.
   sampled = population.num_byzantine is None
   if not sampled:
     _check_without_the_dropped(config, aggregator, population)
   weights = _weights(config)
-  here = RunDirectory if jax.process_index() == 0 else Onlooker
+  here = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
   directory = here(workdir, config.to_dict())
   if directory.finished(config.num_rounds):
     return Experiment(config, directory, None, None)
@@ -130,19 +136,12 @@ def set_up(
     population=population,
     classifier=classifier,
     train=_clients_part(config, classifier),
-    attack=attack,
-    aggregator=aggregator,
-    optimizer=optimizer,
-    batch_stats=_batch_stats(config),
-    momentum=_momentum(config),
-    layers=config.eval.layers,
+    server=server,
     seed=config.seed,
-    mesh=mesh,
-    chunk_size=chunk_size,
-    eval_batch_size=config.eval.batch_size,
+    placement=Placement(mesh, chunk_size, config.eval.batch_size),
   )
   needed = plan.check(simulation, plan.memory_limit(mesh, jobs))
-  directory.claim()
+  directory.open()
   return Experiment(config, directory, simulation, needed)
 
 
@@ -388,7 +387,7 @@ def _check_clients_part(
 ) -> None:
   """Builds it for data of any kind, so that it raises what it would raise."""
   classifier = _classifier(config, num_classes=1, pixels=((0.0,), (1.0,)))
-  clients.train_clients(_clients_part(config, classifier), mesh, chunk_size)
+  placement.train_clients(_clients_part(config, classifier), mesh, chunk_size)
 
 
 _CLASSIFIER_KEYS = ('resize', 'crop')
@@ -418,7 +417,7 @@ def _clients_part(
   keys = config.client.to_dict()
   microbatch_size = config.parallel.microbatch_size
   if microbatch_size is None:
-    microbatch_size = clients.default_microbatch_size(
+    microbatch_size = placement.default_microbatch_size(
       jax.default_backend(), batch_stats='batch_stats' in config.model
     )
   shared = {

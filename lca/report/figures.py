@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lca import models
-from lca.aggregators import layer_names
 from lca.report import formats, tables
 from lca.report.runs import Lines, evaluated, read_lines
+from lca.stacked.trees import layer_names
 
 Table = list[Sequence[str]]
 """A header and rows."""

@@ -1,39 +1,15 @@
 """Finished runs of a sweep, as numbers."""
 
-import csv
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lca.experiment import rundir, sweep
-
-Metrics = Mapping[str, np.ndarray]
-"""The columns of a metrics.csv; NaN where a round has no entry."""
+from lca.experiment import identity, index, rundir
+from lca.experiment.summary import Metrics, is_finished, read_metrics
 
 Lines = Mapping[str, Sequence[Metrics]]
 """By the line's name, the runs of its seeds."""
-
-
-def is_finished(run: pathlib.Path) -> bool:
-  """Whether the directory holds a finished run."""
-  return (run / 'summary.json').exists()
-
-
-def read_metrics(run: pathlib.Path) -> Metrics:
-  """Reads `metrics.csv`.
-
-  Raises:
-    ValueError: the run is not finished.
-  """
-  if not is_finished(run):
-    raise ValueError(f'{run} is not finished')
-  with open(run / 'metrics.csv', newline='') as file:
-    rows = list(csv.DictReader(file))
-  return {
-    name: np.array([float(row[name] or 'nan') for row in rows])
-    for name in rows[0]
-  }
 
 
 def evaluated(run: Metrics) -> Metrics:
@@ -42,21 +18,13 @@ def evaluated(run: Metrics) -> Metrics:
   return {name: column[tested] for name, column in run.items()}
 
 
-def by_name(workdir: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-  """The runs of all seeds, finished or not, by `GROUP/LINE`."""
-  found: dict[str, list[pathlib.Path]] = {}
-  for name, place in sweep.names(workdir).items():
-    found.setdefault(sweep.line_of(name), []).append(workdir / place)
-  return found
-
-
 def check_line(line: str, runs: Sequence[pathlib.Path]) -> None:
   """Refuses runs, at least one, of which no mean over the seeds can be taken.
 
   Raises:
     ValueError: their configs differ in more than the seed.
   """
-  rundir.check_same_line(line, {run: rundir.read_config(run) for run in runs})
+  identity.check_same_line(line, {run: rundir.read_config(run) for run in runs})
 
 
 def read_lines(
@@ -74,7 +42,7 @@ def read_lines(
       configs of a line differ in more than the seed.
   """
   lines = {}
-  for name, runs in by_name(workdir).items():
+  for name, runs in index.by_line(workdir).items():
     found, _, line = name.rpartition('/')
     if partial:
       runs = [run for run in runs if is_finished(run)]

@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lca.experiment import rundir
+from lca.experiment import index, rundir
+from lca.experiment.summary import (
+  Metrics,
+  is_finished,
+  read_metrics,
+  read_summary,
+)
 from lca.report import runs
 from lca.report.formats import Number, Table
 
@@ -106,13 +112,13 @@ def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
   )
   found = {
     match[1]: places
-    for name, places in runs.by_name(workdir).items()
+    for name, places in index.by_line(workdir).items()
     if (match := re.fullmatch(pattern, name))
   }
   finished = {
     name: done
     for name, places in found.items()
-    if (done := [place for place in places if runs.is_finished(place)])
+    if (done := [place for place in places if is_finished(place)])
   }
   if not finished:
     raise ValueError(
@@ -205,7 +211,7 @@ def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
 
 def _values(places: Sequence[pathlib.Path]) -> dict[str, list[float]]:
   """The metrics of all seeds."""
-  summaries = [rundir.read_summary(place) for place in places]
+  summaries = [read_summary(place) for place in places]
   return {metric: [s[metric] for s in summaries] for metric in METRICS}
 
 
@@ -327,7 +333,7 @@ _SLOPES = (
 )
 
 
-def slope(run: runs.Metrics, window: int = 10) -> float:
+def slope(run: Metrics, window: int = 10) -> float:
   """How fast the test loss rises at the end.
 
   Args:
@@ -349,7 +355,7 @@ def _slopes(blocks: Sequence[Block], finished: Runs) -> Table:
   def row(block):
     for variant in VARIANTS:
       places = finished.get(block.name(variant), ())
-      values = [slope(runs.read_metrics(place)) for place in places]
+      values = [slope(read_metrics(place)) for place in places]
       yield Number(values, digits=4)
 
   rows = [[*_about(block), *row(block)] for block in blocks]

@@ -21,11 +21,13 @@ def dataset(train=(0, 1, 2), test=(2, 0), channels=1, **changes):
   [
     (np.zeros([2, 4, 4, 1]), np.zeros(2, int), 'uint8.*float64'),
     (np.full([2, 4, 4, 1], np.nan, np.float32), np.zeros(2, int), 'float32'),
-    (np.zeros([2, 4, 4], np.uint8), np.zeros(2, int), r'\[2, 4, 4\]'),
+    (np.zeros([2, 4, 4], bool), np.zeros(2, int), r'bool \[2, 4, 4\]'),
+    (np.zeros(2, np.uint8), np.zeros(2, int), r'uint8 \[2\]'),
+    (np.uint8(2), np.zeros(2, int), r'uint8 \[\]'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(2), 'integers.*float64'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros([2, 1], int), r'\[2, 1\]'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(3, int), '2 images but 3'),
-    (np.zeros([0, 4, 4, 1], np.uint8), np.zeros(0, int), 'without pixels'),
+    (np.zeros([0, 4, 4, 1], np.uint8), np.zeros(0, int), 'are empty'),
   ],
 )
 def test_split_refuses(images, labels, message):

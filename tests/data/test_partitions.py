@@ -411,7 +411,10 @@ def test_natural_makes_a_client_of_each_owner():
 def test_make_dispatches_by_name():
   made = partitions.make('iid', LABELS, 7, seed=3)
   assert all(map(np.array_equal, made, partitions.iid(LABELS, 7, seed=3)))
-  with pytest.raises(ValueError, match="unknown partition 'idd'; known: diri"):
+  with pytest.raises(
+    ValueError,
+    match=r"unknown partition 'idd'; did you mean 'iid'\? there are: diri",
+  ):
     partitions.make('idd', LABELS, 7, seed=3)
 
 

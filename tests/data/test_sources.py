@@ -59,7 +59,7 @@ def test_digits_split_is_stratified_and_fixed():
 
 @pytest.mark.parametrize('option', ['data_dir', 'archive_dir'])
 def test_digits_refuses_options_that_do_not_apply(option):
-  with pytest.raises(ValueError, match=f'takes no {option}'):
+  with pytest.raises(TypeError, match=f'takes no {option}'):
     load('digits', **{option: 'x'})
 
 

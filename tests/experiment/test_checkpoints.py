@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from lca.experiment.checkpoints import CheckpointError, Checkpoints
-from lca.federated.simulation import ServerState
+from lca.federated.round import ServerState
 
 # Where one part of a checkpoint fails, Orbax drops those that it has begun.
 pytestmark = pytest.mark.filterwarnings(

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from lca.experiment import rundir
+from lca.experiment import environment
 
 
 @pytest.mark.parametrize('inside', ['.', '.venv/lib/site-packages'])
@@ -16,7 +16,7 @@ def test_a_commit_is_of_our_own_checkout(tmp_path, monkeypatch, inside):
   package = tmp_path / inside / 'lca'
   package.mkdir(parents=True)
   monkeypatch.setattr(
-    rundir, '__file__', str(package / 'experiment' / 'rundir.py')
+    environment, '__file__', str(package / 'experiment' / 'environment.py')
   )
   ours = inside == '.'
-  assert rundir._commit() == (head.strip() if ours else None)
+  assert environment._commit() == (head.strip() if ours else None)

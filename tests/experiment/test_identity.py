@@ -2,7 +2,7 @@
 
 from run_files import config
 
-from lca.experiment.rundir import run_id
+from lca.experiment.identity import run_id
 
 
 def test_what_a_run_computes_names_it_not_how_it_ends():

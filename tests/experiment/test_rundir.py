@@ -12,11 +12,11 @@ from lca.experiment.rundir import RunDirectory
 def test_a_directory_is_one_process_s_at_a_time(tmp_path):
   first, second = (RunDirectory(tmp_path, {'seed': 0}) for _ in range(2))
   with first:
-    first.claim()
+    first.open()
     with second, pytest.raises(OSError, match=f'running in {tmp_path}'):
-      second.claim()
+      second.open()
   with second:
-    second.claim()
+    second.open()
   with pytest.raises(ValueError, match='seed was 0 there and is 1 now'):
     RunDirectory(tmp_path, {'seed': 1})
 
@@ -24,16 +24,16 @@ def test_a_directory_is_one_process_s_at_a_time(tmp_path):
 def test_a_run_that_came_first_is_not_overwritten(tmp_path):
   late = RunDirectory(tmp_path, {'seed': 1})
   with RunDirectory(tmp_path, {'seed': 0}) as first:
-    first.claim()
+    first.open()
   with late, pytest.raises(ValueError, match='seed was 0 there and is 1 now'):
-    late.claim()
+    late.open()
 
 
-def test_a_claim_that_was_killed_is_no_strangers(tmp_path):
+def test_what_a_killed_process_has_opened_is_no_strangers(tmp_path):
   for name in ('lock', 'config.json.tmp'):
     (tmp_path / name).touch()
   with RunDirectory(tmp_path, {'seed': 0}) as directory:
-    directory.claim()
+    directory.open()
   assert (tmp_path / 'config.json').exists()
 
 
@@ -43,7 +43,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
   monkeypatch.setattr(fcntl, 'flock', flock)
   with RunDirectory(tmp_path, {'seed': 0}) as directory:
-    directory.claim()
+    directory.open()
   assert f'run no second process in {tmp_path}' in capsys.readouterr().out
 
 
@@ -62,11 +62,11 @@ def test_a_finished_run_without_checkpoints_does_not_grow(tmp_path):
   RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
 
 
-def test_a_run_may_lose_its_checkpoints_before_it_claims(tmp_path):
+def test_a_run_may_lose_its_checkpoints_before_it_opens(tmp_path):
   finished(tmp_path)
   checkpoint = tmp_path / 'checkpoints' / '1'
   checkpoint.mkdir(parents=True)
   late = RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
   checkpoint.rmdir()
   with late, pytest.raises(ValueError, match='no checkpoint'):
-    late.claim()
+    late.open()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from run_files import CONFIG, finished
 
-from lca.experiment import rundir
-from lca.experiment.rundir import RunDirectory, summarize, table
+from lca.experiment.rundir import RunDirectory
+from lca.experiment.summary import read_summary, summarize, table
 
 
 @pytest.mark.parametrize('losses', [[np.nan, 1, 0.5], [1, np.nan, 0.5]])
@@ -43,7 +43,7 @@ def test_a_summary_is_json(tmp_path):
   }
   for read in (
     RunDirectory(tmp_path, CONFIG).summary(),
-    rundir.read_summary(tmp_path),
+    read_summary(tmp_path),
   ):
     assert read['num_rounds'] == 1
     assert math.isnan(read['final_test_loss'])
@@ -53,6 +53,6 @@ def test_a_summary_is_json(tmp_path):
 def test_a_summary_from_before_is_read(tmp_path):
   finished(tmp_path)
   (tmp_path / 'summary.json').write_text('{"a": NaN, "b": Infinity, "c": 1}')
-  summary = rundir.read_summary(tmp_path)
+  summary = read_summary(tmp_path)
   assert math.isnan(summary['a'])
   assert (summary['b'], summary['c']) == (math.inf, 1)

@@ -16,7 +16,7 @@ import pytest
 from run_files import PATIENCE, checkpoints, last_row
 
 from configs import digits
-from lca.experiment import sweep
+from lca.experiment import index, sweep
 from lca.experiment.rundir import RunDirectory
 
 
@@ -79,28 +79,28 @@ def test_the_seed_is_no_value():
 def test_a_line_is_of_one_config(tmp_path):
   def record(name, seed, **values):
     runs = sweep.choose({name: RUNS['a/krum']}, (), [seed], values)
-    return sweep.record(runs, tmp_path)
+    return index.record(runs, tmp_path)
 
   (first,) = record('a/krum', 0).values()
-  RunDirectory(first, tiny('krum').to_dict()).claim()
-  recorded = sweep.names(tmp_path)
+  RunDirectory(first, tiny('krum').to_dict()).open()
+  recorded = index.names(tmp_path)
   (free,) = record('a/krum', 0, **{'checkpoint.every': '7'}).values()
   assert free == first
   for seed in (0, 1):
     with pytest.raises(ValueError, match='a/krum: num_rounds is 1 in') as info:
       record('a/krum', seed, num_rounds='7')
     assert f'in {first} and 7 in {tmp_path}/' in str(info.value)
-  assert sweep.names(tmp_path) == recorded
+  assert index.names(tmp_path) == recorded
   record('b/krum', 1, num_rounds='7')
   record('a/krum', 1)
-  assert list(sweep.names(tmp_path)) == ['a/krum/0', 'a/krum/1', 'b/krum/1']
+  assert list(index.names(tmp_path)) == ['a/krum/0', 'a/krum/1', 'b/krum/1']
 
 
 def test_the_command_refuses_another_config_of_a_line(tmp_path):
   (tmp_path / 'sweep.py').write_text(ENDLESS)
   (endless,) = sweep.choose(sweep.load(tmp_path / 'sweep.py')).values()
-  (place,) = sweep.record({'endless/0': endless}, tmp_path).values()
-  RunDirectory(place, endless.to_dict()).claim()
+  (place,) = index.record({'endless/0': endless}, tmp_path).values()
+  RunDirectory(place, endless.to_dict()).open()
   command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
   command += [f'--config={tmp_path / "sweep.py"}', '--set=num_rounds=5']
   done = subprocess.run(
@@ -118,7 +118,7 @@ def test_two_sweeps_at_once_lose_no_name(tmp_path):
     ]
   for one in done:
     one.result()
-  assert set(sweep.names(tmp_path)) == set(runs)
+  assert set(index.names(tmp_path)) == set(runs)
 
 
 def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
@@ -143,7 +143,7 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/*')}
   assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
   assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
-  assert sweep.names(tmp_path) == places
+  assert index.names(tmp_path) == places
 
 
 def test_processes_that_cannot_start_fail_alone(tmp_path, capfd, monkeypatch):
@@ -163,7 +163,7 @@ def test_processes_that_cannot_start_fail_alone(tmp_path, capfd, monkeypatch):
 
 def test_a_directory_that_is_no_run_fails_alone(tmp_path, capsys):
   runs = sweep.choose(RUNS, ['a'])
-  places = sweep.record(runs, tmp_path)
+  places = index.record(runs, tmp_path)
   for place in places.values():
     place.mkdir()
     (place / 'notes.txt').touch()

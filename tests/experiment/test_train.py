@@ -12,8 +12,8 @@ from run_files import config, event_steps
 
 from configs import celeba, common, digits
 from lca.experiment import train
-from lca.experiment.rundir import run_id
-from lca.federated.simulation import population_from
+from lca.experiment.identity import run_id
+from lca.federated.population import population_from
 
 
 def rows(workdir):

@@ -10,14 +10,17 @@ from networks import Normalized
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.federated.clients import (
-  LocalTraining,
+from lca.federated.clients import LocalTraining
+from lca.federated.placement import (
+  Placement,
   clients_mesh,
   place_clients,
   train_clients,
 )
+from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.simulation import Population, Simulation
+from lca.federated.round import Server
+from lca.federated.simulation import Simulation
 from lca.models import Classifier
 
 SEED = 5
@@ -47,20 +50,17 @@ def data():
 
 
 def simulation(data, rule, attack=attacks.NO_ATTACK, **changes):
-  parts = {
-    'data': data,
-    'population': POPULATION,
-    'classifier': CLASSIFIER,
-    'train': TRAIN,
-    'attack': attack,
-    'aggregator': rule,
-    'optimizer': optax.sgd(1.0),
-    'seed': SEED,
-    'mesh': MESH,
-    'chunk_size': 1,
-    'eval_batch_size': 50,
-  }
-  return Simulation(**(parts | changes))
+  return Simulation(
+    data=data,
+    population=POPULATION,
+    classifier=CLASSIFIER,
+    train=TRAIN,
+    server=Server(
+      aggregator=rule, optimizer=optax.sgd(1.0), attack=attack, **changes
+    ),
+    seed=SEED,
+    placement=Placement(MESH, chunk_size=1, eval_batch_size=50),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +68,9 @@ def first_round(data):
   """The variables before it, the clients' updates and the server's."""
   ids, _ = POPULATION.sample(SEED, 0)
   trainers = np.append(ids, data.server_id)
-  variables = CLASSIFIER.init(key_for(SEED, Purpose.INIT), (8, 8, 1))
+  variables = CLASSIFIER.init(
+    key_for(SEED, Purpose.INIT), data.dataset.train.input_spec
+  )
   placed = place_clients(
     (data.gather(trainers), trainers.astype(np.int32)), MESH
   )

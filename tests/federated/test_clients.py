@@ -13,18 +13,21 @@ from lca.data import ClientData
 from lca.federated.clients import (
   LocalGradient,
   LocalTraining,
+  shuffled,
+  with_momentum,
+)
+from lca.federated.placement import (
   clients_mesh,
   default_microbatch_size,
   place_clients,
-  shuffled,
   train_clients,
-  with_momentum,
 )
 from lca.federated.randomness import Purpose, key_for
 from lca.models import CNN, Classifier
 
 SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
 CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
+SPEC = jax.ShapeDtypeStruct((8, 8, 1), 'uint8')
 TRAIN = LocalTraining(
   losses=CLASSIFIER.losses,
   optimizer=optax.adam(1e-2),
@@ -32,6 +35,7 @@ TRAIN = LocalTraining(
   local_epochs=2,
 )
 KEY = jax.random.key(5)
+INPUT = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
 
 # Adam divides by the root of a squared gradient, which amplifies the rounding
 # of gradients near zero; the updates are about 1e-2 a step.
@@ -58,7 +62,7 @@ def client_data(padded_to=16):
 
 
 def variables():
-  return CLASSIFIER.init(key_for(0, Purpose.INIT), (8, 8, 1))
+  return CLASSIFIER.init(key_for(0, Purpose.INIT), INPUT)
 
 
 def mean_loss(params, images, labels):
@@ -273,7 +277,7 @@ NORMALIZED = Classifier(Normalized(3), (8.0,), (8.0,))
 
 
 def normalized_variables():
-  return NORMALIZED.init(key_for(0, Purpose.INIT), (8, 8, 1))
+  return NORMALIZED.init(key_for(0, Purpose.INIT), INPUT)
 
 
 @jax.jit

@@ -32,7 +32,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   state = whole.init()
   # Batches of 7 images of 64 bytes: at most three of them on a device.
   monkeypatch.setattr(
-    lca.federated.simulation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
+    lca.federated.evaluation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
   )
   read, sizes = datasets.Split.read, []
 
@@ -56,7 +56,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
 
 
 def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
-  monkeypatch.setattr(lca.federated.simulation, 'BLOCK_BYTES', 120 * 64)
+  monkeypatch.setattr(lca.federated.evaluation, 'BLOCK_BYTES', 120 * 64)
   sim = simulation(data, eval_batch_size=60)
   read, events = datasets.Split.read, []
 

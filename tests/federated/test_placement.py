@@ -27,8 +27,8 @@ def test_rounding_alone_grows_over_the_rounds(data, dtype, tolerance):
   """One device, and eight with a client that is nobody on one of them."""
 
   class OfDtype(Classifier):
-    def init(self, key, image_shape):
-      variables = super().init(key, image_shape)
+    def init(self, key, input_spec):
+      variables = super().init(key, input_spec)
       return jax.tree.map(lambda x: x.astype(dtype), variables)
 
   classifier = OfDtype(CLASSIFIER.module, (8.0,), (8.0,))

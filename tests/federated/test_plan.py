@@ -12,12 +12,14 @@ import optax
 import pytest
 
 import lca
-from lca import attacks
 from lca import data as datasets
 from lca.experiment import host, train
 from lca.federated import plan
-from lca.federated.clients import LocalTraining, clients_mesh, train_clients
-from lca.federated.simulation import Population, Simulation
+from lca.federated.clients import LocalTraining
+from lca.federated.placement import Placement, clients_mesh, train_clients
+from lca.federated.population import Population
+from lca.federated.round import Server
+from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier, EfficientNet
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,13 +54,12 @@ def simulation(data, devices, chunk_size):
     population=Population(16, CLIENTS),
     classifier=CLASSIFIER,
     train=TRAIN,
-    attack=attacks.NO_ATTACK,
-    aggregator=lca.legato(window=3, normalize='max'),
-    optimizer=optax.sgd(1.0, momentum=0.9),
+    server=Server(
+      aggregator=lca.legato(window=3, normalize='max'),
+      optimizer=optax.sgd(1.0, momentum=0.9),
+    ),
     seed=0,
-    mesh=clients_mesh(devices),
-    chunk_size=chunk_size,
-    eval_batch_size=90,
+    placement=Placement(clients_mesh(devices), chunk_size, eval_batch_size=90),
   )
 
 
@@ -95,8 +96,8 @@ def test_what_xla_says_of_the_round_as_it_runs(four, data):
   """Of the program that real arrays compile to."""
   rows = data.gather(range(12))
   key = jax.random.key(0)
-  variables = CLASSIFIER.init(key, (8, 8, 1))
-  function = train_clients(TRAIN, four.mesh, 3)
+  variables = CLASSIFIER.init(key, data.dataset.train.input_spec)
+  function = train_clients(TRAIN, four.placement.mesh, 3)
   lowered = function.lower(variables, rows, np.arange(12, dtype=np.int32), key)
   used = lowered.compile().memory_analysis()
   found = plan.of(four)
@@ -239,10 +240,14 @@ def test_nothing_on_paper():
     )
 
 
+def of_pixels(shape):
+  return jax.ShapeDtypeStruct(shape, np.uint8)
+
+
 def activation_bytes(classifier, shape):
   """That the forward pass keeps of an image in training."""
   key = jax.random.key(0)
-  variables = jax.eval_shape(lambda: classifier.init(key, shape))
+  variables = jax.eval_shape(lambda: classifier.init(key, of_pixels(shape)))
 
   def residuals(variables, images):
     labels = jnp.zeros(len(images), jnp.int32)
@@ -278,7 +283,7 @@ SIZES = {
 )
 def test_the_readmes_networks(row, name):
   classifier, shape = SIZES[name]
-  init = functools.partial(classifier.init, image_shape=shape)
+  init = functools.partial(classifier.init, input_spec=of_pixels(shape))
   leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
   row = table()[row]
   assert row['parameters'] == f'{sum(x.size for x in leaves):,}'

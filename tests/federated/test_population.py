@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from simulations import POPULATION
 
-from lca.federated.simulation import Population
+from lca.federated.population import Population
 
 
 def test_sampling_draws_exactly_the_byzantine_asked_for():

@@ -14,8 +14,8 @@ import lca
 from lca import attacks
 from lca import data as datasets
 from lca.federated.clients import LocalGradient
+from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.simulation import Population
 
 
 @pytest.mark.parametrize('drop_rate', [0.0, 0.5])

@@ -12,7 +12,9 @@ from lca.models import CNN, Classifier
 
 def test_classifier_normalises_and_scores():
   classifier = Classifier(CNN(3, features=(2, 2), hidden=(4,)), (8.0,), (4.0,))
-  variables = classifier.init(key_for(0, Purpose.INIT), (8, 8, 1))
+  variables = classifier.init(
+    key_for(0, Purpose.INIT), jax.ShapeDtypeStruct((8, 8, 1), 'uint8')
+  )
   rng = np.random.default_rng(0)
   images = rng.integers(0, 17, (5, 8, 8, 1)).astype(np.uint8)
   labels = rng.integers(0, 3, 5)
@@ -88,4 +90,6 @@ def test_impossible_transforms(resize, crop, message):
 def test_images_smaller_than_the_crop():
   classifier = Classifier(CNN(10), (0.0,), (1.0,), crop=24)
   with pytest.raises(ValueError, match=r'\(28, 20\) have no middle .*crop=24'):
-    classifier.init(jax.random.key(0), (28, 20, 1))
+    classifier.init(
+      jax.random.key(0), jax.ShapeDtypeStruct((28, 20, 1), 'uint8')
+    )

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import tables as sweep_of_tables
-from lca.experiment import sweep
-from lca.experiment.rundir import RunDirectory, summarize
+from lca.experiment import index, sweep
+from lca.experiment.rundir import RunDirectory
+from lca.experiment.summary import summarize
 from lca.report import formats, tables
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,9 +29,9 @@ def write_run(
   (config,) = sweep.choose(
     {name: (RUNS | REDUCED)[name]}, seeds=[seed], values=values
   ).values()
-  (place,) = sweep.record({f'{name}/{seed}': config}, workdir).values()
+  (place,) = index.record({f'{name}/{seed}': config}, workdir).values()
   directory = RunDirectory(place, config.to_dict())
-  directory.claim()
+  directory.open()
   rows = [
     {'round': r, 'test_loss': loss, 'test_accuracy': accuracy}
     for r, loss, accuracy in zip(ROUNDS, losses, accuracies, strict=True)
@@ -225,8 +226,8 @@ def test_two_configs_are_no_row(tmp_path):
   write_run(places[0], name, *rows)
   write_run(places[1], name, *rows, seed=1, values={'client.batch_size': '8'})
   # As if one workdir had been copied into the other.
-  names = sweep.names(places[0]) | {
-    seed: f'../other/{place}' for seed, place in sweep.names(places[1]).items()
+  names = index.names(places[0]) | {
+    seed: f'../other/{place}' for seed, place in index.names(places[1]).items()
   }
   (places[0] / 'sweep.json').write_text(json.dumps(names))
   with pytest.raises(

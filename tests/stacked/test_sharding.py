@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import lca
 from lca import attacks
-from lca.federated.clients import clients_mesh
+from lca.federated.placement import clients_mesh
 from lca.stacked import sharding
 
 MESH = clients_mesh(4)

@@ -12,7 +12,7 @@ from lca.aggregators.base import (
 )
 from lca.typing import Update
 
-_PER_ROUND = ('key', 'weights', 'server_update')
+_PER_ROUND = ('key', 'weights', 'server_update', 'params', 'client_ids')
 
 
 def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
@@ -21,8 +21,8 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
   Args:
     rule: a function of stacked updates.
     **hyper: its hyper-parameters, bound for every round. What a round brings
-      (`key`, `weights`, `server_update`) is passed on if the rule names it and
-      it is not bound here.
+      (`key`, `weights`, `server_update`, `params`, `client_ids`) is passed on
+      if the rule names it and it is not bound here.
 
   Returns:
     An Aggregator. Its `update` raises a TypeError when the round lacks what
@@ -52,9 +52,22 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
   wanted = [k for k in _PER_ROUND if k in parameters and k not in hyper]
 
   def explain_update(
-    updates, state, *, key=None, weights=None, server_update=None
+    updates,
+    state,
+    *,
+    key=None,
+    weights=None,
+    server_update=None,
+    params=None,
+    client_ids=None,
   ):
-    brought = {'key': key, 'weights': weights, 'server_update': server_update}
+    brought = dict(
+      zip(
+        _PER_ROUND,
+        (key, weights, server_update, params, client_ids),
+        strict=True,
+      )
+    )
     given = {k: brought[k] for k in wanted if brought[k] is not None}
     if lacking := sorted(required & set(wanted) - set(given)):
       raise TypeError(f'{name} needs {lacking} from the round')

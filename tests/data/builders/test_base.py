@@ -93,10 +93,10 @@ print(sorted(roots & {{'PIL', 'scipy', 'tensorflow', 'tensorflow_datasets'}}))
 
 @pytest.mark.parametrize('name', ['digits', 'tfds:mnist', *NAMES])
 def test_only_celeba_takes_an_image_size(name, data_dir):
-  message = 'image_size must be at least 1, got 0'
+  error, message = ValueError, 'image_size must be at least 1, got 0'
   if name != 'celeba':
-    message = f'{name} takes no image_size, got 0'
-  with pytest.raises(ValueError, match=message):
+    error, message = TypeError, f"'{name}' takes no image_size"
+  with pytest.raises(error, match=message):
     load(name, data_dir=None, image_size=0)
 
 

@@ -99,7 +99,9 @@ def test_the_gradient_exports_for_gpu_and_tpu():
   image = jax.ShapeDtypeStruct((4, 28, 28, 1), 'uint8')
   label = jax.ShapeDtypeStruct((4,), 'int32')
   variables = jax.eval_shape(
-    lambda: classifier.init(jax.random.key(0), (28, 28, 1))
+    lambda: classifier.init(
+      jax.random.key(0), jax.ShapeDtypeStruct((28, 28, 1), 'uint8')
+    )
   )
 
   def step(variables, images, labels):

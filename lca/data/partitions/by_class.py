@@ -1,57 +1,8 @@
-"""Who holds which training examples.
-
-A partition takes the labels of the training split, the number of clients, a
-seed and options of its own, and returns the example indices of each client;
-`natural` takes the examples' owners alone. The classes are the labels that
-occur. The same arguments give the same partition on every machine.
-"""
-
-import inspect
-from collections.abc import Callable
-from typing import Any
+"""Partitions by which a client holds some classes, or more of some."""
 
 import numpy as np
 
-
-def iid(
-  labels: np.ndarray,
-  num_clients: int,
-  *,
-  seed: int,
-  examples_per_client: int | None = None,
-) -> list[np.ndarray]:
-  """Shares the examples out at random, as evenly as can be.
-
-  Args:
-    labels: [N] class numbers; only their number matters here.
-    num_clients: How many clients, from 1 to N.
-    seed: Determines the partition.
-    examples_per_client: How many each client gets; None shares all out.
-
-  Returns:
-    One array of example indices per client. No example is given twice. With
-    None every example is given, and sizes differ by at most one.
-
-  Raises:
-    ValueError: `num_clients` is below 1 or above N, `examples_per_client` is
-      below 1, or there are too few examples.
-
-  Examples:
-    >>> [len(client) for client in iid(np.zeros(7, int), 3, seed=0)]
-    [3, 2, 2]
-  """
-  _check_num_clients(num_clients, len(labels))
-  order = np.random.default_rng(seed).permutation(len(labels))
-  if examples_per_client is None:
-    return np.array_split(order, num_clients)
-  _check_positive(examples_per_client=examples_per_client)
-  needed = num_clients * examples_per_client
-  if needed > len(labels):
-    raise ValueError(
-      f'{num_clients} clients of examples_per_client={examples_per_client} '
-      f'need {needed} examples, but there are {len(labels)}'
-    )
-  return np.split(order[:needed], num_clients)
+from lca.data.partitions.simple import check_num_clients, check_positive
 
 
 def one_class(
@@ -92,7 +43,7 @@ def one_class(
     mitigating Byzantine attacks in federated learning, section V-A: 25 clients
     of 1,000 examples each.
   """
-  _check_num_clients(num_clients, len(labels))
+  check_num_clients(num_clients, len(labels))
   rng = np.random.default_rng(seed)
   # np.resize begins anew where the classes end.
   held = np.resize(rng.permutation(np.unique(labels)), [num_clients, 1])
@@ -140,7 +91,7 @@ def labels_per_client(
     >>> [len(client) for client in clients]
     [10, 10, 10]
   """
-  _check_num_clients(num_clients, len(labels))
+  check_num_clients(num_clients, len(labels))
   classes = np.unique(labels)
   k = labels_per_client
   if not 1 <= k <= len(classes):
@@ -252,7 +203,7 @@ def dirichlet(
     networks, section 4; Hsu et al. 2019, Measuring the effects of
     non-identical data distribution for federated visual classification.
   """
-  _check_num_clients(num_clients, len(labels))
+  check_num_clients(num_clients, len(labels))
   if not 0 < alpha < np.inf:
     raise ValueError(f'alpha must be positive and finite, got {alpha}')
   rng = np.random.default_rng(seed)
@@ -304,8 +255,8 @@ def shards(
     McMahan et al. 2017, Communication-efficient learning of deep networks from
     decentralized data, section 3: 100 clients of 2 shards of 300 examples.
   """
-  _check_num_clients(num_clients, len(labels))
-  _check_positive(shards_per_client=shards_per_client)
+  check_num_clients(num_clients, len(labels))
+  check_positive(shards_per_client=shards_per_client)
   count = num_clients * shards_per_client
   if count > len(labels):
     raise ValueError(
@@ -318,136 +269,3 @@ def shards(
   pieces = np.array_split(order, count)
   dealt = rng.permutation(count).reshape(num_clients, shards_per_client)
   return [np.concatenate([pieces[i] for i in client]) for client in dealt]
-
-
-def natural(owners: np.ndarray) -> list[np.ndarray]:
-  """Makes a client of each owner: a writer, a person, a device.
-
-  Args:
-    owners: [N] integers, whose each example is.
-
-  Returns:
-    One array of example indices per owner, in the order of the owners'
-    numbers. Together they hold every example once.
-
-  Examples:
-    >>> natural(np.array([7, 3, 7, 7]))
-    [array([1]), array([0, 2, 3])]
-  """
-  order = np.argsort(owners, kind='stable')
-  _, starts = np.unique(owners[order], return_index=True)
-  return np.split(order, starts[1:])
-
-
-def _check_num_clients(num_clients: int, size: int) -> None:
-  if not 1 <= num_clients <= size:
-    raise ValueError(
-      f'num_clients must be from 1 to the {size} examples, got {num_clients}'
-    )
-
-
-def _check_positive(**numbers: int) -> None:
-  for name, number in numbers.items():
-    if number < 1:
-      raise ValueError(f'{name} must be at least 1, got {number}')
-
-
-PARTITIONS: dict[str, Callable[..., list[np.ndarray]]] = {
-  partition.__name__: partition
-  for partition in (
-    dirichlet,
-    iid,
-    labels_per_client,
-    natural,
-    one_class,
-    shards,
-  )
-}
-
-
-_OF_THE_DATA = ('labels', 'owners', 'seed')
-
-
-def check(name: str, num_clients: int | None, **options: Any) -> None:
-  """Raises what `make` would raise before it has the data.
-
-  Args:
-    name: A key of `PARTITIONS`.
-    num_clients: How many clients; None for `natural`, which finds them.
-    **options: The partition's own.
-
-  Raises:
-    ValueError: An unknown name, or a number of clients for `natural`.
-    TypeError: An option that the partition does not take, or one that it needs
-      and that is missing or None.
-  """
-  if name not in PARTITIONS:
-    raise ValueError(
-      f'unknown partition {name!r}; known: {", ".join(sorted(PARTITIONS))}'
-    )
-  takes = inspect.signature(PARTITIONS[name]).parameters
-  if unknown := sorted(set(options) - set(takes)):
-    raise TypeError(f'the partition {name!r} takes no {", ".join(unknown)}')
-  if 'num_clients' not in takes and num_clients is not None:
-    raise ValueError(
-      f'the partition {name!r} finds its clients in the data: num_clients must '
-      f'be None, got {num_clients}'
-    )
-  given = options | {'num_clients': num_clients}
-  required = [
-    k
-    for k, v in takes.items()
-    if v.default is v.empty and k not in _OF_THE_DATA
-  ]
-  if lacking := [k for k in required if given.get(k) is None]:
-    raise TypeError(f'the partition {name!r} needs {", ".join(lacking)}')
-
-
-def make(
-  name: str,
-  labels: np.ndarray,
-  num_clients: int | None,
-  *,
-  seed: int,
-  owners: np.ndarray | None = None,
-  **options: Any,
-) -> list[np.ndarray]:
-  """Partitions by name.
-
-  Args:
-    name: A key of `PARTITIONS`.
-    labels: [N] class numbers of the training split.
-    num_clients: How many clients; None for `natural`, which finds them.
-    seed: Determines the partition.
-    owners: [N] integers, whose each example is; `natural` needs them.
-    **options: The partition's own, all those that it takes and has no default
-      for, and no others.
-
-  Returns:
-    One array of example indices per client.
-
-  Raises:
-    ValueError: An unknown name, no owners or a number of clients for
-      `natural`, or values that the partition refuses.
-    TypeError: An option that the partition does not take, or one that it needs
-      and that is missing or None.
-
-  Examples:
-    >>> clients = make('shards', np.arange(12) // 4, 2, seed=0)
-    >>> [len(client) for client in clients]
-    [6, 6]
-  """
-  check(name, num_clients, **options)
-  takes = inspect.signature(PARTITIONS[name]).parameters
-  if 'owners' in takes and owners is None:
-    raise ValueError(
-      f'the partition {name!r} needs a training split with owners'
-    )
-  shared = {
-    'labels': labels,
-    'num_clients': num_clients,
-    'seed': seed,
-    'owners': owners,
-  }
-  given = {k: v for k, v in (shared | options).items() if k in takes}
-  return PARTITIONS[name](**given)

@@ -1,0 +1,40 @@
+"""The environment of a run: versions, devices, commit."""
+
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def describe() -> dict[str, Any]:
+  """Returns versions, devices and commit, as JSON can hold them."""
+  return {
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'packages': {name: metadata.version(name) for name in _PACKAGES},
+    'devices': [str(d) for d in jax.devices()],
+    'device_kind': jax.devices()[0].device_kind,
+    'commit': _commit(),
+  }
+
+
+def _commit() -> str | None:
+  """Returns the checkout's commit, with `-dirty` when files differ.
+
+  Outside of a checkout it is None.
+  """
+  root = pathlib.Path(__file__).resolve().parents[2]
+  # Without --git-dir, git would also look in the folders above. An installed
+  # package may lie in the checkout of something else.
+  git = ['git', f'--git-dir={root / ".git"}', f'--work-tree={root}']
+  git += ['describe', '--always', '--dirty', '--abbrev=40']
+  try:
+    done = subprocess.run(git, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
