@@ -31,12 +31,14 @@ FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
 OPERATORS = ['krum', 'geomed', 'bulyan']
 
 
+@pytest.mark.quick
 def test_the_tables_rows_are_presets():
   rows = {f + o for f, o in itertools.product(FORMS, OPERATORS)}
   noclip = {f'{f}{o}_noclip' for f in FORMS[2:] for o in OPERATORS}
   assert set(common.aggregators()) >= rows | noclip | {'fedavg'}
 
 
+@pytest.mark.quick
 def test_every_rule_has_a_preset():
   named = {keys['name'] for keys in common.aggregators().values()}
   assert named == set(aggregators.RULES) | set(aggregators.AGGREGATORS)
@@ -193,6 +195,7 @@ def test_every_attack_preset_builds(preset):
   assert ('num_byzantine' in config.attack) != preset.endswith('_sampled')
 
 
+@pytest.mark.quick
 def test_every_attack_has_a_preset():
   presets = common.attacks(common.base()).values()
   assert {keys['name'] for keys in presets} == set(attacks.ATTACKS)
@@ -205,6 +208,7 @@ def test_model_replacement_is_boosted_label_flipping():
   assert fashion_mnist.get_config('krum,label_flipping').attack.boost == 1.0
 
 
+@pytest.mark.quick
 def test_fashion_mnist_is_the_papers():
   config = fashion_mnist.get_config('layerwise_cosine_bulyan')
   assert config.data.num_clients == 200
@@ -244,6 +248,7 @@ def test_a_fifth_of_the_population_attacks():
   assert config.data.num_clients == 50
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
   ('presets', 'message'),
   [
@@ -283,6 +288,7 @@ def test_a_partition_brings_its_keys():
   assert config.data.examples_per_client is None
 
 
+@pytest.mark.quick
 def test_every_partition_has_a_preset():
   named = {keys['partition'] for keys in common.partitions().values()}
   assert named == set(partitions.PARTITIONS)

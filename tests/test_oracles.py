@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pool
 import pytest
-from cases import BYZANTINE, ONCE, SHORT, Case, cases, cases_of, thorough
+from cases import BYZANTINE, ONCE, SHORT, Case, cases, cases_of, quick, thorough
 from comparison import check
 from pool import at_random, worst_case
 
@@ -14,7 +14,7 @@ TYPICAL = (*FEW, 'bulyan', 'geometric_median', 'fltrust', 'lasa')
 DEEP = Case('krum', 'cosine', 'leaf')
 
 
-@cases(argvalues=SHORT)
+@cases(argvalues=quick(SHORT))
 @pytest.mark.parametrize('name', ['cnn', 'edge'])
 def test_follows_the_oracle(case, name):
   tree = pool.stack(name, 11)

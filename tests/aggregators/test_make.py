@@ -82,6 +82,7 @@ def test_make_aggregator_weights():
       np.testing.assert_allclose(out, want, rtol=1e-6)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
   ('config', 'error', 'words'),
   [

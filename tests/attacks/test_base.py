@@ -146,6 +146,7 @@ def test_float64_stays(name):
     np.testing.assert_array_equal(out[~byzantine], leaf[~byzantine])
 
 
+@pytest.mark.quick
 @every
 def test_an_attack_is_its_function(name):
   """Eagerly, and of one leaf of numbers: that is a tree, too."""

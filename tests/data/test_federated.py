@@ -27,6 +27,7 @@ def test_counts(federated):
   np.testing.assert_array_equal(federated.num_examples, SIZES)
 
 
+@pytest.mark.quick
 def test_gather_returns_each_clients_examples_in_its_order(federated):
   data = federated.gather([0, 1, 2, 3])
   for row, indices in enumerate(federated.client_indices):

@@ -99,6 +99,7 @@ RECORDED = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(('name', 'options', 'expected'), RECORDED)
 def test_a_seed_means_the_same_partition_everywhere(name, options, expected):
   clients = partitions.make(name, np.arange(12) % 3, 3, seed=0, **options)

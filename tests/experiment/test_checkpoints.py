@@ -73,6 +73,7 @@ def steps(path):
   return sorted(int(each.name) for each in path.iterdir())
 
 
+@pytest.mark.quick
 def test_the_newest_is_found_and_old_ones_go(tmp_path):
   initial = state(0)
   found, none = restore(tmp_path, initial)

@@ -41,6 +41,7 @@ def straight(tmp_path_factory):
   return workdir, summary
 
 
+@pytest.mark.quick
 def test_a_run_leaves_its_files(straight):
   workdir, summary = straight
   written = json.loads((workdir / 'config.json').read_text())
@@ -66,6 +67,7 @@ def test_the_summary_is_that_of_the_rows(straight):
   }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('stops', [[1], [2, 3]])
 def test_a_restarted_run_ends_in_the_same_bits(straight, tmp_path, stops):
   reference, summary = straight

@@ -39,6 +39,7 @@ def write_accuracies(workdir, group):
       write_run(workdir, f'{group}/{line}/{seed}', columns)
 
 
+@pytest.mark.quick
 def test_accuracies_by_line_over_seeds(tmp_path):
   write_accuracies(tmp_path, 'fig5')
   tables = figures.draw('legato_5', tmp_path, tmp_path / 'figures')

@@ -79,6 +79,7 @@ def test_the_printed_tables():
   }
 
 
+@pytest.mark.quick
 def test_csv_holds_mean_deviation_and_the_papers(workdir):
   text = formats.to_csv(by_name(workdir)['table3'])
   rows = list(csv.DictReader(text.splitlines()))
@@ -116,6 +117,7 @@ def test_csv_holds_mean_deviation_and_the_papers(workdir):
   assert cosine['average_test_accuracy_deviation'] == ''  # of one seed
 
 
+@pytest.mark.quick
 def test_markdown_marks_the_best_and_counts_what_is_missing(workdir):
   text = formats.to_markdown(by_name(workdir)['table3'])
   lines = {

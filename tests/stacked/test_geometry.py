@@ -134,6 +134,7 @@ def test_two_halves_may_be_rejected_together():
 # distances -----------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
   ('kind', 'power'), [('euclidean', 1), ('euclidean', 2), ('cosine', None)]
 )
@@ -281,6 +282,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('name', ['cnn', 'edge'])
 @pytest.mark.parametrize('weights', WEIGHTS.values(), ids=WEIGHTS)
 def test_mix_follows_the_oracle(name, weights):

@@ -19,6 +19,7 @@ CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 # clip_to_median_norm -------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('median', ['interpolated', 'lower'])
 @pytest.mark.parametrize('n', [11, 12])
 def test_clip_to_median_norm_follows_the_oracle(n, median):
@@ -45,6 +46,7 @@ def test_clip_to_median_norm_refuses():
 # The oracles ---------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('n', [10, 25])
 def test_arc_clips_as_many_as_the_paper_says(n):
   """floor(2 (f / n) (n - f)), of which many are whole before the floor."""
@@ -64,6 +66,7 @@ def test_arc_clips_nothing_to_an_infinite_threshold():
   )
 
 
+@pytest.mark.quick
 def test_static_clip_of_zeros_and_short_rows():
   x = jnp.array([[0.0, 0], [3, 4], [6, 8], [jnp.nan, 1]])
   out = lca.static_clip(x, threshold=5.0)
@@ -107,6 +110,7 @@ def test_centered_clip_follows_the_clients_in_steps():
     CLOSE_AFTER_STEPS(out, [want])
 
 
+@pytest.mark.quick
 def test_centered_clip_divides_by_all_clients():
   x = jnp.array([[1.0], [1], [jnp.nan], [jnp.inf]])
   pair = lca.centered_clip(threshold=4.0)

@@ -79,6 +79,7 @@ CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 # What one alone does -------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_clipped_clustering_remembers_the_norms():
   pair = lca.clipped_clustering(window=6)
   state = pair.init(jnp.zeros(1))

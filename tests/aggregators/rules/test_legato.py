@@ -1,6 +1,5 @@
 """LEGATO against Algorithm 2 with the log of everybody's gradients."""
 
-import collections
 import functools
 import warnings
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 import oracles
 import pool
 import pytest
-from cases import signature
+from cases import TRACES, signature
 from pool import REJECTED
 
 import lca
@@ -94,9 +93,6 @@ def params(tree):
 
 def init(hyper, tree):
   return lca.legato(**hyper._asdict()).init(params(tree))
-
-
-TRACES = collections.Counter()
 
 
 @functools.cache
@@ -202,6 +198,7 @@ def test_the_readings_differ():
       assert np.max(np.abs(one - other)) > 1e-2 * np.max(np.abs(one))
 
 
+@pytest.mark.quick
 def test_a_run_by_hand():
   """One client, two layers of one number, and P the shares of the norm.
 

@@ -19,6 +19,7 @@ CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 # The oracles ---------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize('bucket_size', [1, 2, 5, 11])
 def test_bucket_sizes(bucket_size):
   x = pool.stack('leaf', 11)
@@ -38,6 +39,7 @@ def test_buckets_of_two_by_default():
   assert not np.allclose(out, other)
 
 
+@pytest.mark.quick
 def test_nnm_takes_itself_and_the_lowest_index():
   x = jnp.array([[0.0], [1], [-1], [10], [11]])
   out = lca.nnm(x, f=2)
