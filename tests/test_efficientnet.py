@@ -28,6 +28,7 @@ from lca.models import (
   load_pretrained,
 )
 from lca.models.networks.efficientnet import B0, Stage
+from lca.models.pretrained.files import read
 
 TINY = EfficientNet(3, stages=(Stage(1, 3, 1, 32, 1), Stage(2, 5, 2, 8, 2)))
 KEYS = jax.random.split(jax.random.key(3), 4)
@@ -534,8 +535,9 @@ def test_a_classifier_starts_from_them(tmp_path):
   module = EfficientNet(7, stages=B0[:1])
   classifier = Classifier(module, (127.0,), (128.0,), pretrained=path)
   key = key_for(0, Purpose.INIT)
-  drawn = Classifier(module, (127.0,), (128.0,)).init(key, (32, 32, 3))
-  got = classifier.init(key, (32, 32, 3))
+  spec = jax.ShapeDtypeStruct((32, 32, 3), 'uint8')
+  drawn = Classifier(module, (127.0,), (128.0,)).init(key, spec)
+  got = classifier.init(key, spec)
   jax.tree.map(np.testing.assert_array_equal, got, load_pretrained(drawn, path))
   np.testing.assert_array_equal(
     got['batch_stats']['stem']['norm']['mean'],
@@ -627,7 +629,7 @@ def test_neither_a_file_nor_a_name(lite):
 
 def test_a_pth_of_pytorchs():
   # Written by golden/efficientnet.py: tensor i counts up from 10 i.
-  tensors = models.pretrained._read(golden.PTH)
+  tensors = read(golden.PTH)
   shapes = {
     '0.weight': (3, 2, 2, 2),
     '0.bias': (3,),
