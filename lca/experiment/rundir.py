@@ -52,7 +52,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     config: of the run, as `config.json` gives it back.
 
   Args:
-    path: of the directory, which need not exist.
+    path: of the directory, which need not exist; `~` is the user's home.
     config: of the run, as nested dicts.
 
   Raises:
@@ -64,7 +64,7 @@ class RunDirectory(contextlib.AbstractContextManager):
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
-    self.path = pathlib.Path(path).resolve()
+    self.path = pathlib.Path(path).expanduser().resolve()
     self.config = json.loads(json.dumps(config))
     self._environments: list[dict[str, Any]] = []
     self._files = contextlib.ExitStack()
