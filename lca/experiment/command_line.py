@@ -10,7 +10,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 
-def define_list(name: str, default: Sequence[str], help_text: str) -> None:
+def define_list(
+  name: str,
+  default: Sequence[str],
+  help_text: str,
+  flag_values: flags.FlagValues = flags.FLAGS,
+) -> None:
   """Defines a flag whose values are separated by commas, or given repeatedly.
 
   Its value is a list of lists, one each time that the flag is given.
@@ -21,6 +26,7 @@ def define_list(name: str, default: Sequence[str], help_text: str) -> None:
     name,
     default,
     f'{help_text} May be repeated.',
+    flag_values,
   )
 
 
