@@ -133,7 +133,15 @@ class RunDirectory(contextlib.AbstractContextManager):
 
   def summary(self) -> dict[str, Any] | None:
     """Returns the summary of a finished run, or None."""
-    return read_summary(self.path) if is_finished(self.path) else None
+    if not is_finished(self.path):
+      return None
+    summary = read_summary(self.path)
+    if 'num_rounds' not in summary:
+      raise ValueError(
+        f'{self.path}/summary.json is damaged (no num_rounds): delete it, and '
+        'the same command goes on'
+      )
+    return summary
 
   def finished(self, num_rounds: int) -> bool:
     """Returns True if the run is complete, with at least as many rounds."""
