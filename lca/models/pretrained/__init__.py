@@ -72,7 +72,10 @@ def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
     ValueError: there is no such file, or none of this kind can be read.
     ImportError, OSError: see `load_pretrained`.
   """
-  path = _download(source) if source in HUB else pathlib.Path(source)
+  if source in HUB:
+    path = _download(source)
+  else:
+    path = pathlib.Path(source).expanduser()
   if path.suffix not in READERS:
     raise ValueError(
       f'weights are a file {" or ".join(sorted(READERS))}, or one of '
