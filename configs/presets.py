@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import optax
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
@@ -16,6 +17,7 @@ import lca
 from lca.aggregators import AGGREGATORS, PRE_AGGREGATORS, RULES
 from lca.attacks import ATTACKS
 from lca.data.partitions import PARTITIONS
+from lca.experiment.optimizers import OPTIMIZERS
 from lca.models import MODELS
 from lca.registry import Registry, options_of, type_of
 
@@ -189,31 +191,39 @@ def models() -> dict[str, dict]:
   return presets
 
 
-def servers() -> dict[str, dict]:
-  """Presets of the optimiser in `config.server`.
+_OPTAX = {'learning_rate': 0.01, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-3}
+# Options of optimisers at the server. Of optax's own these are all; the others
+# have those of their functions, too.
+SERVER_OPTIONS = {
+  'sgd': {'learning_rate': 1.0},  # the model moves by the aggregate
+  'fedadagrad': {'learning_rate': 0.01},
+  'fedadam': {'learning_rate': 0.01},
+  'fedyogi': {'learning_rate': 0.01},
+  'adadelta': {'learning_rate': 1.0, 'rho': 0.9, 'eps': 1e-6},
+  'adagrad': {
+    'learning_rate': 0.01,
+    'initial_accumulator_value': 0.0,
+    'eps': 1e-3,
+  },
+  'adam': _OPTAX,
+  'yogi': _OPTAX,
+}
 
-  `fedadagrad`, `fedadam` and `fedyogi` are Reddi et al.'s (2021).
+
+def servers() -> dict[str, dict]:
+  """Returns the presets of the optimiser in `config.server`.
+
+  `fedadagrad`, `fedadam` and `fedyogi` are Algorithm 2 of Reddi et al. (2021),
+  `fedavgm` is that of Hsu et al. (2019); `adagrad`, `adam` and `yogi` are
+  optax's, which correct biases or place eps in another way.
   """
-  adaptive = {'learning_rate': 0.01, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-3}
-  return {
-    # With learning rate 1: model += aggregate.
-    'sgd': {'optimizer': 'sgd', 'learning_rate': 1.0},
-    'fedavgm': {'optimizer': 'sgd', 'learning_rate': 1.0, 'momentum': 0.9},
-    'fedadagrad': {
-      'optimizer': 'adagrad',
-      'learning_rate': 0.01,
-      'initial_accumulator_value': 0.0,
-      'eps': 1e-3,
-    },
-    'fedadam': {'optimizer': 'adam'} | adaptive,
-    'fedyogi': {'optimizer': 'yogi'} | adaptive,
-    'adadelta': {
-      'optimizer': 'adadelta',
-      'learning_rate': 1.0,
-      'rho': 0.9,
-      'eps': 1e-6,
-    },
-  }
+  presets = {}
+  for name, function in OPTIMIZERS.items():
+    keys = SERVER_OPTIONS.get(name, {'learning_rate': 1.0})
+    if getattr(optax, name, None) is not function:
+      keys = _defaults(OPTIMIZERS, name, ['learning_rate']) | keys
+    presets[name] = {'optimizer': name} | keys
+  return presets | {'fedavgm': presets['sgd'] | {'momentum': 0.9}}
 
 
 # Options of attacks that have no default, or another one than their function's.
