@@ -103,11 +103,11 @@ def compose(
     config.attack = ConfigDict(presets_of.attacks(config)[name])
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
-  before = presets_of.pre_aggregators(f)
   config.aggregator = ConfigDict(presets_of.aggregators(f)[rule])
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
   for name in chosen['pre-aggregator']:
-    config.aggregator[name] = ConfigDict(before[name])
+    f = _tolerated(config.attack)  # a reference of its own
+    config.aggregator[name] = ConfigDict(presets_of.pre_aggregators(f)[name])
   if 'f' in config.attack and 'f' in config.aggregator:
     config.attack.f = config.aggregator.get_oneway_ref('f')
   if _needs_the_server(config.aggregator.name):

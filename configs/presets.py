@@ -16,6 +16,7 @@ import lca
 from lca.aggregators import AGGREGATORS, PRE_AGGREGATORS, RULES
 from lca.attacks import ATTACKS
 from lca.data.partitions import PARTITIONS
+from lca.models import MODELS
 from lca.registry import Registry, options_of, type_of
 
 # Names of presets where they are not those of their functions: the paper's own.
@@ -158,33 +159,34 @@ def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
   return presets
 
 
+# Options of models that have no default, or are not their module's.
+MODEL_OPTIONS = {
+  'efficientnet_b0': {
+    # A name of lca.models.pretrained.HUB or a file; '' is random weights.
+    'pretrained': 'efficientnet_b0',
+    # How the clients' batch statistics are aggregated: by the 'rule' like the
+    # parameters, or by their 'mean'; with 'server' those of the server's own
+    # training on data.root_examples take their place.
+    'batch_stats': 'rule',
+    # Pixels. The shorter side is resized, and the middle square kept; 0 leaves
+    # the images as they are.
+    'resize': 256,
+    'crop': 224,
+  },
+}
+# What makes a network that one is no option of it.
+ARCHITECTURE = ('stages', 'squeeze', 'activation', 'padding', 'epsilon')
+
+
 def models() -> dict[str, dict]:
-  """Presets of `config.model`: those of the layerwise cosine paper."""
-  return {
-    'cnn': {
-      'name': 'cnn',
-      'features': (32, 64),  # of the convolutions
-      'pool': 'last',  # 2 x 2, after the last convolution or 'each'
-      'hidden': (128,),  # widths of the dense layers between
-      'padding': 'SAME',  # or 'VALID'
-      'dropout': (0.0, 0.0),  # rates before and after the hidden layers
-    },
-    'efficientnet_b0': {
-      'name': 'efficientnet_b0',
-      'dropout': 0.2,  # rate before the output layer
-      'stochastic_depth': 0.2,  # rate of skipping a block, were it the last
-      # A name of lca.models.pretrained.HUB or a file; '' is random weights.
-      'pretrained': 'efficientnet_b0',
-      # How the clients' batch statistics are aggregated: by the 'rule' like
-      # the parameters, or by their 'mean'; with 'server' those of the server's
-      # own training on data.root_examples take their place.
-      'batch_stats': 'rule',
-      # Pixels. The shorter side is resized, and the middle square kept; 0
-      # leaves the images as they are.
-      'resize': 256,
-      'crop': 224,
-    },
-  }
+  """Returns the presets of `config.model`: one for each registered model."""
+  presets = {}
+  for name in MODELS:
+    keys = _defaults(MODELS, name)
+    if name in MODEL_OPTIONS:
+      keys = {k: v for k, v in keys.items() if k not in ARCHITECTURE}
+    presets[name] = {'name': name} | keys | MODEL_OPTIONS.get(name, {})
+  return presets
 
 
 def servers() -> dict[str, dict]:
@@ -214,13 +216,36 @@ def servers() -> dict[str, dict]:
   }
 
 
+# Options of attacks that have no default, or another one than their function's.
+ATTACK_OPTIONS = {
+  'constant': {'value': 100.0},
+  'fall_of_empires': {'epsilon': 0.001},
+  'fang_krum': {'f': 1},  # the server's, if it has one
+  'gaussian': {'sigma': 20.0},
+}
+
+
+# Partitions that leave clients with too few examples (data.min_examples), which
+# drop out: how many clients there are is found in the data.
+UNEVEN = ('dirichlet',)
+
+
 def attacks(config: ConfigDict) -> dict[str, dict]:
-  """Presets of `config.attack`; without one, nobody attacks."""
-  # In the population; by default 20 % of it, of those found if it is None.
-  attackers = config.data.get_oneway_ref('num_clients') // 5
+  """Returns the presets of `config.attack`; without one, nobody attacks.
+
+  By default 20 % of the population attack. `num_attackers` is None, which means
+  20 % of the clients that are found, where the data decide how many those are.
+  In a round one attacker takes part; all do where every client does; and with
+  a `_sampled` preset those that the draw gives.
+
+  Args:
+    config: a setting, with its partition and server.
+  """
+  share = config.data.get_oneway_ref('num_clients') // 5
+  uneven = config.data.get('partition') in UNEVEN
+  attackers = placeholder(int) if uneven else share
   sampled = {'num_attackers': attackers, 'sampled': True}
-  # In every round; with `sampled` as many as the draw gives.
-  num_byzantine = _in_a_round(config, attackers)
+  num_byzantine = _in_a_round(config, share)
   fixed = sampled | {'num_byzantine': num_byzantine, 'sampled': False}
   own = {}
   for name in ATTACKS:
@@ -235,19 +260,10 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
 def _in_a_round(
   config: ConfigDict, attackers: FieldReference
 ) -> int | FieldReference:
-  """One attacker; all of them where everybody takes part in each round."""
+  """Returns 1, or all attackers where every client takes part in a round."""
   if config.data.num_clients is None:
     return 1
   num_clients = config.data.get_oneway_ref('num_clients')
   absent = num_clients - config.server.get_oneway_ref('clients_per_round')
   everybody = FieldReference(0) ** absent**2  # 1 if none is absent, else 0
   return 1 + everybody * (attackers - 1)
-
-
-# Options of attacks that have no default, or another one than their function's.
-ATTACK_OPTIONS = {
-  'constant': {'value': 100.0},
-  'fall_of_empires': {'epsilon': 0.001},
-  'fang_krum': {'f': 1},  # the server's, if it has one
-  'gaussian': {'sigma': 20.0},
-}

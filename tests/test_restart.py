@@ -173,11 +173,12 @@ def test_killed_at_twenty_random_moments(runs, straight, tmp_path):
   check_same_end(workdir, straight)
 
 
-def test_sigterm_saves_and_stops(runs, straight, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(runs, straight, tmp_path, number):
   workdir = tmp_path / 'preempted'
   process = runs.start(workdir, '--config.checkpoint.every=1000')
   wait_for(lambda: len(rounds_of(process)) >= 3, process)
-  os.kill(process.pid, signal.SIGTERM)
+  os.kill(process.pid, number)
   process.join(PATIENCE)
   assert process.exitcode == 143
   assert read(process.log).splitlines()[-1].startswith('stopped; the same ')

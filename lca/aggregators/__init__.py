@@ -1,6 +1,7 @@
 """Aggregation rules over stacked pytrees, their combinators, and `make`."""
 
 from lca.aggregators.base import (
+  ROUND_BRINGS,
   Aggregator,
   FunctionRule,
   GramRule,
@@ -53,6 +54,7 @@ from lca.stacked.trees import Scope, layer_names
 __all__ = [
   'AGGREGATORS',
   'PRE_AGGREGATORS',
+  'ROUND_BRINGS',
   'RULES',
   'Aggregator',
   'FunctionRule',

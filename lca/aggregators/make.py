@@ -84,11 +84,13 @@ def _take_pre_aggregators(
   for name in names:
     step = PRE_AGGREGATORS.find(name)
     takes = set(options_of(step, of_data=True))
-    inherits = {'distance', *_CLIP_KEYS} if 'distance' in takes else set()
+    inherits = {'distance'} & takes
+    if inherits and keys.get('distance') == 'cosine':
+      inherits |= set(_CLIP_KEYS)
     if own[name] is None:
       inherits |= takes
     inherited = {key: keys[key] for key in inherits & keys.keys()}
-    step, options = _in_distance(step, inherited | (own[name] or {}))
+    step, options = _in_distance(step, inherited | dict(own[name] or {}))
     PRE_AGGREGATORS.check(name, options)
     steps.append(functools.partial(step, **options) if options else step)
     shared |= inherited.keys()

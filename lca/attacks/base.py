@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from lca.options import Check
 from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
+
+P = ParamSpec('P')
 
 
 class Attack(NamedTuple):
@@ -48,7 +50,7 @@ NO_ATTACK = Attack(keep_labels, keep_updates)
 
 def update_attack(
   **checks: Check,
-) -> Callable[[Callable[..., Updates]], Callable[..., Updates]]:
+) -> Callable[[Callable[P, Updates]], Callable[P, Updates]]:
   """Marks a function of the updates as an attack and checks its arguments.
 
   The function is `(updates, *, byzantine, key=None, **options) -> updates`;
@@ -64,11 +66,10 @@ def update_attack(
     check refuses, and a TypeError for a missing key.
   """
 
-  def decorate(function):
+  def decorate(function: Any) -> Any:
     needs_key = _is_required(inspect.signature(function).parameters['key'])
 
-    @functools.wraps(function)
-    def attack(updates, *, byzantine, key=None, **options):
+    def checked(updates, *, byzantine, key=None, **options):
       updates = jax.tree.map(jnp.asarray, updates)
       byzantine = _checked_mask(byzantine, geometry.num_clients(updates))
       if key is None and needs_key:
@@ -76,6 +77,7 @@ def update_attack(
       options = _checked_options(attack, options)
       return function(updates, byzantine=byzantine, key=key, **options)
 
+    attack: Any = functools.wraps(function)(checked)
     attack.checks = checks
     return attack
 

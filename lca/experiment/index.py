@@ -23,11 +23,15 @@ def names(workdir: str | os.PathLike) -> dict[str, str]:
   Raises:
     ValueError: the file is damaged.
   """
-  file = pathlib.Path(workdir) / 'sweep.json'
+  file = pathlib.Path(workdir).expanduser() / 'sweep.json'
   if not file.exists():
     return {}
   remedy = 'delete it, and the same sweep writes it again'
-  return files.read_json(file, remedy)
+  found = files.read_json(file, remedy)
+  for name, place in found.items():
+    if not isinstance(place, str):
+      raise ValueError(f'{file} is damaged ({name} is {place!r}): {remedy}')
+  return found
 
 
 def line_of(name: str) -> str:
@@ -35,9 +39,10 @@ def line_of(name: str) -> str:
   return name.rpartition('/')[0]
 
 
-def by_line(workdir: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def by_line(workdir: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
   """Returns the runs of all seeds, finished or not, by the line's name."""
   found: dict[str, list[pathlib.Path]] = {}
+  workdir = pathlib.Path(workdir).expanduser()
   for name, place in names(workdir).items():
     found.setdefault(line_of(name), []).append(workdir / place)
   return found
@@ -59,7 +64,7 @@ def record(
     ValueError: a run there is of the same name but for the seed, and of a
       config that differs in more than that. Then nothing is added.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
   workdir.mkdir(parents=True, exist_ok=True)
   places = {k: identity.run_id(config.to_dict()) for k, config in runs.items()}
   with files.locked(workdir):

@@ -52,7 +52,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     config: of the run, as `config.json` gives it back.
 
   Args:
-    path: of the directory, which need not exist.
+    path: of the directory, which need not exist; `~` is the user's home.
     config: of the run, as nested dicts.
 
   Raises:
@@ -64,7 +64,7 @@ class RunDirectory(contextlib.AbstractContextManager):
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
-    self.path = pathlib.Path(path).resolve()
+    self.path = pathlib.Path(path).expanduser().resolve()
     self.config = json.loads(json.dumps(config))
     self._environments: list[dict[str, Any]] = []
     self._files = contextlib.ExitStack()
@@ -133,7 +133,15 @@ class RunDirectory(contextlib.AbstractContextManager):
 
   def summary(self) -> dict[str, Any] | None:
     """Returns the summary of a finished run, or None."""
-    return read_summary(self.path) if is_finished(self.path) else None
+    if not is_finished(self.path):
+      return None
+    summary = read_summary(self.path)
+    if 'num_rounds' not in summary:
+      raise ValueError(
+        f'{self.path}/summary.json is damaged (no num_rounds): delete it, and '
+        'the same command goes on'
+      )
+    return summary
 
   def finished(self, num_rounds: int) -> bool:
     """Returns True if the run is complete, with at least as many rounds."""

@@ -90,17 +90,21 @@ def read_metrics(run: pathlib.Path) -> Metrics:
   """
   if not is_finished(run):
     raise ValueError(f'{run} is not finished')
+  num_rounds = read_summary(run).get('num_rounds')
   file = run / 'metrics.csv'
   try:
     with open(file, newline='') as lines:
-      header, *rows = csv.reader(lines, strict=True)
-    columns = {
+      header, *rows = [*csv.reader(lines, strict=True)] or [[]]
+    if num_rounds not in (None, len(rows)):
+      raise ValueError(f'{len(rows)} rounds of {num_rounds}')
+    if any(len(row) != len(header) for row in rows):
+      raise ValueError(f'a row has not {len(header)} entries')
+    return {
       name: np.array([float(entry or 'nan') for entry in column])
       for name, *column in zip(header, *rows, strict=True)
     }
-  except (ValueError, csv.Error) as error:
+  except (ValueError, csv.Error, FileNotFoundError) as error:
     raise ValueError(
       f'{file} is damaged ({error}): delete the directory {run}, and the same '
       'command runs it anew'
     ) from None
-  return columns

@@ -11,27 +11,27 @@ several. A run's directory is named by what its config computes (see
 was stopped goes on, and what failed is tried once more at the end.
 """
 
-import ast
 import concurrent.futures
+import contextlib
 import copy
-import importlib.util
 import inspect
+import itertools
 import multiprocessing
 import os
 import pathlib
 import queue
 import re
 import shutil
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from lca.experiment import host, rundir, train
+from lca.experiment import command_line, extensions, host, rundir, train
 from lca.experiment.index import record
 
 
@@ -47,19 +47,17 @@ def load(
   Raises:
     ValueError: there is no such file, no `get_runs` in it, or no such scale.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise ValueError(f'there is no sweep {path}')
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = extensions.load_file(path)
   if not hasattr(module, 'get_runs'):
     raise ValueError(f'{path} is no sweep: it has no get_runs()')
   if scale is None:
-    return module.get_runs()
+    return extensions.call(module, 'get_runs')
   if not inspect.signature(module.get_runs).parameters:
     raise ValueError(f'{path} has one scale only, got {scale!r}')
-  return module.get_runs(scale)
+  return extensions.call(module, 'get_runs', scale)
 
 
 def choose(
@@ -81,9 +79,8 @@ def choose(
     Configs by name; the seed is the name's last part.
 
   Raises:
-    ValueError: nothing is chosen, or a value is not of its key's type, or of
-      the seed.
-    KeyError: a config has no such key.
+    ValueError: nothing is chosen; a config has no such key, or a value is not
+      of its key's type, or of the seed.
   """
   if 'seed' in (values or {}):
     raise ValueError('the seed is set with --seeds, which names the runs')
@@ -94,7 +91,7 @@ def choose(
       for seed in seeds:
         one = copy.deepcopy(config).unlock()
         for key, value in (values or {}).items():
-          _set(one, key, value)
+          command_line.set_key(one, key, value)
         one.seed = seed
         chosen[f'{name}/{seed}'] = one.lock()
   if not chosen:
@@ -102,22 +99,14 @@ def choose(
   return chosen
 
 
-def _set(config: ConfigDict, key: str, value: str) -> None:
-  *path, last = key.split('.')
-  for part in path:
-    config = config[part]
-  kind = config.get_type(last)
-  try:
-    setattr(config, last, value if kind is str else ast.literal_eval(value))
-  except (ValueError, SyntaxError, TypeError):
-    raise ValueError(f'{key} is a {kind.__name__}, got {value!r}') from None
-
-
 def run_all(
   runs: Mapping[str, ConfigDict],
   workdir: str | os.PathLike,
   jobs: int = 1,
   stopping: Callable[[], bool] = lambda: False,
+  *,
+  load: Sequence[str | os.PathLike] = (),
+  grace: float = host.GRACE,
 ) -> list[str]:
   """Runs what is not finished.
 
@@ -127,9 +116,10 @@ def run_all(
       beside its directory, until it is finished.
     jobs: how many at the same time, each in a process of its own, on its share
       of the cores and of the memory.
-    stopping: asked every second; if it says so, those under way stop after
-      their round, and no other starts.
-
+    stopping: asked every second; once it returns True, the runs under way stop
+      after their round, and no other starts.
+    load: files that each process executes first, for what they register.
+    grace: seconds that a run has to stop, see `host.Stopping`.
   Returns:
     The names of those that failed twice, or were stopped.
 
@@ -147,7 +137,7 @@ def run_all(
     try:
       before = rundir.RunDirectory(path, config.to_dict())
       done = before.finished(config.num_rounds) or _in_a_process(
-        config, path, (job, jobs), stopping
+        (config.to_dict(), path, (job, jobs), load, grace), stopping
       )
       why = '' if done else _end_of_log(path)
     except (OSError, ValueError) as error:
@@ -168,70 +158,96 @@ def run_all(
 
 
 def _in_a_process(
-  config: ConfigDict,
-  path: pathlib.Path,
-  job: tuple[int, int],
-  stopping: Callable[[], bool],
+  arguments: tuple[Any, ...], stopping: Callable[[], bool]
 ) -> bool:
-  """Whether it went well; whatever happens, the sweep goes on."""
+  """Returns True if a process has finished the run that `_train` is given."""
   if stopping():
     return False
-  process = multiprocessing.get_context('spawn').Process(
-    target=_train, args=(config.to_dict(), path, job)
-  )
-  process.start()
-  while process.is_alive():
-    process.join(1)
-    if stopping():
-      process.terminate()
+  context = multiprocessing.get_context('spawn')
+  receiver, sender = context.Pipe(duplex=False)
+  with receiver, sender:
+    process = context.Process(target=_train, args=(*arguments, receiver))
+    process.start()
+    receiver.close()  # or the sender would not notice that the process ended
+    told = False
+    while process.is_alive():
+      process.join(1)
+      if stopping() and not told:
+        with contextlib.suppress(OSError):  # it has ended in the meantime
+          sender.send('stop')
+        told = True
   return process.exitcode == 0
 
 
 def _end_of_log(path: pathlib.Path) -> str:
-  """What a run has said last, and where the rest stands; '' if nothing."""
+  """Returns the last line that a run has said, and where the rest stands."""
   log = path.with_suffix('.log')
   lines = log.read_text().splitlines() if log.exists() else []
   return f'{lines[-1]} (see {log})' if lines else ''
 
 
 def _train(
-  config: dict[str, Any], path: pathlib.Path, job: tuple[int, int]
+  config: dict[str, Any],
+  path: pathlib.Path,
+  job: tuple[int, int],
+  load: Sequence[str | os.PathLike],
+  grace: float,
+  sweep: Connection,
 ) -> None:
-  threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+  """Runs a config in a process of its own, which ends with the sweep's."""
+  stopping = host.Stopping(grace)
+  threading.Thread(target=_listen, args=(sweep, stopping), daemon=True).start()
   logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
   host.use_all_cores(*job)
   log = path.with_suffix('.log')
   with open(log, 'a') as file:
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
+  extensions.load_files(load)
   experiment = train.set_up(ConfigDict(config).lock(), path, jobs=job[1])
-  if train.run(experiment, host.stopped_by_sigterm()) is None:
+  stopping.take_signals()
+  if stopping() or train.run(experiment, stopping) is None:
     sys.exit(host.STOPPED)
   # Nothing will go on from a finished run.
   shutil.rmtree(path / 'checkpoints')
   log.unlink()
 
 
-def _end_with_the_sweep() -> None:
-  """Whatever has ended the sweep, its runs do not go on without it."""
-  multiprocessing.parent_process().join()
-  os.kill(os.getpid(), signal.SIGTERM)
+def _listen(sweep: Connection, stopping: host.Stopping) -> None:
+  """Stops this process when the sweep says so, or is no more.
+
+  A sweep that was killed could not say so, and its runs then stop after their
+  round. One that ends after it said so ends at once, and its runs with it.
+  """
+  with contextlib.suppress(EOFError, OSError):
+    while sweep.recv():
+      stopping.stop()
+  stopping.stop(again=stopping())
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
+  only = [*itertools.chain.from_iterable(args.only)]
+  stopping = host.Stopping(args.grace)
   try:
-    values = dict(item.split('=', 1) for item in args.set)
-    seeds = [int(seed) for seed in args.seeds]
-    runs = choose(load(args.config, args.scale), args.only, seeds, values)
-  except (ValueError, KeyError, AttributeError) as error:
-    sys.exit(f'lca.sweep: error: {error}')
-  stopping = host.stopped_by_sigterm()
-  try:
-    failed = run_all(runs, args.workdir, args.jobs, stopping)
-  except ValueError as error:
+    extensions.load_files(args.load)
+    runs = choose(
+      load(args.config, args.scale),
+      only,
+      [int(seed) for seed in itertools.chain.from_iterable(args.seeds)],
+      dict(map(_key_and_value, args.set)),
+    )
+    failed = run_all(
+      runs,
+      args.workdir,
+      args.jobs,
+      stopping.take_signals(),
+      load=[*args.load, args.config],
+      grace=args.grace,
+    )
+  except (ValueError, TypeError, OSError) as error:
     sys.exit(f'lca.sweep: error: {error}')
   if stopping():
     sys.exit(host.STOPPED)
@@ -239,16 +255,30 @@ def main(argv: list[str]) -> None:
     sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
 
 
+def _key_and_value(item: str) -> tuple[str, str]:
+  key, equals, value = item.partition('=')
+  if not equals:
+    raise ValueError(f'--set={item} is no KEY=VALUE')
+  return key, value
+
+
 def _define_flags() -> None:
   flags.DEFINE_string('config', None, 'The sweep, a Python file.')
   flags.DEFINE_string('scale', None, 'Of the sweep, if it has several.')
   flags.DEFINE_string('workdir', None, 'Where the runs go.')
-  flags.DEFINE_list(
+  command_line.define_list(
     'only', [], 'Regular expressions; each is the whole of a part of the name.'
   )
-  flags.DEFINE_list('seeds', ['0'], 'Every run is made with each.')
+  command_line.define_list('seeds', ['0'], 'Every run is made with each.')
   flags.DEFINE_multi_string('set', [], 'KEY=VALUE, in every config.')
+  command_line.define_load()
   flags.DEFINE_integer('jobs', 1, 'Runs at the same time.', 1)
+  flags.DEFINE_float(
+    'grace',
+    host.GRACE,
+    'Seconds that runs have to finish their round on SIGTERM and Ctrl-C.',
+    0.0,
+  )
   flags.mark_flags_as_required(['config', 'workdir'])
 
 

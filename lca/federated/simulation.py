@@ -180,17 +180,24 @@ class Simulation:
   def _lowered(self) -> Programs:
     training = self.lower_training(self.placement.chunk_size)
     updates, losses = placed(training.out_info, self.placement.by_client)
-    everywhere = self.placement.everywhere
-    apply = jax.jit(
-      self._apply,
-      donate_argnames=('aggregator', 'momenta'),
-      out_shardings=(self._places, everywhere),
-    )
     with jax.set_mesh(self.placement.mesh):
-      applying = apply.lower(
+      applying = self._functions.apply.lower(
         *self.abstract_state, updates, losses, self._draw(0)
       )
     return Programs(training, applying)
+
+  @functools.cached_property
+  def _functions(self) -> Programs:
+    """The jitted functions that the programs are compiled from."""
+    placement = self.placement
+    return Programs(
+      train=train_clients(self._train, placement.mesh, placement.chunk_size),
+      apply=jax.jit(
+        self._apply,
+        donate_argnames=('aggregator', 'momenta'),
+        out_shardings=(self._places, placement.everywhere),
+      ),
+    )
 
   def lower_training(self, chunk_size: int) -> jax.stages.Lowered:
     """Lowers the clients' part of a round, in chunks of any size."""
@@ -228,12 +235,16 @@ class Simulation:
       ahead = self._read_ahead(round_idx)
     if not last:
       self._ahead = self._read_ahead(round_idx + 1)
-    updates, losses = self.programs.train(
+    # What is compiled ahead of time does not run without jit; to debug a round
+    # step by step, its functions do.
+    debugging = jax.config.jax_disable_jit
+    programs = self._functions if debugging else self.programs
+    updates, losses = programs.train(
       jax.device_put(state.variables, self.placement.everywhere),
       *ahead.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
-    state, found = self.programs.apply(*state, updates, losses, ahead.drawn)
+    state, found = programs.apply(*state, updates, losses, ahead.drawn)
     numbers = [
       number
       for metric in jax.device_get(found).values()

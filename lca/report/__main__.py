@@ -10,12 +10,14 @@ their names there: `GROUP/LINE/SEED`. Those of a sweep with --scale=SCALE, where
 that is not its default, are read with the same flag.
 """
 
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
+from lca.experiment import command_line, extensions
 from lca.report import formats, tables
 from lca.report.figures import FIGURES, draw
 
@@ -26,31 +28,36 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   if not (args.figure or args.tables):
     raise app.UsageError('nothing to report: give --figure or --tables')
-  workdir = pathlib.Path(args.workdir)
+  workdir = pathlib.Path(args.workdir).expanduser()
   prefix = f'{args.scale}/' if args.scale else ''
+
+  def output(kind: str) -> pathlib.Path:
+    return pathlib.Path(args.output or workdir / kind).expanduser()
+
   try:
+    extensions.load_files(args.load)
     if args.tables:
       for table in tables.make(workdir, prefix):
-        formats.write(table, pathlib.Path(args.output or workdir / 'tables'))
+        formats.write(table, output('tables'))
         print(formats.to_markdown(table))
-    for name in args.figure:
-      output = pathlib.Path(args.output or workdir / 'figures')
-      numbers = draw(name, workdir, output, prefix)
+    for name in itertools.chain.from_iterable(args.figure):
+      numbers = draw(name, workdir, output('figures'), prefix)
       print(f'## {name}\n')
       for title, table in numbers.items():
         print(f'{title}\n\n{formats.markdown(table)}\n')
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     sys.exit(f'lca.report: error: {error}')
 
 
 def _define_flags() -> None:
-  flags.DEFINE_list('figure', [], f'Of {", ".join(FIGURES)}.')
+  command_line.define_list('figure', [], f'Of {", ".join(FIGURES)}.')
   flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
   flags.DEFINE_string('workdir', None, 'Of a sweep.')
   flags.DEFINE_string('scale', None, "Of the sweep's runs, if not its default.")
   flags.DEFINE_string(
     'output', None, 'Folder; WORKDIR/figures and WORKDIR/tables by default.'
   )
+  command_line.define_load()
   flags.mark_flags_as_required(['workdir'])
 
 

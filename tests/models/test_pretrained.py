@@ -17,7 +17,6 @@ from efficientnets import KEYS, shapes, tiny_images
 from flax import traverse_util
 from golden import efficientnet as golden
 
-from lca import models
 from lca.federated.randomness import Purpose, key_for
 from lca.models import (
   CNN,
@@ -27,6 +26,7 @@ from lca.models import (
   load_pretrained,
 )
 from lca.models.networks.efficientnet import B0
+from lca.models.pretrained.files import read
 
 
 def zeros(module):
@@ -275,8 +275,9 @@ def test_a_classifier_starts_from_them(tmp_path):
   module = EfficientNet(7, stages=B0[:1])
   classifier = Classifier(module, (127.0,), (128.0,), pretrained=path)
   key = key_for(0, Purpose.INIT)
-  drawn = Classifier(module, (127.0,), (128.0,)).init(key, (32, 32, 3))
-  got = classifier.init(key, (32, 32, 3))
+  spec = jax.ShapeDtypeStruct((32, 32, 3), 'uint8')
+  drawn = Classifier(module, (127.0,), (128.0,)).init(key, spec)
+  got = classifier.init(key, spec)
   jax.tree.map(np.testing.assert_array_equal, got, load_pretrained(drawn, path))
   np.testing.assert_array_equal(
     got['batch_stats']['stem']['norm']['mean'],
@@ -368,7 +369,7 @@ def test_neither_a_file_nor_a_name(lite):
 
 def test_a_pth_of_pytorchs():
   # Written by golden/efficientnet.py: tensor i counts up from 10 i.
-  tensors = models.pretrained._read(golden.PTH)
+  tensors = read(golden.PTH)
   shapes = {
     '0.weight': (3, 2, 2, 2),
     '0.bias': (3,),

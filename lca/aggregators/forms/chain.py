@@ -1,12 +1,11 @@
 """Pre-aggregation: one rule after the other, on mixed rows."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import jax.numpy as jnp
 
 from lca.aggregators.base import (
-  GRAMS,
   Aggregator,
   ExplainedUpdate,
   GramRule,
@@ -18,11 +17,22 @@ from lca.aggregators.base import (
   rule_name,
   rule_signature,
 )
+from lca.aggregators.verdict import GRAMS, mix_rows
 from lca.stacked import geometry, sums
 from lca.typing import Update, Updates
 
 
-def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
+@overload
+def chain(
+  *steps: *tuple[*tuple[Callable[..., Any], ...], Aggregator],
+) -> Aggregator: ...
+
+
+@overload
+def chain(*steps: Callable[..., Any]) -> Rule[...]: ...
+
+
+def chain(*steps: Any) -> Any:
   """Applies pre-aggregators in order, then a rule.
 
   `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Where all
@@ -59,7 +69,7 @@ def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
     return steps[0]
   if isinstance(steps[-1], Aggregator):
     return _before_aggregator(steps[:-1], steps[-1])
-  if all(isinstance(step, GramRule) and step.mixes for step in steps):
+  if all(isinstance(step, GramRule) and step.weighs_rows for step in steps):
     return _mixed_chain(steps)
   return Chain(steps)
 
@@ -82,10 +92,10 @@ def _given(step, hyper):
   return {k: v for k, v in hyper.items() if k in _free(step)}
 
 
-class Chain(Rule):
+class Chain(Rule[...]):
   """One step after the other."""
 
-  def __init__(self, steps):
+  def __init__(self, steps: Sequence[Callable[..., Any]]):
     self.steps = steps
     self.__name__, self.__signature__ = _named(steps)
 
@@ -97,7 +107,7 @@ class Chain(Rule):
     return explain(last)(updates, **_given(last, hyper))
 
 
-class MixedChain(GramRule):
+class MixedChain(GramRule[...]):
   """All steps as one, on the Gram matrix."""
 
 
@@ -113,7 +123,8 @@ def _mixed_chain(steps):
       weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
       weights, lost = _without_lost(weights, rejected)
       rows = sums.dot(weights, rows)
-      gram = _gram_of(weights, gram, rejected, lost)
+      gram = geometry.without_rejected(gram, rejected)
+      gram = geometry.gram_of_sums(weights, gram, lost)
       rejected = lost
     verdict = last.weigh(gram, **_given(last, hyper))
     weights, lost = _without_lost(verdict.scaled_weights, rejected)
@@ -121,7 +132,7 @@ def _mixed_chain(steps):
     return Verdict(weights)
 
   name, signature = _named(steps)
-  rule = MixedChain(weigh, held=False, needs=_needs(steps))  # held by each
+  rule = MixedChain(weigh, needs=_needs(steps), differentiable_verdict=True)
   rule.__name__, rule.__signature__ = name, signature
   return rule
 
@@ -134,7 +145,7 @@ def _needs(steps):
   first, *later = steps
   if not later or (after := _needs(later)) == 'nothing':
     return first.needs
-  if first.sums_rows:
+  if first.combine is mix_rows:
     return 'products'
   return max(first.needs, after, key=list(GRAMS).index)
 
@@ -143,15 +154,6 @@ def _without_lost(weights, rejected):
   """Weights without NaN, and which of the sums are lost to a rejected row."""
   lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
   return jnp.where(lost[..., None], 0, weights), lost
-
-
-def _gram_of(weights, gram, rejected, lost):
-  """The Gram matrix of mixed rows."""
-  inner = geometry.without_rejected(gram, rejected)
-  mixed = sums.dot(sums.dot(weights, inner), weights.T)
-  squares = jnp.maximum(jnp.diagonal(mixed), 0)  # of rows that cancel out
-  mixed = jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
-  return jnp.where(lost[:, None] | lost, jnp.nan, mixed)
 
 
 def _before_aggregator(before, aggregator):

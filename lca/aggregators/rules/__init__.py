@@ -5,6 +5,7 @@ updates again, and `AGGREGATORS` functions of hyper-parameters that return an
 Aggregator with a state. A new rule is entered here.
 """
 
+from lca.aggregators.base import ROUND_BRINGS
 from lca.aggregators.rules.averages import cge, monna
 from lca.aggregators.rules.bulyan import bulyan, bulyan_trimmed
 from lca.aggregators.rules.clipping import (
@@ -31,9 +32,6 @@ from lca.aggregators.rules.subsets import mda, smea
 from lca.aggregators.rules.trust import fltrust, foolsgold
 from lca.registry import Registry
 
-# What a round brings to a rule; see `lca.aggregators.base.Aggregator`.
-_BROUGHT = ('key', 'weights', 'server_update', 'params', 'client_ids')
-
 RULES = Registry(
   'rule',
   (
@@ -59,7 +57,7 @@ RULES = Registry(
     smea,
     trimmed_mean,
   ),
-  brought=_BROUGHT,
+  brought=ROUND_BRINGS,
   of_data=True,
 )
 """Functions of the updates."""
@@ -72,7 +70,7 @@ AGGREGATORS = Registry(
 PRE_AGGREGATORS = Registry(
   'pre-aggregator',
   (arc, bucketing, clip_to_median_norm, nnm, static_clip),
-  brought=_BROUGHT,
+  brought=ROUND_BRINGS,
   of_data=True,
 )
 """Functions from updates to updates."""

@@ -32,7 +32,7 @@ class LegatoState(NamedTuple):
 
   past: PyTree
   norms: jax.Array
-  count: jax.Array
+  count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
   factors: jax.Array
 
 

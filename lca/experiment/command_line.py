@@ -1,0 +1,155 @@
+"""Command lines: values of a config's keys, and flags that commands share."""
+
+import difflib
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+def define_list(
+  name: str,
+  default: Sequence[str],
+  help_text: str,
+  flag_values: flags.FlagValues = flags.FLAGS,
+) -> None:
+  """Defines a flag whose values are separated by commas, or given repeatedly.
+
+  Its value is a list of lists, one each time that the flag is given.
+  """
+  flags.DEFINE_multi(
+    flags.ListParser(),
+    flags.ListSerializer(','),
+    name,
+    default,
+    f'{help_text} May be repeated.',
+    flag_values,
+  )
+
+
+def define_load() -> None:
+  """Defines the flag for `extensions.load_files`."""
+  flags.DEFINE_multi_string(
+    'load',
+    [],
+    'A Python file that is executed first, for the rules, attacks, models, '
+    'data and others that it registers. May be repeated.',
+  )
+
+
+_FLAG = re.compile(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', re.DOTALL)
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+  """Sets keys of a config as `--config.KEY=VALUE` says, in place.
+
+  A value has its key's type. A key that is None, such as a placeholder, may be
+  set to None, too.
+
+  Args:
+    config: may be locked.
+    arguments: of a command line, without the program.
+
+  Returns:
+    The other arguments.
+
+  Raises:
+    ValueError: there is no such key, or the value is of another type.
+  """
+  for key in keys_of(arguments):
+    check_key(config, key)
+  # The parser takes the first argument for the name of the program.
+  argv = ['', *_without_none(config, arguments)]
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)
+  try:
+    config_flags.DEFINE_config_dict(
+      'config', config, flag_values=values, sys_argv=argv
+    )
+    return values(argv, known_only=True)[1:]
+  except flags.Error as error:
+    raise ValueError(str(error).strip().splitlines()[-1]) from None
+
+
+def _without_none(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+  """Returns the arguments but those that set a key to None that is None.
+
+  ml_collections would parse 'None' as a number, or keep it as a text.
+  """
+  left: list[str] = []
+  for argument in arguments:
+    match = _FLAG.fullmatch(argument)
+    if match and match[2] == 'None' and _value(config, match[1]) is None:
+      # What an earlier argument sets the key to does not count.
+      left = [each for each in left if keys_of([each]) != [match[1]]]
+    else:
+      left.append(argument)
+  return left
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+  return functools.reduce(ConfigDict.__getitem__, key.split('.'), config)
+
+
+def keys_of(arguments: Sequence[str]) -> list[str]:
+  """Returns the keys that `--config.KEY=VALUE` among the arguments set."""
+  found = map(_FLAG.fullmatch, arguments)
+  return [match[1] for match in found if match]
+
+
+def set_key(config: ConfigDict, key: str, value: str) -> None:
+  """Sets one key of a config to a value that is given as text.
+
+  Raises:
+    ValueError: there is no such key, or the value is of another type.
+  """
+  check_key(config, key)
+  *path, last = key.split('.')
+  section = _value(config, '.'.join(path)) if path else config
+  kind = section.get_type(last)
+  try:
+    override(config, [f'--config.{key}={value}'])
+  except ValueError:
+    raise ValueError(f'{key} is a {kind.__name__}, got {value!r}') from None
+
+
+def check_key(config: ConfigDict, key: str) -> None:
+  """Checks that a config has a key.
+
+  Raises:
+    ValueError: it has not; the message says what is near, and which keys stand
+      beside it.
+  """
+  path: list[str] = []
+  section = config
+  for part in key.split('.'):
+    if not isinstance(section, ConfigDict) or part not in section:
+      break
+    section = section[part]
+    path.append(part)
+  else:
+    return
+  near = difflib.get_close_matches(key, flat_keys(config), n=1)
+  hint = f'; did you mean {near[0]}?' if near else ''
+  where = '.'.join(path)
+  if not isinstance(section, ConfigDict):
+    beside = f'{where} is a value'
+  elif path:
+    beside = (
+      f'the chosen presets give {where} the keys {", ".join(sorted(section))}'
+    )
+  else:
+    beside = f'there are: {", ".join(sorted(section))}'
+  raise ValueError(f'there is no config key {key}{hint}; {beside}')
+
+
+def flat_keys(config: ConfigDict) -> list[str]:
+  """Returns the keys of all sections, such as `'data.name'`."""
+  keys = []
+  for name, value in config.items():
+    inner = flat_keys(value) if isinstance(value, ConfigDict) else []
+    keys += [f'{name}.{key}' for key in inner] or [name]
+  return keys

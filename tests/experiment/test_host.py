@@ -1,0 +1,74 @@
+"""Signals to a process: the first lets it finish, others end it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import processes
+import pytest
+
+WAITING = """
+import sys, time
+from lca.experiment import host
+
+stopping = host.Stopping({grace}).take_signals()
+print('ready', flush=True)
+while not stopping():
+  time.sleep(0.01)
+print('saved')
+sys.exit(host.STOPPED)
+"""
+
+# The second lock never returns, and leaves Python's own handlers no turn, as a
+# long round of XLA's does.
+STUCK = """
+import ctypes
+from lca.experiment import host
+
+host.Stopping({grace}).take_signals()
+print('ready', flush=True)
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+libc.pthread_mutex_lock(mutex)
+libc.pthread_mutex_lock(mutex)
+"""
+
+
+def start(code, grace):
+  process = subprocess.Popen(
+    [sys.executable, '-c', code.format(grace=grace)],
+    cwd=processes.ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  return process
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_process_finishes_what_it_does(number):
+  with start(WAITING, grace=600) as process:
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+  assert process.returncode == 143
+  first, last = said.splitlines()
+  assert 'stopping after this round' in first and '600 seconds' in first
+  assert last == 'saved'
+
+
+def test_a_second_signal_ends_a_process_at_once():
+  with start(STUCK, grace=600) as process:
+    process.send_signal(signal.SIGINT)
+    assert 'stopping after' in process.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+      process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 143
+
+
+def test_the_grace_period_ends_a_process():
+  with start(STUCK, grace=1.5) as process:
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert time.monotonic() - begun > 1.4
