@@ -189,16 +189,6 @@ def thorough(cases, except_for=()):
   ]
 
 
-def quick(cases):
-  """All of them; each rule as it is runs with `-m quick` as well."""
-  return [
-    pytest.param(case, marks=pytest.mark.quick)
-    if (case.kind, case.by) == ('euclidean', 'model')
-    else case
-    for case in cases
-  ]
-
-
 SHORT = cases_of('model', 'leaf')
 # Every rule once: in the scope that compiles to the most.
 ONCE = [case for case in SHORT if case.by == 'leaf' or not case.spec.layers]

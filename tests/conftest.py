@@ -8,6 +8,8 @@ round, a restart, configs, a report. `--thorough` adds the tests marked so:
 every rule at n = 100, in every scope, over 60 leaves.
 """
 
+import ctypes
+import gc
 import os
 import pathlib
 
@@ -40,6 +42,10 @@ def resident_bytes():
 def forget_programs():
   jax.clear_caches()
   TRACES.clear()  # what is called again is traced again
+  gc.collect()
+  libc = ctypes.CDLL(None)
+  if hasattr(libc, 'malloc_trim'):  # glibc keeps what was freed otherwise
+    libc.malloc_trim(0)
   _limits['bytes'] = max(MOST_BYTES, resident_bytes() + 2**29)
 
 

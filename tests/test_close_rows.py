@@ -10,9 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
+import pool
 import pytest
-import reference
-from cases import RULES, SHORT, cases, check
+from cases import RULES, SHORT, cases
+from comparison import check
 
 import lca
 from lca.aggregators.base import GramRule
@@ -23,7 +25,7 @@ ratios = pytest.mark.parametrize('ratio', RATIOS)
 # These see norms, and those of close rows agree in all digits of float32.
 BY_NORM = ['cge', 'lasa']
 # They select rows, by distances or by what depends on differences alone.
-SELECTS = {*reference.SCORES, *reference.OBJECTIVES, 'bulyan'} - {*BY_NORM}
+SELECTS = {*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan'} - {*BY_NORM}
 # They look at differences of rows, and give every row a weight.
 WEIGHS = {'caf', 'geometric_median', 'foolsgold'}
 DECIDES = [case for case in SHORT if case.name in SELECTS | WEIGHS]
@@ -58,7 +60,7 @@ def close_rows(ratio, seed=0):
 def with_extremes(tree):
   """One row a million times as long, one of zeros, one of NaN."""
   for row, value in ((2, 1e6), (5, 0.0), (8, np.nan)):
-    tree = reference.replace_rows(
+    tree = pool.replace_rows(
       tree, [row], lambda leaf, v=value: np.float32(v * leaf[0])
     )
   return tree
@@ -66,23 +68,23 @@ def with_extremes(tree):
 
 def scopes(tree, by):
   """The rows `[n, d]` of each scope, in float64."""
-  arrays = [array for _, array in reference.leaves(tree)]
+  arrays = [array for _, array in oracles.leaves(tree)]
   return [
-    reference.rows_of([arrays[p] for p in positions])
-    for positions in reference.groups(tree, by)
+    oracles.rows_of([arrays[p] for p in positions])
+    for positions in oracles.groups(tree, by)
   ]
 
 
 def spread(rows):
   """The root mean square distance of the rows from their median."""
-  good = rows[~reference.rejected(rows)]
+  good = rows[~oracles.rejected(rows)]
   away = np.linalg.norm(good - np.median(good, axis=0), axis=1)
   return np.median(away)
 
 
 def check_point(rows, got, want):
   """Weights `[n]` that sum to 1 make one point, to 1e-3 of the spread."""
-  good = ~reference.rejected(rows)
+  good = ~oracles.rejected(rows)
   assert not np.any(got[~good]) and not np.any(want[~good])
   between = (got - want)[good] @ (rows[good] - np.median(rows[good], axis=0))
   assert np.linalg.norm(between) <= 1e-3 * spread(rows)
@@ -94,10 +96,10 @@ def check_decision(case, tree, info):
   for got, rows in zip(np.atleast_2d(said), scopes(tree, case.by), strict=True):
     hyper = case.hyper(N)
     if case.name == 'bulyan':
-      members = reference.bulyan_members(rows, kind=case.kind, **hyper)
-      want = reference.equal_weights(N, members)
+      members = oracles.bulyan_members(rows, kind=case.kind, **hyper)
+      want = oracles.equal_weights(N, members)
     else:
-      want = reference.weights_of(case.name, rows, hyper, case.kind)
+      want = oracles.weights_of(case.name, rows, hyper, case.kind)
     check_point(rows, got / np.sum(got, dtype=float), want)
 
 
@@ -176,9 +178,9 @@ def test_decides_as_in_float64_after_nnm(name, kinds, by):
     said = np.atleast_2d(compiled(tree)['weights'])
     for got, rows in zip(said, scopes(tree, by), strict=True):
       middle = np.median(rows, axis=0)
-      matrix = reference.nnm_matrix(rows, f=2, kind=first)
+      matrix = oracles.nnm_matrix(rows, f=2, kind=first)
       mixed = matrix @ (rows - middle) + middle
-      want = reference.weights_of(name, mixed, hyper, kind) @ matrix
+      want = oracles.weights_of(name, mixed, hyper, kind) @ matrix
       check_point(rows, got, want)
 
 
@@ -189,8 +191,8 @@ def test_decides_as_in_float64_after_clips(ratio):
   rule = lca.chain(lca.clip_to_median_norm, lca.krum)
   _, info = lca.explain(rule)(tree, f=2)
   (rows,) = scopes(tree, 'model')
-  clipped = rows * reference.clip_factors(rows)[:, None]
-  want = reference.weights_of('krum', clipped, {'f': 2})
+  clipped = rows * oracles.clip_factors(rows)[:, None]
+  want = oracles.weights_of('krum', clipped, {'f': 2})
   np.testing.assert_array_equal(np.asarray(info['weights']) > 0, want > 0)
 
 
@@ -231,7 +233,7 @@ def test_a_rule_of_ones_own_profits(kind, ratio):
     rule = lca.layerwise(nearest, by=by)
     _, info = lca.explain(rule)(tree, distance=kind)
     for got, rows in zip(info['scores'], scopes(tree, by), strict=True):
-      want = np.median(reference.distance_matrix(rows, kind), axis=1)
+      want = np.median(oracles.distance_matrix(rows, kind), axis=1)
       np.testing.assert_allclose(got, want, rtol=2e-3)
 
 

@@ -9,9 +9,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pool
 import pytest
-import reference
-from cases import ONCE, TOLERANCE, cases
+from cases import ONCE, cases
+from comparison import TOLERANCE
 
 import lca
 
@@ -44,7 +45,7 @@ FORMS = {
 
 @functools.cache
 def tree():
-  return jax.tree.map(jnp.asarray, reference.stack('pair', N, 0))
+  return jax.tree.map(jnp.asarray, pool.stack('pair', N, 0))
 
 
 def same(mode, function, tolerance=2e-6):

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from attack_cases import BYZANTINE, IDS, KEY, labels
 
 import lca
@@ -21,7 +20,6 @@ def flip(labels, num_classes=10, ids=IDS, byzantine=BYZANTINE, **options):
   )
 
 
-@pytest.mark.quick
 def test_flipped_labels_are_other_ones_and_uniform():
   before = labels()
   after = flip(before)

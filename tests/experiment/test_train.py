@@ -67,8 +67,9 @@ def test_the_summary_is_that_of_the_rows(straight):
   }
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize('stops', [[1], [2, 3]])
+@pytest.mark.parametrize(
+  'stops', [pytest.param([1], marks=pytest.mark.quick), [2, 3]]
+)
 def test_a_restarted_run_ends_in_the_same_bits(straight, tmp_path, stops):
   reference, summary = straight
   for num_rounds in [*stops, 4]:

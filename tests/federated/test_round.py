@@ -18,7 +18,6 @@ from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize('drop_rate', [0.0, 0.5])
 def test_a_round_is_its_parts(data, drop_rate):
   attack = attacks.make({'name': 'label_flipping', 'boost': 3.0})
@@ -83,7 +82,6 @@ def test_the_server_optimizer_sees_minus_the_aggregate(data):
   )
 
 
-@pytest.mark.quick
 def test_a_nan_client_does_not_reach_the_model(data):
   def send_nan(updates, *, byzantine, key, aggregate):
     del key

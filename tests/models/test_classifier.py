@@ -10,7 +10,6 @@ from lca.federated.randomness import Purpose, key_for
 from lca.models import CNN, Classifier
 
 
-@pytest.mark.quick
 def test_classifier_normalises_and_scores():
   classifier = Classifier(CNN(3, features=(2, 2), hidden=(4,)), (8.0,), (4.0,))
   variables = classifier.init(

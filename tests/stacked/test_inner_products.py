@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pool
 import pytest
-import reference
 from jax.sharding import NamedSharding
 
 import lca
@@ -66,7 +66,7 @@ def test_of_long_rows():
 
 def test_far_apart_rows_are_as_ever():
   """Bit for bit: their products tell their distances, and ties stay ties."""
-  x = jnp.asarray(reference.stack('leaf', N))
+  x = jnp.asarray(pool.stack('leaf', N))
   gram = lca.gram(x)
   np.testing.assert_array_equal(gram.along, 0)
   np.testing.assert_array_equal(
@@ -84,7 +84,7 @@ def test_parallel_rows_at_a_distance_keep_their_ties():
 
 
 def test_one_leaf_close_and_one_not():
-  one, other = close_rows(1e-5), 1e-3 * reference.stack('leaf', N)
+  one, other = close_rows(1e-5), 1e-3 * pool.stack('leaf', N)
   tree = {'close': one, 'far': other, 'none': np.zeros((N, 0), np.float32)}
   want = squared_distances(np.concatenate([one, other], axis=1))
   close(lca.distances(lca.gram(tree)), want)
@@ -149,7 +149,7 @@ def test_vmap_is_a_loop():
   batch = np.stack(
     [
       close_rows(1e-5),
-      reference.stack('leaf', N, 1) @ np.ones((50, 300), np.float32),
+      pool.stack('leaf', N, 1) @ np.ones((50, 300), np.float32),
       close_rows(1e-3, 2),
     ]
   )
@@ -163,7 +163,7 @@ def test_vmap_is_a_loop():
 
 
 def test_layers_at_once_are_the_layers():
-  layers = [close_rows(1e-5), reference.stack('leaf', N), close_rows(1e-2, 1)]
+  layers = [close_rows(1e-5), pool.stack('leaf', N), close_rows(1e-2, 1)]
   grams = lca.geometry.grams(layers)
   for i, layer in enumerate(layers):
     one = jax.tree.map(lambda x, i=i: x[i], grams)
@@ -237,7 +237,7 @@ def test_behaves_as_the_array_of_its_products():
 
 
 def test_a_plain_array_will_do():
-  gram = lca.gram(jnp.asarray(reference.stack('leaf', N)))
+  gram = lca.gram(jnp.asarray(pool.stack('leaf', N)))
   for kind in ('euclidean', 'cosine'):
     np.testing.assert_array_equal(
       lca.distances(jnp.asarray(gram), kind), lca.distances(gram, kind)
