@@ -1,4 +1,4 @@
-"""What a rule is, and what an aggregator is.
+"""The types of rules and aggregators, and how a rule is made of a function.
 
 A rule maps stacked updates, leaves `[n, ...]`, to one update. Most rules need
 nothing but the clients' inner products: `gram_rule` makes such a rule from a
@@ -120,7 +120,7 @@ class GramRule(Rule[P]):
     self.weigh: Callable[Concatenate[Gram, P], Verdict] = held(weigh)
     self.combine = combine
     self.needs: Needs = needs
-    # Weights that no update has a say in weigh all coordinates alike.
+    # Weights that do not depend on the updates weigh all coordinates alike.
     self.coordinatewise = needs == 'nothing'
     self.__signature__ = rule_signature(hyper_of(weigh).values())
 

@@ -1,4 +1,4 @@
-"""What a Gram rule decides, and how rows and decision make the update.
+"""Decisions of Gram rules, and the three ways to make an update of them.
 
 A `Verdict` holds numbers for every client. The rule's *combination* makes the
 update of the rows and of these numbers. There are three:
@@ -27,11 +27,11 @@ from lca.typing import Gram, Update, Updates
 P = ParamSpec('P')
 
 Info = dict[str, jax.Array]
-"""What a rule decided, by name: see `lca.explain`."""
+"""Decisions by name, each `[n]` or `[layers, n]`: see `lca.explain`."""
 
 
 class Verdict(NamedTuple):
-  """What a Gram rule decides about the `n` clients.
+  """The decision of a Gram rule about the `n` clients.
 
   Attributes:
     weights: `[n]`, the aggregate is `mix(updates, weights)`; or `[k, n]` for a
@@ -46,14 +46,14 @@ class Verdict(NamedTuple):
 
   @property
   def scaled_weights(self) -> jax.Array:
-    """The weights of the rows as they came."""
+    """Returns the weights of the rows as they came, before any scaling."""
     if self.factors is None:
       return self.weights
     rows = self.weights.ndim > self.factors.ndim
     return self.weights * (self.factors[..., None, :] if rows else self.factors)
 
   def info(self, gram: Gram) -> Info:
-    """The verdict by name: weights, scores, selected, rejected."""
+    """Returns the verdict by name: weights, scores, selected, rejected."""
     info = {'weights': self.scaled_weights}
     if self.scores is not None:
       info['scores'] = self.scores
@@ -120,23 +120,23 @@ Combination = Callable[..., list[Update]]
 
 
 def mix_rows(
-  layers: list[Updates], verdicts: Verdict, **hyper: Any
+  layers: list[Updates], verdicts: Verdict, *args: Any, **hyper: Any
 ) -> list[Update]:
   """Sums the rows of each layer, each times its weight."""
-  del hyper
+  del args, hyper
   weights = sums.rows_of(verdicts.scaled_weights)
   return list(map(geometry.mix, layers, weights))
 
 
 def scale_rows(
-  layers: list[Updates], verdicts: Verdict, **hyper: Any
+  layers: list[Updates], verdicts: Verdict, *args: Any, **hyper: Any
 ) -> list[Updates]:
   """Multiplies each row of each layer by its own weight, `weights[i, i]`.
 
   The weights `[n, n]` are zero beside the diagonal, so that it returns what
   `mix_rows` would, up to rounding, in one reading of the rows.
   """
-  del hyper
+  del args, hyper
   return [
     geometry.scale(layer, jnp.diagonal(weights))
     for layer, weights in zip(layers, verdicts.weights, strict=True)
@@ -160,9 +160,9 @@ class StatisticOfSelected:
     self.choose = choose
 
   def __call__(
-    self, layers: list[Updates], verdicts: Verdict, **hyper: Any
+    self, layers: list[Updates], verdicts: Verdict, *args: Any, **hyper: Any
   ) -> list[Update]:
-    count, statistic = self.choose(verdicts.weights.shape[1], **hyper)
+    count, statistic = self.choose(verdicts.weights.shape[1], *args, **hyper)
     selected = verdicts.weights > 0
     factors = 1 if verdicts.factors is None else verdicts.factors
     present = jnp.where(selected, factors, order_statistics.ABSENT)

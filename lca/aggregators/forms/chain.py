@@ -46,10 +46,12 @@ def chain(*steps: Any) -> Any:
 
   Returns:
     A rule, or an Aggregator if the last step is one. Its hyper-parameters are
-    those of all steps; what has one name has one value. Before an Aggregator
-    they are to be bound, as in `functools.partial(nnm, f=2)`; what a step
-    binds is its own. `explain` tells of the last step and the rows that it saw;
-    where no copy is made, of the rows as they came, without scores.
+    those of all steps; those of one name have one value, and no type checker
+    sees them. Before an Aggregator they are to be bound, as in
+    `functools.partial(nnm, f=2)`; what a step binds is its own, and what a
+    round brings goes to each step that names it. `explain` tells of the last
+    step and the rows that it saw; where no copy is made, of the rows as they
+    came, without scores.
 
   Raises:
     TypeError: an Aggregator that is not last, or no step.
@@ -75,25 +77,25 @@ def chain(*steps: Any) -> Any:
 
 
 def _named(steps):
-  """The name and the signature of a chain."""
+  """Returns the name and the signature of a chain."""
   names = ', '.join(map(rule_name, steps))
   hyper = {k: p for step in reversed(steps) for k, p in _free(step).items()}
   return f'chain({names})', rule_signature(hyper.values())
 
 
 def _free(step):
-  """The hyper-parameters of a step that it does not bind itself."""
+  """Returns the hyper-parameters of a step that it does not bind itself."""
   bound = getattr(step, 'keywords', {})  # of functools.partial
   return {k: p for k, p in hyper_of(step).items() if k not in bound}
 
 
 def _given(step, hyper):
-  """What of the hyper-parameters the step takes."""
+  """Returns those of the hyper-parameters that the step takes."""
   return {k: v for k, v in hyper.items() if k in _free(step)}
 
 
 class Chain(Rule[...]):
-  """One step after the other."""
+  """Runs one step after the other, each on the rows that the last one made."""
 
   def __init__(self, steps: Sequence[Callable[..., Any]]):
     self.steps = steps
@@ -108,11 +110,14 @@ class Chain(Rule[...]):
 
 
 class MixedChain(GramRule[...]):
-  """All steps as one, on the Gram matrix."""
+  """Runs all steps as one, on the Gram matrix."""
 
 
 def _mixed_chain(steps):
-  """The steps' weights multiplied, the Gram matrix carried along."""
+  """Multiplies the steps' weights, and computes the Gram matrix between them.
+
+  Each step holds its own verdict fixed in derivatives, if it does so at all.
+  """
   *before, last = steps
 
   def weigh(gram, **hyper):
@@ -138,9 +143,10 @@ def _mixed_chain(steps):
 
 
 def _needs(steps):
-  """What the first of the steps and all after it look at.
+  """Returns how much of the Gram matrix of the rows sent all steps look at.
 
-  Even the norm of a sum of rows takes their inner products.
+  The norm of a sum of rows depends on the rows' inner products, the norm of a
+  scaled row on its own norm alone.
   """
   first, *later = steps
   if not later or (after := _needs(later)) == 'nothing':
@@ -151,7 +157,7 @@ def _needs(steps):
 
 
 def _without_lost(weights, rejected):
-  """Weights without NaN, and which of the sums are lost to a rejected row."""
+  """Returns weights without NaN, and which sums contain a rejected row."""
   lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
   return jnp.where(lost[..., None], 0, weights), lost
 

@@ -100,7 +100,7 @@ def _check_option(name: str, value: Any, known: tuple[Any, ...]) -> None:
 
 
 class _LeafClipped(Rule[P]):
-  """Mixes every leaf from rows clipped to the median norm of that leaf."""
+  """Mixes every leaf of rows that are clipped to that leaf's median norm."""
 
   def __init__(self, rule: GramRule[P], median: geometry.Median):
     self.rule = rule

@@ -119,7 +119,7 @@ class Layerwise(Rule[P]):
 
 
 def _stacked(infos):
-  """`[layers, n]`; a rule that decides by leaf itself says so for each."""
+  """Stacks infos to `[layers, n]`; a rule may tell of several leaves itself."""
 
   def join(*rows):
     return jnp.concatenate([jnp.atleast_2d(row) for row in rows])
