@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from lca.data import ClientData
 from lca.typing import PyTree, Updates
@@ -215,7 +215,7 @@ def with_momentum(
   return momenta, jax.tree.map(lambda s, x: s.astype(x.dtype), sent, updates)
 
 
-def shuffled(key: jax.Array, size: int, count: jax.Array) -> jax.Array:
+def shuffled(key: jax.Array, size: int, count: ArrayLike) -> jax.Array:
   """A random order of `range(count)`, then the rest of `range(size)`.
 
   The order does not depend on `size`: every position has a random number of

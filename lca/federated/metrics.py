@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lca.aggregators.base import Info
 from lca.registry import Registry
@@ -43,8 +44,8 @@ class Seen(NamedTuple):
   """
 
   losses: jax.Array
-  byzantine: jax.Array
-  answered: jax.Array | None
+  byzantine: jax.Array | np.ndarray
+  answered: jax.Array | np.ndarray | None
   updates: Updates
   for_rule: Updates
   update: Update
@@ -100,7 +101,7 @@ def nonfinite(seen: Seen) -> jax.Array:
     return jnp.sum(~(jnp.isfinite(update) & jnp.isfinite(new)))
 
   counts = jax.tree.map(count, seen.update, seen.variables)
-  return sum(jax.tree.leaves(counts))
+  return jnp.sum(jnp.stack(jax.tree.leaves(counts)))
 
 
 @METRICS.register

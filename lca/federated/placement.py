@@ -16,10 +16,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lca.data import ClientData
 from lca.federated.clients import LocalGradient
 from lca.stacked.sharding import AXIS, by_coordinate
-from lca.typing import PyTree, Updates
+from lca.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +104,9 @@ def default_microbatch_size(
   return 32 if backend == 'cpu' and not batch_stats else None
 
 
-TrainClients = Callable[
-  [PyTree, ClientData, jax.Array, jax.Array], tuple[Updates, jax.Array]
-]
-
-
 def train_clients(
   train: LocalGradient, mesh: Mesh, chunk_size: int
-) -> TrainClients:
+) -> jax.stages.Wrapped:
   """Spreads the clients' work over devices, and over chunks on each device.
 
   Args:

@@ -180,7 +180,7 @@ def of(simulation: Simulation) -> Plan:
     rule=_on_each_device(state.aggregator),
   )
   try:
-    train, apply = (p.memory_analysis() for p in simulation.programs)
+    train, apply = map(_used, simulation.programs)
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return plan._replace(training=math.inf)
@@ -190,6 +190,17 @@ def of(simulation: Simulation) -> Plan:
   )
 
 
+def _used(program: jax.stages.Compiled):
+  """Returns the compiler's account of a program's memory."""
+  used = program.memory_analysis()
+  if used is None:
+    raise ValueError(
+      f'the compiler of {jax.default_backend()!r} does not say what memory a '
+      'program needs'
+    )
+  return used
+
+
 def _on_each_device(tree: PyTree) -> int:
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -197,8 +208,8 @@ def _on_each_device(tree: PyTree) -> int:
   )
 
 
-def _check_exhausted(error: jax.errors.JaxRuntimeError) -> None:
-  """Raises it again, unless it says that there is no room: a TPU's does."""
+def _check_exhausted(error: Exception) -> None:
+  """Raises an error again unless it says, as a TPU's does, "no room"."""
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
 
@@ -257,7 +268,7 @@ def _to_train(simulation: Simulation, chunk_size: int) -> float:
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return math.inf
-  return compiled.memory_analysis().temp_size_in_bytes
+  return _used(compiled).temp_size_in_bytes
 
 
 def memory_limit(mesh: Mesh, jobs: int = 1) -> float:

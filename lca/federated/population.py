@@ -41,9 +41,10 @@ class Population:
   drop_rate: float = 0.0
 
   def __post_init__(self):
-    if self.num_attackers is None:
-      object.__setattr__(self, 'num_attackers', self.num_clients // 5)
     n, attackers = self.clients_per_round, self.num_attackers
+    if attackers is None:
+      attackers = self.num_clients // 5
+      object.__setattr__(self, 'num_attackers', attackers)
     if not 1 <= n <= self.num_clients:
       raise ValueError(
         f'clients_per_round={n} must lie between 1 and the population of '

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import traverse_util
 
 from lca.aggregators import Aggregator, Scope, explain
 from lca.aggregators.base import Info
@@ -121,12 +121,12 @@ class Round(NamedTuple):
     answered: `[n]` mask of those that answer; None if everybody always does.
   """
 
-  ids: jax.Array
-  byzantine: jax.Array
-  num_examples: jax.Array
+  ids: jax.Array | np.ndarray
+  byzantine: jax.Array | np.ndarray
+  num_examples: jax.Array | np.ndarray
   attack_key: jax.Array
   rule_key: jax.Array
-  answered: jax.Array | None = None
+  answered: jax.Array | np.ndarray | None = None
 
 
 def server_init(
@@ -230,11 +230,16 @@ def aggregate(
 
   Returns:
     The aggregate, the aggregator's next state, and what the rule decided.
+
+  Raises:
+    ValueError: the server is to take its own batch statistics, but it has sent
+      no update of its own.
   """
   weights = drawn.num_examples
   if drawn.answered is not None:
     weights = jnp.where(drawn.answered, weights, 0)
   own = sent.server_update
+  server.check_examples(own is not None)
   update, memory, info = explain(server.aggregator)(
     server.for_rule(updates),
     state.aggregator,
@@ -244,16 +249,19 @@ def aggregate(
     params=server.for_rule(state.variables),
     client_ids=drawn.ids,
   )
-  if server.batch_stats == 'rule' or 'batch_stats' not in updates:
-    return update, memory, info
+  if server.batch_stats != 'rule' and 'batch_stats' in updates:
+    statistics = _statistics(server, updates['batch_stats'], own)
+    update = update | {'batch_stats': statistics}
+  return update, memory, info
+
+
+def _statistics(server, rows, own):
+  """Aggregates the batch statistics where the rule does not."""
   if server.batch_stats == 'server':
-    statistics = own['batch_stats']
-  else:
-    rows = updates['batch_stats']
-    finite = ~geometry.rejected_rows(geometry.norms_gram(rows))
-    shares = jnp.where(jnp.any(finite), finite / jnp.sum(finite), jnp.nan)
-    statistics = geometry.mix(rows, shares)
-  return update | {'batch_stats': statistics}, memory, info
+    return own['batch_stats']
+  finite = ~geometry.rejected_rows(geometry.norms_gram(rows))
+  shares = jnp.where(jnp.any(finite), finite / jnp.sum(finite), jnp.nan)
+  return geometry.mix(rows, shares)
 
 
 def _with_momentum(server, momenta, updates, drawn):
@@ -275,8 +283,9 @@ def _rows(x, mask):
 
 def _add_statistics(batch_stats, update):
   """Returns the sum with variances of at least 0, and how many were below."""
-  moved = traverse_util.flatten_dict(jax.tree.map(jnp.add, batch_stats, update))
-  variances = {path: x for path, x in moved.items() if path[-1] == 'var'}
-  floored = {path: jnp.maximum(x, 0) for path, x in variances.items()}
-  count = sum(jnp.sum(x < 0) for x in variances.values())
-  return traverse_util.unflatten_dict(moved | floored), count
+  moved = jax.tree.map(jnp.add, batch_stats, update)
+  floored = jax.tree.map_with_path(
+    lambda path, x: jnp.maximum(x, 0) if path[-1].key == 'var' else x, moved
+  )
+  below = jax.tree.map(lambda old, new: jnp.sum(old < new), moved, floored)
+  return floored, jnp.sum(jnp.stack(jax.tree.leaves(below)))

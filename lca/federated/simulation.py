@@ -33,15 +33,15 @@ from lca.models import Classifier
 
 
 class Programs(NamedTuple):
-  """What the devices run in a round, compiled or about to be.
+  """What the devices run in a round.
 
   Attributes:
     train: the clients' part.
     apply: the server's.
   """
 
-  train: jax.stages.Compiled | jax.stages.Lowered
-  apply: jax.stages.Compiled | jax.stages.Lowered
+  train: jax.stages.Compiled
+  apply: jax.stages.Compiled
 
 
 class _Ahead(NamedTuple):
@@ -159,7 +159,8 @@ class Simulation:
   @functools.cached_property
   def _metrics(self) -> list[str]:
     """The names of all metrics, as the server's step returns them."""
-    _, found = self._lowered.apply.out_info
+    _, step = self._lowered
+    _, found = step.out_info
     tree, layers = self._shapes.variables, self._server.layers
     names = []
     if layers is not None:
@@ -174,29 +175,26 @@ class Simulation:
   @functools.cached_property
   def programs(self) -> Programs:
     """A round's programs, compiled when they are first asked for."""
-    return Programs(*(lowered.compile() for lowered in self._lowered))
+    train, apply = self._lowered
+    return Programs(train.compile(), apply.compile())
 
   @functools.cached_property
-  def _lowered(self) -> Programs:
+  def _lowered(self) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     training = self.lower_training(self.placement.chunk_size)
     updates, losses = placed(training.out_info, self.placement.by_client)
     with jax.set_mesh(self.placement.mesh):
-      applying = self._functions.apply.lower(
+      applying = self._step.lower(
         *self.abstract_state, updates, losses, self._draw(0)
       )
-    return Programs(training, applying)
+    return training, applying
 
   @functools.cached_property
-  def _functions(self) -> Programs:
-    """The jitted functions that the programs are compiled from."""
-    placement = self.placement
-    return Programs(
-      train=train_clients(self._train, placement.mesh, placement.chunk_size),
-      apply=jax.jit(
-        self._apply,
-        donate_argnames=('aggregator', 'momenta'),
-        out_shardings=(self._places, placement.everywhere),
-      ),
+  def _step(self) -> jax.stages.Wrapped:
+    """The server's part of a round, jitted."""
+    return jax.jit(
+      self._apply,
+      donate_argnames=('aggregator', 'momenta'),
+      out_shardings=(self._places, self.placement.everywhere),
     )
 
   def lower_training(self, chunk_size: int) -> jax.stages.Lowered:
@@ -204,14 +202,13 @@ class Simulation:
     mesh, spec = self.placement.mesh, self.data.dataset.train.input_spec
     rows = self.clients_per_device * mesh.size
     examples = (rows, self.data.max_examples)
-    clients = ClientData(
-      jax.ShapeDtypeStruct((*examples, *spec.shape), spec.dtype),
-      jax.ShapeDtypeStruct(examples, jnp.int32),
-      jax.ShapeDtypeStruct((rows,), jnp.int32),
-    )
+    numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    inputs = jax.ShapeDtypeStruct((*examples, *spec.shape), spec.dtype)
+    labels = jax.ShapeDtypeStruct(examples, jnp.int32)
+    clients = ClientData._make([inputs, labels, numbers])
     return train_clients(self._train, mesh, chunk_size).lower(
       placed(self._shapes.variables, self.placement.everywhere),
-      *placed((clients, clients.num_examples), self.placement.by_client),
+      *placed((clients, numbers), self.placement.by_client),
       key_for(self._seed, Purpose.TRAIN, 0),
     )
 
@@ -235,22 +232,30 @@ class Simulation:
       ahead = self._read_ahead(round_idx)
     if not last:
       self._ahead = self._read_ahead(round_idx + 1)
-    # What is compiled ahead of time does not run without jit; to debug a round
-    # step by step, its functions do.
-    debugging = jax.config.jax_disable_jit
-    programs = self._functions if debugging else self.programs
-    updates, losses = programs.train(
+    train, apply = self._programs()
+    updates, losses = train(
       jax.device_put(state.variables, self.placement.everywhere),
       *ahead.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
-    state, found = programs.apply(*state, updates, losses, ahead.drawn)
+    state, found = apply(*state, updates, losses, ahead.drawn)
     numbers = [
       number
       for metric in jax.device_get(found).values()
       for number in metric.reshape(-1).tolist()
     ]
     return state, dict(zip(self._metrics, numbers, strict=True))
+
+  def _programs(self):
+    """Returns the compiled programs, or under `jax.disable_jit` the functions.
+
+    Programs that are compiled ahead of time refuse to run without jit. The
+    functions can then be debugged step by step.
+    """
+    if not jax.config.jax_disable_jit:  # pyright: ignore
+      return self.programs
+    mesh, chunk_size = self.placement.mesh, self.placement.chunk_size
+    return train_clients(self._train, mesh, chunk_size), self._step
 
   def _draw(self, round_idx: int) -> Round:
     ids, byzantine = self._population.sample(self._seed, round_idx)
@@ -270,13 +275,15 @@ class Simulation:
 
   def _read_ahead(self, round_idx: int) -> _Ahead:
     drawn = self._draw(round_idx)
-    clients = self._reader.submit(self._read, drawn.ids, drawn.byzantine)
+    clients = self._reader.submit(self._read, drawn)
     return _Ahead(round_idx, drawn, clients)
 
-  def _read(self, ids: np.ndarray, byzantine: np.ndarray):
+  def _read(self, drawn: Round):
     """Puts the clients' examples, and after them the server's, on the mesh."""
+    ids, byzantine = np.asarray(drawn.ids), np.asarray(drawn.byzantine)
     if self.data.server_id is not None:
-      ids, byzantine = np.append(ids, self.data.server_id), [*byzantine, False]
+      ids = np.append(ids, self.data.server_id)
+      byzantine = np.append(byzantine, False)
     width = self.clients_per_device
 
     def part(i):
