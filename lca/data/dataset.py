@@ -75,7 +75,7 @@ class Split:
         'single numbers make inputs[:, None]'
       )
     if not inputs.size:
-      raise ValueError(f'the inputs are empty: {got}')
+      raise ValueError(f'a split without pixels or other numbers: {got}')
     if not np.issubdtype(inputs.dtype, np.integer):
       self._check_finite()
 

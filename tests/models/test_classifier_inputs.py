@@ -102,7 +102,8 @@ def test_images_are_what_they_were():
   module = CNN(3, features=(2, 2), hidden=(4,), dropout=(0.5, 0.5))
   classifier = Classifier(module, (127.5,), (127.5,))
   variables = started(classifier, images)
-  pixels = (images.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+  half = jnp.array((127.5,))
+  pixels = (jnp.asarray(images).astype(jnp.float32) - half) / half
   equal(classifier.logits(variables, images), module.apply(variables, pixels))
   losses, _ = classifier.losses(variables, images, LABELS, KEYS)
   logits = module.apply(variables, pixels, KEYS)
