@@ -37,9 +37,9 @@ class Classifier:
   - `deterministic` or `use_running_average`: the opposite.
 
   A module that does not name `keys` has an rng `'dropout'` in training, one for
-  the whole batch, so that `flax.linen.Dropout` works. A `flax.linen.BatchNorm` of a module that
-  does not name `mask` is given the mask, so that rows of padding never count in
-  its statistics.
+  the whole batch, so that `flax.linen.Dropout` works. A `flax.linen.BatchNorm`
+  of a module that does not name `mask` is given the mask, so that rows of
+  padding never count in its statistics.
 
   Inputs are prepared on the device. Images, `[height, width, channels]` of
   uint8 or floats, may be resized and cropped; no other inputs can be. With
