@@ -244,5 +244,6 @@ class Dataset:
       if not 0 <= label < self.num_classes:
         raise ValueError(
           f'{self.name}: label {label} in the {split} split is not in '
-          f'[0, {self.num_classes})'
+          f'[0, {self.num_classes}): classes are numbered from 0, and '
+          'num_classes is how many there are'
         )

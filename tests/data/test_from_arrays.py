@@ -73,6 +73,10 @@ def test_the_number_of_classes_is_found_or_given():
     (features(2, 5), [0, 1]), (features(1, 5), [4])
   )
   assert seen_in_the_test.num_classes == 5
+  with pytest.raises(ValueError, match='num_classes must be an integer'):
+    make(features(6, 5), num_classes=2.5)
+  with pytest.raises(ValueError, match=r'label -1 .* numbered from 0'):
+    make(features(6, 5), labels=LABELS - 1)
 
 
 def test_what_is_normalised():
