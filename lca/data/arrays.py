@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lca.data.dataset import Dataset, Split, as_held
+from lca.options import whole
 
 _TO_ONE = (127.5,)
 
@@ -70,6 +71,7 @@ def from_arrays(
   )
   if num_classes is None:
     num_classes = 1 + max(int(split.labels.max()) for split in splits)
+  num_classes = whole(1)('num_classes', num_classes)
   if mean is std is None and splits[0].inputs.dtype == np.uint8:
     mean = std = _TO_ONE
   return Dataset(name, *splits, num_classes, _values(mean), _values(std))

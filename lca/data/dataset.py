@@ -75,7 +75,7 @@ class Split:
         'single numbers make inputs[:, None]'
       )
     if not inputs.size:
-      raise ValueError(f'the inputs are empty: {got}')
+      raise ValueError(f'a split without pixels or other numbers: {got}')
     if not np.issubdtype(inputs.dtype, np.integer):
       self._check_finite()
 
@@ -244,5 +244,6 @@ class Dataset:
       if not 0 <= label < self.num_classes:
         raise ValueError(
           f'{self.name}: label {label} in the {split} split is not in '
-          f'[0, {self.num_classes})'
+          f'[0, {self.num_classes}): classes are numbered from 0, and '
+          'num_classes is how many there are'
         )

@@ -36,10 +36,10 @@ class Classifier:
   - `train` or `training`: True in training, False in testing.
   - `deterministic` or `use_running_average`: the opposite.
 
-  In training there is also an rng named `'dropout'`, one for the whole batch,
-  so that `flax.linen.Dropout` works. A `flax.linen.BatchNorm` of a module that
-  does not name `mask` is given the mask, so that rows of padding never count in
-  its statistics.
+  A module that does not name `keys` has an rng `'dropout'` in training, one for
+  the whole batch, so that `flax.linen.Dropout` works. A `flax.linen.BatchNorm`
+  of a module that does not name `mask` is given the mask, so that rows of
+  padding never count in its statistics.
 
   Inputs are prepared on the device. Images, `[height, width, channels]` of
   uint8 or floats, may be resized and cropped; no other inputs can be. With
@@ -197,7 +197,7 @@ class Classifier:
     variables = {**variables, 'params': self._computed(variables['params'])}
     x = self._computed(self._inputs(inputs))
     options: dict[str, Any] = self._named(keys is not None, keys, mask)
-    if keys is not None:
+    if keys is not None and 'keys' not in self._names:
       options['rngs'] = {'dropout': jax.random.fold_in(keys[0], _BATCH)}
     if 'batch_stats' not in variables:
       logits, updated = self.module.apply(variables, x, **options), {}

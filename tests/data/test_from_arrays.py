@@ -73,6 +73,10 @@ def test_the_number_of_classes_is_found_or_given():
     (features(2, 5), [0, 1]), (features(1, 5), [4])
   )
   assert seen_in_the_test.num_classes == 5
+  with pytest.raises(ValueError, match='num_classes must be an integer'):
+    make(features(6, 5), num_classes=2.5)
+  with pytest.raises(ValueError, match=r'label -1 .* numbered from 0'):
+    make(features(6, 5), labels=LABELS - 1)
 
 
 def test_what_is_normalised():
@@ -107,8 +111,12 @@ def with_a(value, dtype=np.float32):
     (features(6, 5), LABELS[:5], '6 inputs but 5 labels'),
     (features(6), LABELS, r'\[6\]; of N single numbers .*inputs\[:, None\]'),
     (np.float32(1), LABELS, 'an array for each example, got float32 '),
-    (features(0, 5), LABELS[:0], r'inputs are empty: float32 \[0, 5\]'),
-    (features(6, 0), LABELS, r'inputs are empty: float32 \[6, 0\]'),
+    (
+      features(0, 5),
+      LABELS[:0],
+      r'without pixels or other numbers: float32 \[0, 5\]',
+    ),
+    (features(6, 0), LABELS, r'without .* numbers: float32 \[6, 0\]'),
     (features(6, 5) > 0, LABELS, r'numbers.*bool \[6, 5\].*astype'),
     (features(6, 5) * 1j, LABELS, 'numbers.*complex64'),
     ([['a']] * 6, LABELS, 'numbers'),

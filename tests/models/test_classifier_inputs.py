@@ -88,6 +88,13 @@ def test_inputs_pass_as_they_are(module, inputs):
   assert losses.shape == (BATCH,) and updated == {}
 
 
+def test_the_cnn_without_convolutions_takes_features():
+  inputs = features(BATCH, 5)
+  classifier = Classifier(CNN(3, features=(), hidden=(4,)))
+  variables = started(classifier, inputs)
+  assert classifier.logits(variables, inputs).shape == (BATCH, 3)
+
+
 def test_features_are_normalised_if_asked():
   inputs = features(BATCH, 2)
   classifier = Classifier(MLP(), (1.0, 2.0), (4.0,))
@@ -102,7 +109,8 @@ def test_images_are_what_they_were():
   module = CNN(3, features=(2, 2), hidden=(4,), dropout=(0.5, 0.5))
   classifier = Classifier(module, (127.5,), (127.5,))
   variables = started(classifier, images)
-  pixels = (images.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+  half = jnp.array((127.5,))
+  pixels = (jnp.asarray(images).astype(jnp.float32) - half) / half
   equal(classifier.logits(variables, images), module.apply(variables, pixels))
   losses, _ = classifier.losses(variables, images, LABELS, KEYS)
   logits = module.apply(variables, pixels, KEYS)
@@ -339,7 +347,7 @@ class Vector(nn.Module):
       features(2, 5),
       'Embedding cannot take an input of 5 float32',
     ),
-    (CNN(3), features(2, 5), 'CNN cannot take .* takes images'),
+    (CNN(3), features(2, 5), 'CNN cannot take .* take images'),
   ],
 )
 def test_modules_and_inputs_that_do_not_go_together(module, inputs, message):

@@ -79,7 +79,8 @@ class CNN(nn.Module):
     """Maps images to logits.
 
     Args:
-      x: `[batch, height, width, channels]`.
+      x: `[batch, height, width, channels]`; without convolutions
+        `[batch, ...]`.
       keys: `[batch]`, of each image's dropout; None for testing.
 
     Returns:
@@ -88,20 +89,21 @@ class CNN(nn.Module):
     Raises:
       ValueError: inputs that are no images, or images that are too small.
     """
-    if x.ndim != 4:
+    if self.features and x.ndim != 4:
       raise ValueError(
-        'the network takes images [batch, height, width, channels], got '
-        f'{list(x.shape)}'
+        'convolutions take images [batch, height, width, channels], got '
+        f'{list(x.shape)}: without any, model.features=(), the network takes '
+        'inputs of every shape'
       )
     before, after = self.dropout
-    height, width = x.shape[1:3]
+    sides = x.shape[1:3]
     lost = 2 if self.padding == 'VALID' else 0
     for i, features in enumerate(self.features, start=1):
       pooled = self.pool == 'each' or i == len(self.features)
       if min(x.shape[1:3]) - lost < (2 if pooled else 1):
         raise ValueError(
-          f'the network has nothing left of {height} x {width} images after '
-          f'convolution {i} of model.features={self.features} with '
+          f'the network has nothing left of {sides[0]} x {sides[1]} images '
+          f'after convolution {i} of model.features={self.features} with '
           f'model.pool={self.pool!r} and model.padding={self.padding!r}'
         )
       convolution = nn.Conv(
