@@ -132,18 +132,22 @@ def check_key(config: ConfigDict, key: str) -> None:
     path.append(part)
   else:
     return
-  near = difflib.get_close_matches(key, flat_keys(config), n=1)
-  hint = f'; did you mean {near[0]}?' if near else ''
   where = '.'.join(path)
   if not isinstance(section, ConfigDict):
-    beside = f'{where} is a value'
-  elif path:
-    beside = (
-      f'the chosen presets give {where} the keys {", ".join(sorted(section))}'
-    )
+    raise ValueError(f'there is no config key {key}: {where} is a value')
+  last, known = key.split('.')[-1], flat_keys(config)
+  near = [each for each in known if each.split('.')[-1] == last]
+  if path:
+    names = difflib.get_close_matches(last, list(section), n=1)
+    near = [f'{where}.{name}' for name in names] or near
+    beside = f'the chosen presets give {where} the keys'
   else:
-    beside = f'there are: {", ".join(sorted(section))}'
-  raise ValueError(f'there is no config key {key}{hint}; {beside}')
+    near = difflib.get_close_matches(key, known, n=1) or near
+    beside = 'there are'
+  hint = f'; did you mean {" or ".join(near)}?' if near else ';'
+  raise ValueError(
+    f'there is no config key {key}{hint} {beside}: {", ".join(sorted(section))}'
+  )
 
 
 def flat_keys(config: ConfigDict) -> list[str]:

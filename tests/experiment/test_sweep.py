@@ -231,7 +231,8 @@ def test_a_sweep_leaves_no_process_behind(tmp_path):
     return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE)
 
   reached = 0
-  for sign, code in [(signal.SIGTERM, 143), (signal.SIGKILL, -9)]:
+  ends = [(signal.SIGTERM, 143), (signal.SIGINT, 143), (signal.SIGKILL, -9)]
+  for sign, code in ends:
     with started() as process:
       deadline = time.monotonic() + PATIENCE
       while (
