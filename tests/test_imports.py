@@ -33,17 +33,20 @@ ROOMS = {
   'lca.registry': WORDS,
   'lca.geometry': ('lca.stacked',),
   'lca.stacked': (*WORDS, 'lca.stacked'),
-  'lca.aggregators.base': (*WORDS, 'lca.stacked'),
+  'lca.aggregators.verdict': (*WORDS, 'lca.stacked'),
+  'lca.aggregators.base': (*WORDS, 'lca.stacked', 'lca.aggregators.verdict'),
   'lca.aggregators.forms': (
     *WORDS,
     'lca.stacked',
     'lca.aggregators.base',
+    'lca.aggregators.verdict',
     'lca.aggregators.forms',
   ),
   'lca.aggregators.rules': (
     *WORDS,
     'lca.stacked',
     'lca.aggregators.base',
+    'lca.aggregators.verdict',
     'lca.aggregators.rules',
   ),
   'lca.aggregators': RULES,
@@ -55,6 +58,8 @@ ROOMS = {
   'lca.sweep': ('lca.experiment',),
   'lca.report': (
     *WORDS,
+    'lca.experiment.command_line',
+    'lca.experiment.extensions',
     'lca.experiment.identity',
     'lca.experiment.index',
     'lca.experiment.rundir',
@@ -95,7 +100,7 @@ def imports(module):
 
 def test_what_counts_as_an_import():
   """Imports of modules and of names, also inside functions."""
-  assert 'lca.stacked.geometry' in imports('lca.aggregators.base')
+  assert 'lca.aggregators.base' in imports('lca.aggregators.rules.krum')
   assert 'lca.experiment.train' in imports('lca.experiment.sweep')
 
 

@@ -10,7 +10,8 @@ from flax import linen as nn
 import lca
 from lca import attacks
 from lca import data as datasets
-from lca.federated.clients import LocalTraining, clients_mesh
+from lca.federated.clients import LocalTraining
+from lca.federated.placement import clients_mesh
 from lca.federated.randomness import Purpose, key_for
 from lca.federated.simulation import Population, Simulation
 from lca.models import CNN, Classifier

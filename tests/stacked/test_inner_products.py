@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 import lca
-from lca.federated.clients import clients_mesh
+from lca.federated.placement import clients_mesh
 from lca.stacked import sharding
 from lca.stacked.inner_products import GramMatrix
 
