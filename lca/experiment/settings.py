@@ -1,0 +1,373 @@
+"""One pass from a config to the parts of a run.
+
+    settings = from_config(config)   # all that can be known without the data
+    parts = settings.parts()         # reads the data, and has the rest
+
+`lca.experiment.simulator` makes the same `Settings` of Python objects.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from lca import aggregators, attacks, models
+from lca import data as datasets
+from lca.aggregators import Aggregator
+from lca.attacks import Attack
+from lca.experiment import checks, optimizers, sections
+from lca.experiment.sections import DEFAULTS
+from lca.federated import clients
+from lca.federated.clients import LocalGradient
+from lca.federated.simulation import (
+  Population,
+  check_batch_stats,
+  population_from,
+)
+from lca.registry import options_of
+from lca.typing import PyTree
+
+__all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
+
+
+class Parts(NamedTuple):
+  """What a run is made of.
+
+  Attributes:
+    data: the data set, spread over the clients.
+    population: whom a round draws, and how many attack.
+    classifier: the model and its loss.
+    train: a client's part of a round.
+    attack: of the Byzantine clients.
+    aggregator: of the updates.
+    optimizer: the server's.
+    batch_stats: who aggregates a model's batch statistics.
+    momentum: of the clients.
+    layers: the scope of the layers in the metrics, or None.
+    seed: of the run.
+    mesh: the devices.
+    chunk_size: how many clients one vmap holds.
+    eval_batch_size: test examples at once.
+  """
+
+  data: datasets.FederatedDataset
+  population: Population
+  classifier: models.Classifier
+  train: LocalGradient
+  attack: Attack
+  aggregator: Aggregator
+  optimizer: optax.GradientTransformation
+  batch_stats: str
+  momentum: float
+  layers: str | None
+  seed: int
+  mesh: Mesh
+  chunk_size: int
+  eval_batch_size: int
+
+
+Module = Callable[[int], nn.Module]
+"""A function from the number of classes to a module."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What a run is to be, checked and built as far as that needs no data.
+
+  Attributes:
+    config: as nested dicts that JSON can write.
+    run: seed and number of rounds.
+    train: of the loop.
+    eval: when and how the model is tested.
+    checkpoint: when and how many are kept.
+    mesh: the devices.
+    chunk_size: how many clients one vmap holds.
+    population: a function from the number of clients to the population.
+    client: a client's part of a round, for a classifier that lacks what only
+      the data tell: classes, mean and deviation.
+    classifier: that classifier.
+    module: makes its module for any number of classes.
+    pixels: mean and deviation that the model expects; None takes the data's.
+    momentum: of the clients.
+    batch_stats: who aggregates a model's batch statistics.
+    attack: of the Byzantine clients.
+    aggregator: of the updates.
+    optimizer: the server's.
+    load: reads the data set.
+    federate: spreads it over the clients.
+  """
+
+  config: dict[str, Any]
+  run: sections.Run
+  train: sections.Train
+  eval: sections.Eval
+  checkpoint: sections.Checkpoint
+  mesh: Mesh
+  chunk_size: int
+  population: Callable[[int], Population]
+  client: LocalGradient
+  classifier: models.Classifier
+  module: Module
+  pixels: tuple[tuple[float, ...], tuple[float, ...]] | None
+  momentum: float
+  batch_stats: str
+  attack: Attack
+  aggregator: Aggregator
+  optimizer: optax.GradientTransformation
+  load: Callable[[], datasets.Dataset]
+  federate: Callable[[datasets.Dataset], datasets.FederatedDataset]
+
+  def parts(self) -> Parts:
+    """Reads the data and returns the parts.
+
+    Raises:
+      ValueError, OSError, ImportError: data that cannot be had, or spread; or
+        fewer clients in them than a round needs.
+    """
+    data = self.federate(self.load())
+    dataset = data.dataset
+    mean, std = self.pixels or (dataset.mean, dataset.std)
+    classifier = dataclasses.replace(
+      self.classifier,
+      module=self.module(dataset.num_classes),
+      mean=mean,
+      std=std,
+    )
+    return Parts(
+      data=data,
+      population=self._population(data.num_clients),
+      classifier=classifier,
+      train=dataclasses.replace(self.client, losses=classifier.losses),
+      attack=self.attack,
+      aggregator=self.aggregator,
+      optimizer=self.optimizer,
+      batch_stats=self.batch_stats,
+      momentum=self.momentum,
+      layers=self.eval.layers,
+      seed=self.run.seed,
+      mesh=self.mesh,
+      chunk_size=self.chunk_size,
+      eval_batch_size=self.eval.batch_size,
+    )
+
+  def _population(self, found: int) -> Population:
+    """The population of the clients in the data."""
+    made, least = (self.config['data'][k] for k in _DROPPING)
+    try:
+      population = self.population(found)
+    except ValueError as error:
+      if made in (None, found):
+        raise
+      raise ValueError(
+        f'{error}: data.min_examples={least} dropped {made - found} of the '
+        f'data.num_clients={made}, which hold fewer examples; lower '
+        'data.min_examples, or change how the partition spreads the data'
+      ) from None
+    # Where the draw decides who attacks, it is among the clients in the data.
+    if population.num_byzantine is None:
+      checks.check_dropouts(self.config, self.aggregator, population)
+    return population
+
+
+_DROPPING = 'num_clients', 'min_examples'
+
+
+def from_config(config: Mapping[str, Any]) -> Settings:
+  """Reads a config.
+
+  Args:
+    config: nested dicts, or a ConfigDict; see `configs/common.py` and
+      `lca.experiment.sections` for the keys. Those that it leaves out have the
+      values of `DEFAULTS`.
+
+  Returns:
+    The settings.
+
+  Raises:
+    ValueError, TypeError: an option that cannot be, or does not apply, or that
+      there is not; the message says what is near it.
+    OSError, ImportError: pretrained weights that cannot be had.
+  """
+  config = sections.complete(config)
+  source, model = dict(config['data']), dict(config['model'])
+  its = {k: model.pop(k) for k in _CLASSIFIER_KEYS if k in model}
+  return make(
+    config,
+    aggregator=aggregators.make(config['aggregator']),
+    attack=attacks.make(config['attack']),
+    module=functools.partial(models.make, model),
+    load=functools.partial(
+      datasets.load,
+      source['name'],
+      **{k: source[k] for k in _SOURCE_KEYS & source.keys()},
+    ),
+    pretrained=its.pop('pretrained', ''),
+    # Of a model without batch statistics there is nothing to choose.
+    has_batch_stats='batch_stats' in its,
+    batch_stats=its.pop('batch_stats', 'rule'),
+    pixels=models.PIXELS.get(model['name']),
+    **its,
+  )
+
+
+_CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
+_SOURCE_KEYS = {'archive_dir', 'data_dir', 'image_size'}
+
+
+def make(
+  config: dict[str, Any],
+  *,
+  aggregator: Aggregator,
+  attack: Attack,
+  module: Module,
+  load: Callable[[], datasets.Dataset],
+  pretrained: str = '',
+  has_batch_stats: bool = False,
+  batch_stats: str = 'rule',
+  pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+  like: PyTree | None = None,
+  **classifier_options: Any,
+) -> Settings:
+  """Makes the settings of objects and of the sections that all runs share.
+
+  Args:
+    config: complete nested dicts (see `sections.complete`).
+    aggregator: of the updates.
+    attack: of the Byzantine clients.
+    module: makes the model for a number of classes.
+    load: reads the data set.
+    pretrained: name or file of weights to start from; '' draws them.
+    has_batch_stats: the model has batch statistics.
+    batch_stats: who aggregates them.
+    pixels: mean and deviation that the model expects; None takes the data's.
+    like: a tree of shapes like an update, to try the rule on; None is one
+      matrix among the parameters.
+    **classifier_options: `resize` and `crop`.
+
+  Returns, Raises: as `from_config`.
+  """
+  run = sections.Run(**{k: config[k] for k in options_of(sections.Run)})
+  train, evaluation, checkpoint, parallel = (
+    sections.read(name, sections.SECTIONS[name], config[name])
+    for name in ('train', 'eval', 'checkpoint', 'parallel')
+  )
+  data, federate = _data(config['data'], run.seed)
+  client = sections.read(
+    'client', sections.of_client(config['client']), config['client']
+  )
+  server, optimizer = _server(config['server'])
+  population = functools.partial(
+    population_from,
+    config['server'],
+    config['attack'],
+    drop_rate=client.drop_rate,
+  )
+  # None is to be found in the data, of any size as yet.
+  expected = population(data.num_clients or sys.maxsize)
+  checks.check_layers(evaluation.layers, config['aggregator'])
+  has_root = data.root_examples > 0
+  checks.check_aggregator(aggregator, server.clients_per_round, has_root, like)
+  check_batch_stats(batch_stats, has_root)
+  mesh = clients.clients_mesh(parallel.mesh)
+  chunk_size = parallel.chunk_size
+  if chunk_size is None:
+    chunk_size = clients.default_chunk_size(jax.default_backend())
+  classifier = models.Classifier(
+    module(1), (0.0,), (1.0,), dtype=client.dtype, **classifier_options
+  )
+  part = _clients_part(client, classifier, parallel, has_batch_stats)
+  clients.train_clients(part, mesh, chunk_size)  # raises what it would raise
+  if expected.num_byzantine is not None:
+    checks.check_dropouts(config, aggregator, expected)
+  weights = models.find_pretrained(pretrained) if pretrained else ''
+  return Settings(
+    config=config,
+    run=run,
+    train=train,
+    eval=evaluation,
+    checkpoint=checkpoint,
+    mesh=mesh,
+    chunk_size=chunk_size,
+    population=population,
+    client=part,
+    classifier=dataclasses.replace(classifier, pretrained=weights),
+    module=module,
+    pixels=pixels,
+    momentum=client.momentum,
+    batch_stats=batch_stats,
+    attack=attack,
+    aggregator=aggregator,
+    optimizer=optimizer,
+    load=load,
+    federate=federate,
+  )
+
+
+def _data(
+  keys: Mapping[str, Any], seed: int
+) -> tuple[sections.Data, Callable[..., datasets.FederatedDataset]]:
+  """The section, and what spreads a data set over the clients."""
+  partition = keys['partition']
+  partitions = datasets.partitions.PARTITIONS
+  more = {}
+  if partition in partitions:
+    own = options_of(partitions[partition], ('labels', 'owners', 'seed'))
+    more[f'data.partition={partition!r}'] = own
+  section = sections.read('data', sections.Data, keys, more | _SOURCES)
+  spread = {k: v for k, v in keys.items() if k not in _SOURCE_KEYS}
+  del spread['name']
+  options = {k: v for k, v in spread.items() if k not in _OF_ALL_PARTITIONS}
+  datasets.partitions.check(partition, section.num_clients, **options)
+  return section, functools.partial(datasets.federate, seed=seed, **spread)
+
+
+_OF_ALL_PARTITIONS = options_of(sections.Data)
+_SOURCES = {'the places of data': _SOURCE_KEYS}
+
+
+def _server(
+  keys: Mapping[str, Any],
+) -> tuple[sections.Server, optax.GradientTransformation]:
+  name, own = keys['optimizer'], options_of(sections.Server)
+  known = optimizers.OPTIMIZERS
+  more = {f'server.optimizer={name!r}': known.parameters(name)}
+  section = sections.read('server', sections.Server, keys, more)
+  options = {k: v for k, v in keys.items() if k not in own}
+  optimizer = optimizers.make(
+    name, section.learning_rate, whose='server', **options
+  )
+  return section, optimizer
+
+
+def _clients_part(
+  client: sections.Training | sections.Gradient,
+  classifier: models.Classifier,
+  parallel: sections.Parallel,
+  has_batch_stats: bool,
+) -> LocalGradient:
+  microbatch_size = parallel.microbatch_size
+  if microbatch_size is None:
+    microbatch_size = clients.default_microbatch_size(
+      jax.default_backend(), batch_stats=has_batch_stats
+    )
+  shared = {
+    'losses': classifier.losses,
+    'batch_size': client.batch_size,
+    'microbatch_size': microbatch_size,
+    'update_dtype': client.update_dtype,
+  }
+  if isinstance(client, sections.Gradient):
+    return LocalGradient(**shared)
+  return clients.LocalTraining(
+    **shared,
+    optimizer=optimizers.make(
+      client.optimizer, client.learning_rate, whose='client'
+    ),
+    local_epochs=client.local_epochs,
+  )
