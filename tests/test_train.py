@@ -381,6 +381,10 @@ def test_wrong_configs_are_errors_before_the_training(
   assert not (tmp_path / 'new').exists()
 
 
+def no_data(*args, **options):
+  raise AssertionError('the data were read')
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -396,7 +400,7 @@ def test_wrong_configs_are_errors_before_the_training(
   ],
 )
 def test_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
-  monkeypatch.setattr(data, 'load', None)
+  monkeypatch.setattr(data, 'load', no_data)
   with pytest.raises(ValueError, match=message):
     train.set_up(config(**changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
@@ -411,7 +415,7 @@ def test_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
   ],
 )
 def test_a_models_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
-  monkeypatch.setattr(data, 'load', None)
+  monkeypatch.setattr(data, 'load', no_data)
   wrong = digits.get_config('krum,efficientnet_b0')
   wrong.model.update({'pretrained': ''} | changes)
   with pytest.raises(ValueError, match=message):

@@ -8,8 +8,25 @@ import jax.numpy as jnp
 
 from lca import aggregators
 from lca.aggregators import Aggregator
+from lca.data import Dataset
 from lca.federated.simulation import Population
+from lca.models import Classifier
 from lca.typing import PyTree
+
+
+def check_jit() -> None:
+  """Checks that JAX compiles.
+
+  Raises:
+    ValueError: `jax_disable_jit` is set.
+  """
+  if jax.config.jax_disable_jit:
+    raise ValueError(
+      'a run compiles its rounds before the first one, which jax_disable_jit '
+      '(JAX_DISABLE_JIT=1) forbids: unset it. To look into a run use '
+      'jax.debug.print in the rule, the attack or the model; without jit these '
+      'run when they are called on their own'
+    )
 
 
 def check_layers(layers: str | None, rule: Mapping[str, Any]) -> None:
@@ -25,6 +42,26 @@ def check_layers(layers: str | None, rule: Mapping[str, Any]) -> None:
       f'eval.layers={layers!r} must be aggregator.scope={rule["scope"]!r}: the '
       'factors are those of its layers'
     )
+
+
+def check_model(classifier: Classifier, dataset: Dataset) -> PyTree:
+  """Returns the shapes of the model's variables for a data set.
+
+  Raises:
+    ValueError: the model has no logit for some class of the data; or as the
+      model.
+  """
+  inputs = dataset.train.inputs
+  key, shape = jax.random.key(0), inputs.shape[1:]
+  shapes = jax.eval_shape(lambda: classifier.init(key, shape))
+  one = jax.ShapeDtypeStruct((1, *shape), inputs.dtype)
+  logits = jax.eval_shape(classifier.logits, shapes, one)
+  if logits.shape[-1] < dataset.num_classes:
+    raise ValueError(
+      f'{type(classifier.module).__name__} returns {logits.shape[-1]} logits, '
+      f'but the data have num_classes={dataset.num_classes}'
+    )
+  return shapes
 
 
 def check_aggregator(

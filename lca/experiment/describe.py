@@ -77,7 +77,7 @@ def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
   texts = [
     f'{k}={v}'
     for k, v in keys.items()
-    if v is not None and k not in ('name', *without)
+    if v is not None and k not in ('name', 'module', *without)
   ]
   return f' ({", ".join(texts)})' if texts else ''
 

@@ -31,7 +31,6 @@ from lca.federated.simulation import (
   population_from,
 )
 from lca.registry import options_of
-from lca.typing import PyTree
 
 __all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
 
@@ -205,7 +204,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     load=functools.partial(
       datasets.load,
       source['name'],
-      **{k: source[k] for k in _SOURCE_KEYS & source.keys()},
+      **{k: source[k] for k in SOURCE_KEYS & source.keys()},
     ),
     pretrained=its.pop('pretrained', ''),
     # Of a model without batch statistics there is nothing to choose.
@@ -217,7 +216,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
 
 
 _CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
-_SOURCE_KEYS = {'archive_dir', 'data_dir', 'image_size'}
+SOURCE_KEYS = {'archive_dir', 'data_dir', 'image_size'}
 
 
 def make(
@@ -231,7 +230,7 @@ def make(
   has_batch_stats: bool = False,
   batch_stats: str = 'rule',
   pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
-  like: PyTree | None = None,
+  dataset: datasets.Dataset | None = None,
   **classifier_options: Any,
 ) -> Settings:
   """Makes the settings of objects and of the sections that all runs share.
@@ -246,12 +245,13 @@ def make(
     has_batch_stats: the model has batch statistics.
     batch_stats: who aggregates them.
     pixels: mean and deviation that the model expects; None takes the data's.
-    like: a tree of shapes like an update, to try the rule on; None is one
-      matrix among the parameters.
+    dataset: the data, where they are at hand: model and rule are tried on what
+      they have to take.
     **classifier_options: `resize` and `crop`.
 
   Returns, Raises: as `from_config`.
   """
+  checks.check_jit()
   run = sections.Run(**{k: config[k] for k in options_of(sections.Run)})
   train, evaluation, checkpoint, parallel = (
     sections.read(name, sections.SECTIONS[name], config[name])
@@ -272,14 +272,22 @@ def make(
   expected = population(data.num_clients or sys.maxsize)
   checks.check_layers(evaluation.layers, config['aggregator'])
   has_root = data.root_examples > 0
-  checks.check_aggregator(aggregator, server.clients_per_round, has_root, like)
   check_batch_stats(batch_stats, has_root)
   mesh = clients.clients_mesh(parallel.mesh)
   chunk_size = parallel.chunk_size
   if chunk_size is None:
     chunk_size = clients.default_chunk_size(jax.default_backend())
+  mean, std = pixels or ((0.0,), (1.0,))
   classifier = models.Classifier(
-    module(1), (0.0,), (1.0,), dtype=client.dtype, **classifier_options
+    module(1), mean, std, dtype=client.dtype, **classifier_options
+  )
+  shapes = dataset and checks.check_model(classifier, dataset)
+  if shapes:
+    has_batch_stats = 'batch_stats' in shapes
+    if batch_stats != 'rule':
+      shapes = {'params': shapes['params']}
+  checks.check_aggregator(
+    aggregator, server.clients_per_round, has_root, shapes
   )
   part = _clients_part(client, classifier, parallel, has_batch_stats)
   clients.train_clients(part, mesh, chunk_size)  # raises what it would raise
@@ -320,7 +328,7 @@ def _data(
     own = options_of(partitions[partition], ('labels', 'owners', 'seed'))
     more[f'data.partition={partition!r}'] = own
   section = sections.read('data', sections.Data, keys, more | _SOURCES)
-  spread = {k: v for k, v in keys.items() if k not in _SOURCE_KEYS}
+  spread = {k: v for k, v in keys.items() if k not in SOURCE_KEYS}
   del spread['name']
   options = {k: v for k, v in spread.items() if k not in _OF_ALL_PARTITIONS}
   datasets.partitions.check(partition, section.num_clients, **options)
@@ -328,7 +336,7 @@ def _data(
 
 
 _OF_ALL_PARTITIONS = options_of(sections.Data)
-_SOURCES = {'the places of data': _SOURCE_KEYS}
+_SOURCES = {'the places of data': SOURCE_KEYS}
 
 
 def _server(

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lca.experiment import describe, host, settings
+from lca.experiment import describe, host
 from lca.experiment.checkpoints import Checkpoints
 from lca.experiment.rundir import Onlooker, Row, RunDirectory, summarize
-from lca.experiment.settings import Settings
+from lca.experiment.settings import Parts, Settings, from_config
 from lca.federated import plan
 from lca.federated.simulation import ServerState, Simulation
 from lca.typing import PyTree
@@ -66,12 +66,14 @@ class Experiment(NamedTuple):
   Attributes:
     settings: what the run is.
     directory: of the run.
-    simulation: None if the run is finished.
+    parts: what it is made of; None if it is finished.
+    simulation: of the parts; None likewise.
     plan: what a round needs of each device; None likewise.
   """
 
   settings: Settings
   directory: RunDirectory | Nowhere
+  parts: Parts | None
   simulation: Simulation | None
   plan: plan.Plan | None
 
@@ -118,7 +120,7 @@ def set_up(
     OSError, ImportError: data that cannot be had, or a directory that cannot
       be written or is another process's.
   """
-  return prepare(settings.from_config(config), workdir, jobs)
+  return prepare(from_config(config), workdir, jobs)
 
 
 def prepare(
@@ -133,16 +135,9 @@ def prepare(
 
   Returns, Raises: as `set_up`.
   """
-  if jax.config.jax_disable_jit:
-    raise ValueError(
-      'a run compiles its rounds before the first one, which jax_disable_jit '
-      '(JAX_DISABLE_JIT=1) forbids: unset it. To look into a run use '
-      'jax.debug.print in the rule, the attack or the model; without jit these '
-      'run when they are called on their own'
-    )
   directory = _directory(workdir, settings.config)
   if directory.finished(settings.run.num_rounds):
-    return Experiment(settings, directory, None, None)
+    return Experiment(settings, directory, None, None, None)
   parts = settings.parts()
   simulation = Simulation(**parts._asdict())
   for line in describe.lines(settings.config, parts):
@@ -150,7 +145,7 @@ def prepare(
   host.say('compiling ...')
   needed = plan.check(simulation, plan.memory_limit(parts.mesh, jobs))
   _claim(directory)
-  return Experiment(settings, directory, simulation, needed)
+  return Experiment(settings, directory, parts, simulation, needed)
 
 
 def _directory(
@@ -214,7 +209,7 @@ def run(
   _, rows = run_rounds(experiment, stopping)
   if len(rows) < num_rounds:
     return None
-  return {'num_rounds': len(rows), **summarize(rows)}
+  return summary_of(rows)
 
 
 def run_rounds(
@@ -238,10 +233,15 @@ def run_rounds(
     with directory:
       state, rows = _run_rounds(experiment, stopping)
       if len(rows) >= run.num_rounds:
-        directory.finish({'num_rounds': len(rows), **summarize(rows)})
+        directory.finish(summary_of(rows))
   finally:
     _held.pop(directory.path, None)
   return state, rows
+
+
+def summary_of(rows: list[Row]) -> dict[str, Any]:
+  """Returns the summary of a run's rounds."""
+  return {'num_rounds': len(rows), **summarize(rows)}
 
 
 def checkpoints_of(experiment: Experiment) -> Checkpoints | Nowhere:
