@@ -49,10 +49,13 @@ class Options(TypedDict, total=False):
   server_optimizer: Annotated[str, 'server.optimizer']
   server_learning_rate: Annotated[float, 'server.learning_rate']
   on_nonfinite: Annotated[str, 'train.on_nonfinite']
+  resize: Annotated[int, 'model.resize']
+  crop: Annotated[int, 'model.crop']
+  pretrained: Annotated[str, 'model.pretrained']
+  batch_stats: Annotated[str, 'model.batch_stats']
   data: Annotated[Mapping[str, Any], 'data']
   client: Annotated[Mapping[str, Any], 'client']
   server: Annotated[Mapping[str, Any], 'server']
-  model: Annotated[Mapping[str, Any], 'model']
   aggregator: Annotated[Mapping[str, Any], 'aggregator']
   train: Annotated[Mapping[str, Any], 'train']
   eval: Annotated[Mapping[str, Any], 'eval']
@@ -156,13 +159,14 @@ def simulate(
       - `num_byzantine`, `num_attackers` and `sampled` say who attacks. By
         default a fifth of the clients are attackers, of whom one takes part in
         each round; or all, if every client takes part in each round.
+      - `resize`, `crop`, `pretrained` and `batch_stats` are the model's, beside
+        what the module itself has.
       - `optimizer`, `learning_rate`, `batch_size` and `local_epochs` are the
         clients'; `server_optimizer` and `server_learning_rate` the server's.
       - All other keys stand in dicts that are named as their section: `data`
         (also the partition's options, `data={'alpha': 0.1}`), `client`
         (`client={'mode': 'gradient', 'momentum': 0.9}`), `server` (also its
-        optimiser's options), `model` (`resize`, `crop`, `pretrained`,
-        `batch_stats`), `aggregator` (the rule's other arguments, and
+        optimiser's options), `aggregator` (the rule's other arguments, and
         `weights='examples'`), `train`, `eval`, `checkpoint`, `parallel`.
 
       What is not given has the values of `lca.experiment.settings.DEFAULTS`.
@@ -196,8 +200,7 @@ def simulate(
   has_attack = attack is not None and attack != NO_ATTACK
   config['attack'] = _attack_section(config, attack if has_attack else None)
   aggregator, config['aggregator'] = _aggregator(rule, f, config)
-  given = dict(config['model'])
-  check_options('model', sections.optional(_MODEL_KEYS), given)
+  given = config['model']
   config['model'] = names.of_module(model) | given
   config['data'] |= {'name': dataset.name}
   made = settings.make(
@@ -216,7 +219,6 @@ def simulate(
   return _run(made, dataset, workdir)
 
 
-_MODEL_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
 _SECTIONS = (*sections.SECTIONS, *sections.NAMED)
 
 

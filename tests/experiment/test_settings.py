@@ -242,7 +242,8 @@ def test_an_f_below_the_attackers_is_said():
 def test_an_attack_that_is_none_is_said(clients):
   weak = config('median,alie', **{'server.clients_per_round': clients})
   _, note = lines_of(weak)
-  assert 'sends the mean of the honest updates' in note and 'attack.z' in note
+  assert 'sends the mean of the honest updates' in note
+  assert 'set attack.z' in note
   weak.attack.z = 1.5
   assert len(lines_of(weak)) == 1
   weak.attack.z = None
@@ -251,7 +252,7 @@ def test_an_attack_that_is_none_is_said(clients):
 
 
 def broken(**changes):
-  changes = {'eval.every': 2, 'num_rounds': 4} | changes
+  changes = {'eval.every': 2} | changes
   return config('fedavg,constant', **{'attack.value': 1e30} | changes)
 
 
@@ -261,7 +262,7 @@ def test_a_test_loss_that_is_not_finite_stops_its_round(tmp_path):
     train.train_and_evaluate(broken(**{'eval.every': 1}), tmp_path)
   assert 'in round 1 ' in str(info.value)
   assert not (tmp_path / 'summary.json').exists()
-  changes = {'eval.every': 1, 'train.on_nonfinite': 'continue', 'num_rounds': 2}
+  changes = {'eval.every': 1, 'train.on_nonfinite': 'continue'}
   summary = train.train_and_evaluate(broken(**changes), tmp_path)
   assert summary['num_rounds'] == 2
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from networks import Normalized
 
 import lca
 import lca.data
@@ -82,11 +83,12 @@ def test_the_result(dataset, result):
   assert isinstance(jax.tree.leaves(result.variables)[0], np.ndarray)
 
 
-@pytest.mark.parametrize('count', [0, 1, 99, 101])
+@pytest.mark.parametrize('count', [1, 99, 101])
 def test_predictions_come_in_batches(dataset, result, count):
   inputs = dataset.test.inputs[:count]
   logits = result.predict(inputs)
   assert logits.shape == (count, 10)
+  assert result.predict(inputs[:0]).shape == (0, 10)
   expected = result.classifier.logits(result.variables, inputs)
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -174,9 +176,9 @@ def test_a_directory_goes_on_in_the_same_bits(dataset, result, tmp_path):
 
 
 def test_the_config_of_a_directory_names_the_parts(dataset, tmp_path):
-  def run(rule=my_rule, model=MLP(), data=dataset, **options):
+  def run(rule=my_rule, width=8, data=dataset, **options):
     options = SMALL | {'num_rounds': 1, 'workdir': tmp_path} | options
-    return lca.experiment.simulate(data, model, rule, **options)
+    return lca.experiment.simulate(data, MLP(width), rule, **options)
 
   run(**ATTACK)
   config = json.loads((tmp_path / 'config.json').read_text())['config']
@@ -201,9 +203,9 @@ def test_the_config_of_a_directory_names_the_parts(dataset, tmp_path):
   with pytest.raises(ValueError, match=r'attack\.scale was 2\.0 .* is 3\.0'):
     run(**ATTACK | {'attack': other})
   with pytest.raises(ValueError, match=r'model\.width was 8 .* is 9'):
-    run(model=MLP(9), **ATTACK)
+    run(width=9, **ATTACK)
   with pytest.raises(ValueError, match=r"aggregator\.name was 'my_rule'"):
-    run(rule=lca.krum, **ATTACK)
+    run(rule=lca.cge, **ATTACK)
   labels = dataset.train.labels.copy()
   labels[0] = (labels[0] + 1) % 10
   split = lca.data.Split(dataset.train.inputs, labels)
@@ -261,7 +263,8 @@ def test_the_servers_options(dataset, result):
     ({'num_round': 3}, TypeError, "no num_round; did you mean 'num_rounds'"),
     ({'attak': None}, TypeError, "no attak; did you mean 'attack'"),
     ({'eval': {'evry': 2}}, TypeError, "takes no evry; did you mean 'every'"),
-    ({'model': {'crp': 2}}, TypeError, "takes no crp; did you mean 'crop'"),
+    ({'crp': 2}, TypeError, "takes no crp; did you mean 'crop'"),
+    ({'crop': 9}, ValueError, r'no middle of model\.crop=9'),
     ({'num_byzantine': 2}, ValueError, 'num_byzantine=2, but attack=None'),
     ({'f': 9}, ValueError, 'krum needs .* got n=6, f=9'),
     ({'f': 1, 'aggregator': {'f': 1}}, TypeError, 'f is given twice'),
@@ -333,6 +336,15 @@ def test_a_rule_that_looks_at_the_models_layers(dataset):
   options = SMALL | {'num_rounds': 1}
   result = lca.experiment.simulate(dataset, MLP(), by_name, **options)
   assert result.history['nonfinite'].tolist() == [0]
+
+
+def test_a_model_with_batch_statistics(dataset):
+  options = SMALL | {'num_rounds': 2, 'batch_stats': 'mean'}
+  model = Normalized(num_classes=10)
+  result = lca.experiment.simulate(dataset, model, lca.krum, **options)
+  assert result.history['floored'].tolist() == [0, 0]
+  (moved,) = jax.tree.leaves(result.variables['batch_stats'])[:1]
+  assert np.abs(moved).max() > 0
 
 
 def test_the_weights_of_clients(dataset):
