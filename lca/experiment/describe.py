@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lca.attacks import Attack
-from lca.attacks.make import POPULATION_KEYS
-from lca.experiment.sections import Data
+from lca.experiment.sections import ATTACKERS, Data
 from lca.experiment.settings import Parts
 from lca.federated.simulation import Population
 from lca.registry import options_of
@@ -68,9 +67,9 @@ def _attack(attack: Mapping[str, Any], population: Population) -> str:
   if attack['name'] == 'none':
     return 'no attack'
   num_byzantine = population.num_byzantine
+  keys = _options(attack, [*ATTACKERS, 'num_byzantine'])
   return (
-    f'{attack["name"]}{_options(attack, POPULATION_KEYS)} by '
-    f'{population.num_attackers} clients, '
+    f'{attack["name"]}{keys} by {population.num_attackers} clients, '
     f'{"as drawn" if num_byzantine is None else num_byzantine} in a round'
   )
 

@@ -27,6 +27,7 @@ from lca.federated import clients
 from lca.federated.clients import LocalGradient
 from lca.federated.simulation import (
   Population,
+  Simulation,
   check_batch_stats,
   population_from,
 )
@@ -69,6 +70,10 @@ class Parts(NamedTuple):
   mesh: Mesh
   chunk_size: int
   eval_batch_size: int
+
+  def simulation(self) -> Simulation:
+    """Returns the simulation of these parts."""
+    return Simulation(**self._asdict())
 
 
 Module = Callable[[int], nn.Module]

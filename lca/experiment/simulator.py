@@ -19,7 +19,6 @@ from lca.attacks import Attack
 from lca.attacks.base import NO_ATTACK
 from lca.data import Dataset
 from lca.experiment import names, sections, settings, train
-from lca.federated.simulation import Simulation
 from lca.models import Classifier
 from lca.registry import REQUIRED, check_options
 from lca.typing import PyTree, Update
@@ -231,7 +230,7 @@ def _run(
     state, rows = train.run_rounds(experiment)
   else:  # finished before: the last checkpoint has the model
     parts = made.parts()
-    initial = Simulation(**parts._asdict()).init()
+    initial = parts.simulation().init()
     with train.checkpoints_of(experiment) as checkpoints:
       state, rows = checkpoints.restore(initial)
     if len(rows) < made.run.num_rounds:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -139,7 +139,7 @@ def prepare(
   if directory.finished(settings.run.num_rounds):
     return Experiment(settings, directory, None, None, None)
   parts = settings.parts()
-  simulation = Simulation(**parts._asdict())
+  simulation = parts.simulation()
   for line in describe.lines(settings.config, parts):
     host.say(line)
   host.say('compiling ...')
@@ -154,7 +154,8 @@ def _directory(
   if workdir is None:
     return Nowhere()
   here = RunDirectory if jax.process_index() == 0 else Onlooker
-  return here(workdir, config)
+  with _naming_the_holder(pathlib.Path(workdir).expanduser().resolve()):
+    return here(workdir, config)
 
 
 _held: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (
@@ -163,20 +164,26 @@ _held: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (
 """The directories that experiments of this process hold, by path."""
 
 
-def _claim(directory: RunDirectory | Nowhere) -> None:
-  """Claims the directory, unless this experiment holds it already."""
-  if _held.get(directory.path) is directory:
-    return
+@contextlib.contextmanager
+def _naming_the_holder(path: pathlib.Path | None) -> Iterator[None]:
+  """Says of a directory that cannot be had if this process itself holds it."""
   try:
-    directory.claim()
+    yield
   except OSError as error:
-    if directory.path not in _held:
+    if path not in _held:
       raise
     raise OSError(
-      f'this process has set up a run in {directory.path} before, and holds '
-      'it: run that experiment, or delete it, or choose another --workdir'
+      f'this process has set up a run in {path} before, and holds it: run that '
+      'experiment, or delete it, or choose another --workdir'
     ) from error
-  _held[directory.path] = directory
+
+
+def _claim(directory: RunDirectory | Nowhere) -> None:
+  """Claims the directory, unless this experiment holds it already."""
+  if _held.get(directory.path) is not directory:
+    with _naming_the_holder(directory.path):
+      directory.claim()
+    _held[directory.path] = directory
 
 
 def run(

@@ -151,8 +151,7 @@ def test_the_same_bits_as_a_config(dataset, tmp_path, presets, rule, options):
   )
   assert result.summary == summary
   experiment = train.set_up(config, tmp_path)
-  parts = experiment.settings.parts()
-  initial = train.Simulation(**parts._asdict()).init()
+  initial = experiment.settings.parts().simulation().init()
   with train.checkpoints_of(experiment) as checkpoints:
     state, rows = checkpoints.restore(initial)
   jax.tree.map(np.testing.assert_array_equal, result.variables, state.variables)
