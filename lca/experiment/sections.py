@@ -312,7 +312,8 @@ def read(
   name: str,
   section: type[S],
   given: Mapping[str, Any],
-  more: Mapping[str, Iterable[str]] | None = None,
+  more: Iterable[str] = (),
+  because: str = '',
 ) -> S:
   """Makes a section of its keys.
 
@@ -320,21 +321,19 @@ def read(
     name: of the section.
     section: its dataclass.
     given: its keys.
-    more: names of keys beside the dataclass's, by what has them, such as
-      `"server.optimizer='adam'"`.
+    more: names of keys beside the dataclass's.
+    because: what they are there for, such as `"server.optimizer='adam'"`.
 
   Returns:
     The section, without the keys of `more`.
 
   Raises:
-    TypeError: a key that nobody has; the message says what is near it.
+    TypeError: a key that there is not; the message says what is near it.
     ValueError: a value that cannot be.
   """
-  more = more or {}
   own = options_of(section)
-  known = [*own, *(key for keys in more.values() for key in keys)]
-  who = f"the config's section {name!r}"
-  check_options(' with '.join([who, *more]), optional(known), given)
+  who = f"the config's section {name!r}" + (f' ({because})' if because else '')
+  check_options(who, optional([*own, *more]), given)
   return section(**{k: v for k, v in given.items() if k in own})
 
 

@@ -31,7 +31,7 @@ from lca.federated.simulation import (
   check_batch_stats,
   population_from,
 )
-from lca.registry import options_of
+from lca.registry import options_of, unknown
 
 __all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
 
@@ -326,13 +326,12 @@ def _data(
   keys: Mapping[str, Any], seed: int
 ) -> tuple[sections.Data, Callable[..., datasets.FederatedDataset]]:
   """The section, and what spreads a data set over the clients."""
-  partition = keys['partition']
-  partitions = datasets.partitions.PARTITIONS
-  more = {}
-  if partition in partitions:
-    own = options_of(partitions[partition], ('labels', 'owners', 'seed'))
-    more[f'data.partition={partition!r}'] = own
-  section = sections.read('data', sections.Data, keys, more | _SOURCES)
+  partition, known = keys['partition'], datasets.partitions.PARTITIONS
+  if partition not in known:
+    raise ValueError(unknown('partition', partition, {'partition': known}))
+  own = options_of(known[partition], ('labels', 'owners', 'seed'))
+  more, because = {*own, *SOURCE_KEYS}, f'data.partition={partition!r}'
+  section = sections.read('data', sections.Data, keys, more, because)
   spread = {k: v for k, v in keys.items() if k not in SOURCE_KEYS}
   del spread['name']
   options = {k: v for k, v in spread.items() if k not in _OF_ALL_PARTITIONS}
@@ -341,16 +340,16 @@ def _data(
 
 
 _OF_ALL_PARTITIONS = options_of(sections.Data)
-_SOURCES = {'the places of data': SOURCE_KEYS}
 
 
 def _server(
   keys: Mapping[str, Any],
 ) -> tuple[sections.Server, optax.GradientTransformation]:
   name, own = keys['optimizer'], options_of(sections.Server)
-  known = optimizers.OPTIMIZERS
-  more = {f'server.optimizer={name!r}': known.parameters(name)}
-  section = sections.read('server', sections.Server, keys, more)
+  more = optimizers.OPTIMIZERS.parameters(name)
+  section = sections.read(
+    'server', sections.Server, keys, more, f'server.optimizer={name!r}'
+  )
   options = {k: v for k, v in keys.items() if k not in own}
   optimizer = optimizers.make(
     name, section.learning_rate, whose='server', **options

@@ -184,7 +184,7 @@ def simulate(
     >>> from flax import linen as nn
     >>> class Linear(nn.Module):
     ...   @nn.compact
-    ...   def __call__(self, x):
+    ...   def __call__(self, x, keys=None):
     ...     return nn.Dense(10)(x.reshape(len(x), -1))
     >>> digits = lca.data.load('digits')
     >>> result = simulate(  # doctest: +ELLIPSIS

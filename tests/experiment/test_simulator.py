@@ -203,7 +203,9 @@ def test_the_config_of_a_directory_names_the_parts(dataset, tmp_path):
     run(**ATTACK | {'attack': other})
   with pytest.raises(ValueError, match=r'model\.width was 8 .* is 9'):
     run(width=9, **ATTACK)
-  with pytest.raises(ValueError, match=r"aggregator\.name was 'my_rule'"):
+  with pytest.raises(
+    ValueError, match=r'aggregator\.module was .* is .lca\.agg'
+  ):
     run(rule=lca.cge, **ATTACK)
   labels = dataset.train.labels.copy()
   labels[0] = (labels[0] + 1) % 10
@@ -370,7 +372,7 @@ def test_every_option_is_a_key_of_its_section():
 
   for name, key in simulator._KEYS.items():
     section, _, last = key.rpartition('.')
-    if name in simulator._SECTIONS or section == 'attack':
+    if name in simulator._SECTIONS or section in ('attack', 'model'):
       continue
     keys = sections.DEFAULTS[section] if section else sections.DEFAULTS
     assert last in keys, name
