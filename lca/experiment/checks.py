@@ -1,4 +1,4 @@
-"""Dry runs: what a rule would raise in a run, raised before there is one."""
+"""Dry runs of a rule and a model, which raise what a run would raise."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -85,7 +85,7 @@ def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
 
 
 def _attackers(population: Population) -> float:
-  """How many attack in a round, on average where that is left to the draw."""
+  """Returns how many attack in a round, on average if that is drawn."""
   if population.num_byzantine is not None:
     return population.num_byzantine
   share = population.num_attackers / population.num_clients
@@ -93,7 +93,7 @@ def _attackers(population: Population) -> float:
 
 
 def _deviations(attack: Attack, population: Population) -> float:
-  """By how many deviations attackers stay below the mean of the honest rows."""
+  """Returns how many deviations attackers stay below the honest mean."""
   n, m = population.clients_per_round, population.num_byzantine
   rows = jax.random.normal(jax.random.key(0), (n, 2))
   sent = attack.on_updates(

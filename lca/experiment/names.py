@@ -1,4 +1,4 @@
-"""What stands for Python objects in the config that a run's directory keeps."""
+"""Descriptions of Python objects for the config in the directory of a run."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def of_rule(rule: Callable[..., Any]) -> Keys:
     ('layerwise(krum)', 2)
   """
   bound = rule.keywords if isinstance(rule, functools.partial) else {}
-  return _named(rule) | _plain(bound)
+  return _named(rule) | plain(bound)
 
 
 def of_aggregator(aggregator: Aggregator) -> Keys:
@@ -54,7 +54,7 @@ def of_aggregator(aggregator: Aggregator) -> Keys:
   update = getattr(aggregator.update, 'explain', aggregator.update)
   held = _closure(update)
   if callable(held.get('rule')) and 'hyper' in held:  # of lca.stateless
-    return of_rule(held['rule']) | _plain(held['hyper'])
+    return of_rule(held['rule']) | plain(held['hyper'])
   return _made(update)
 
 
@@ -77,7 +77,7 @@ def of_attack(attack: Attack) -> Keys:
     for k, p in options_of(function, _OF_A_ROUND).items()
     if p.default is not REQUIRED
   }
-  return _named(function) | _plain(defaults | dict(held.get('options', {})))
+  return _named(function) | plain(defaults | dict(held.get('options', {})))
 
 
 def of_module(module: nn.Module) -> Keys:
@@ -87,7 +87,7 @@ def of_module(module: nn.Module) -> Keys:
     for field in dataclasses.fields(module)
     if field.name not in ('parent', 'name')
   }
-  return _plain(fields) | _named(type(module))
+  return plain(fields) | _named(type(module))
 
 
 def _named(thing: Any) -> Keys:
@@ -99,7 +99,7 @@ def _made(function: Callable[..., Any]) -> Keys:
   """Names the function that has made another one, and what that one holds."""
   maker = getattr(function, '__qualname__', of(function)).split('.')[0]
   maker = maker.removeprefix('_')
-  return _plain(_closure(function)) | _named(function) | {'name': maker}
+  return plain(_closure(function)) | _named(function) | {'name': maker}
 
 
 def _closure(function: Callable[..., Any]) -> Mapping[str, Any]:
@@ -109,18 +109,18 @@ def _closure(function: Callable[..., Any]) -> Mapping[str, Any]:
   return inspect.getclosurevars(inner).nonlocals
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """Returns what JSON can hold of a value: functions and classes by name."""
   if value is None or isinstance(value, bool | int | float | str):
     return value
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, Aggregator):
     return of_aggregator(value)
   if isinstance(value, set | frozenset):
     return sorted(map(str, value))
   if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, nn.Module):
     return of_module(value)
   if hasattr(value, 'shape') and hasattr(value, 'dtype'):

@@ -23,11 +23,11 @@ OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry(
 
 
 class Moments(NamedTuple):
-  """What an optimiser of Reddi et al. remembers, two trees like the parameters.
+  """The state of an optimiser of Reddi et al.: trees like the parameters.
 
   Attributes:
-    m: mean of the aggregates, which forgets older ones.
-    v: of their squares.
+    m: a mean of the aggregates, in which older ones count less.
+    v: a sum or a mean of their squares.
   """
 
   m: PyTree

@@ -37,7 +37,7 @@ __all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
 
 
 class Parts(NamedTuple):
-  """What a run is made of.
+  """The parts of a run: all of it but its directory and its loop.
 
   Attributes:
     data: the data set, spread over the clients.
@@ -82,7 +82,7 @@ Module = Callable[[int], nn.Module]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What a run is to be, checked and built as far as that needs no data.
+  """A run, described, checked and built as far as that needs no data.
 
   Attributes:
     config: as nested dicts that JSON can write.
@@ -161,7 +161,7 @@ class Settings:
     )
 
   def _population(self, found: int) -> Population:
-    """The population of the clients in the data."""
+    """Returns the population of the clients in the data."""
     made, least = (self.config['data'][k] for k in _DROPPING)
     try:
       population = self.population(found)
@@ -325,7 +325,7 @@ def make(
 def _data(
   keys: Mapping[str, Any], seed: int
 ) -> tuple[sections.Data, Callable[..., datasets.FederatedDataset]]:
-  """The section, and what spreads a data set over the clients."""
+  """Returns the section, and a function that spreads data over clients."""
   partition, known = keys['partition'], datasets.partitions.PARTITIONS
   if partition not in known:
     raise ValueError(unknown('partition', partition, {'partition': known}))

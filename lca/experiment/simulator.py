@@ -70,7 +70,7 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-  """What a simulation has come to.
+  """The outcome of a simulation.
 
   Attributes:
     history: the metrics by name, each `[num_rounds]`; NaN in rounds that were
@@ -352,7 +352,7 @@ def _aggregator(
         'cannot be their number'
       )
     hyper['f'] = attack.get('num_byzantine', 1)
-  section = names.of_rule(rule) | hyper
+  section = names.of_rule(rule) | names.plain(hyper)
   if (
     'weights' in takes
   ):  # Eq. 2 has equal ones; the examples' come by the round

@@ -266,7 +266,7 @@ def checkpoints_of(experiment: Experiment) -> Checkpoints | Nowhere:
 def _run_rounds(
   experiment: Experiment, stopping: Callable[[], bool]
 ) -> tuple[ServerState, list[Row]]:
-  """Rounds, until it is told to stop or there are enough."""
+  """Runs rounds until it is told to stop, or there are enough."""
   settings, simulation = experiment.settings, experiment.simulation
   directory, num_rounds = experiment.directory, settings.run.num_rounds
   with checkpoints_of(experiment) as checkpoints:

@@ -302,7 +302,11 @@ def test_wrong_options(dataset, tmp_path, options, error, message):
   ('parts', 'error', 'message'),
   [
     ({'model': MLP}, TypeError, 'flax.linen.Module, .* got the class MLP'),
-    ({'model': MLP(classes=9)}, ValueError, 'MLP returns 9 logits, but the data'),
+    (
+      {'model': MLP(classes=9)},
+      ValueError,
+      'MLP returns 9 logits, but the data',
+    ),
     ({'rule': 'krum'}, TypeError, "function of stacked updates .* got 'krum'"),
     ({'rule': lambda u: u}, ValueError, 'must return one update'),
     ({'rule': lca.fltrust}, TypeError, r'data\.root_examples'),
