@@ -4,8 +4,8 @@ A plain `pytest` sets all of it here, also for the workers, processes and
 notebooks that it starts; an environment that says otherwise is left alone.
 
 `-m quick` runs a cross-section of some two CPU minutes: every rule and attack
-once, a run and its restart, configs, a report. `--thorough` adds the tests marked so:
-every rule at n = 100, in every scope, over 60 leaves.
+once, a run and its restart, configs, a report. `--thorough` adds the tests
+marked so: every rule at n = 100, in every scope, over 60 leaves.
 """
 
 import ctypes
@@ -14,8 +14,8 @@ import os
 import pathlib
 
 # The tests are thousands of small programs, and compiling them is most of what
-# the tests do. XLA's older code generator for CPUs (jaxlib 0.10) does it sooner:
-# the tests of Krum and of the geometric median take 42 s of a CPU, not 62 s.
+# the tests do. XLA's older code generator for CPUs (jaxlib 0.10) is faster at
+# it: the tests of Krum and of the geometric median take 42 s of a CPU, not 62.
 # And what was compiled once, however short, is kept for everybody.
 os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
