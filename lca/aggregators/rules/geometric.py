@@ -145,7 +145,9 @@ def _from_mean(gram: Gram) -> jax.Array:
 def _from_medoid(gram: Gram) -> jax.Array:
   bad = geometry.rejected_rows(gram)
   between = geometry.distances(gram, power=1)
-  away = between[jnp.argmax(medoid.weigh(gram).weights)]
+  scores = medoid.weigh(gram).scores
+  assert scores is not None  # the medoid ranks the clients
+  away = between[jnp.argmin(scores)]
   middle = jnp.sort(away)[jnp.sum(~bad) // 2]  # of those not rejected
   return jnp.maximum(away, jnp.where(jnp.isfinite(middle), middle, 0))
 
