@@ -132,7 +132,7 @@ def test_an_aggregate_that_is_not_finite_is_counted_once():
   broken = {'params': UPDATES['params'] | {'b': jnp.array([0, jnp.nan, 0])}}
   _, found = step(server(), broken)
   assert found['nonfinite'] == 1
-  # Under the attack's infinity, every row counts as rejected that holds one.
+  # One row holds the NaN, and one entry of the aggregate comes from it.
   assert found['rejected'] == 1
 
 
