@@ -93,7 +93,8 @@ def with_lca(setting: Setting) -> Callable[[], None]:
   )
   chunk_size = clients.default_chunk_size(backend)
   run = clients.train_clients(train, mesh, chunk_size)
-  variables = classifier.init(jax.random.key(0), (28, 28, 1))
+  spec = jax.ShapeDtypeStruct((28, 28, 1), 'uint8')
+  variables = classifier.init(jax.random.key(0), spec)
 
   def once():
     jax.block_until_ready(run(variables, *placed, jax.random.key(1)))
