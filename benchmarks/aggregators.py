@@ -48,7 +48,7 @@ from benchmarks.contenders import (
   theirs,
 )
 from benchmarks.record import Record
-from lca.federated import clients
+from lca.federated import placement
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to.')
 _RULES = flags.DEFINE_list(
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
   _limit_memory()
   jax.config.update('jax_num_cpu_devices', _DEVICES.value)
   record = Record(_OUTPUT.value, _settings())
-  with jax.set_mesh(clients.clients_mesh()):
+  with jax.set_mesh(placement.clients_mesh()):
     for tree in _TREES.value:
       run_tree(record, tree)
   record.write()

@@ -65,7 +65,7 @@ def with_lca(setting: Setting) -> Callable[[], None]:
   import optax
 
   from lca import data, models
-  from lca.federated import clients
+  from lca.federated import clients, placement
 
   backend = jax.default_backend()
   cnn = models.CNN(10, padding=setting.padding, dropout=setting.dropout)
@@ -73,14 +73,14 @@ def with_lca(setting: Setting) -> Callable[[], None]:
   common = {
     'losses': classifier.losses,
     'batch_size': setting.batch_size,
-    'microbatch_size': clients.default_microbatch_size(backend),
+    'microbatch_size': placement.default_microbatch_size(backend),
   }
   train = clients.LocalGradient(**common)
   if setting.steps:
     train = clients.LocalTraining(
       **common, optimizer=optax.adam(1e-3), local_epochs=1
     )
-  mesh = clients.clients_mesh()
+  mesh = placement.clients_mesh()
   rng = np.random.default_rng(0)
   shape = (setting.clients, setting.examples // setting.clients)
   examples = data.ClientData(
@@ -88,12 +88,13 @@ def with_lca(setting: Setting) -> Callable[[], None]:
     rng.integers(0, 10, shape, dtype=np.int32),
     np.full(setting.clients, shape[1], np.int32),
   )
-  placed = clients.place_clients(
+  placed = placement.place_clients(
     (examples, np.arange(setting.clients, dtype=np.int32)), mesh
   )
-  chunk_size = clients.default_chunk_size(backend)
-  run = clients.train_clients(train, mesh, chunk_size)
-  variables = classifier.init(jax.random.key(0), (28, 28, 1))
+  chunk_size = placement.default_chunk_size(backend)
+  run = placement.train_clients(train, mesh, chunk_size)
+  image = jax.ShapeDtypeStruct((28, 28, 1), np.uint8)
+  variables = classifier.init(jax.random.key(0), image)
 
   def once():
     jax.block_until_ready(run(variables, *placed, jax.random.key(1)))

@@ -29,7 +29,7 @@ from benchmarks import record
 from configs import tables
 from lca.aggregators import AGGREGATORS, layer_names
 from lca.experiment import host, train
-from lca.federated.simulation import population_from
+from lca.federated.population import population_from
 
 _ROUNDS = flags.DEFINE_integer('rounds', 30, 'Of each setting.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string(

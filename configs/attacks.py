@@ -45,8 +45,10 @@ def _config(attack, rule):
   if attack != 'none':
     config.attack.num_attackers = 4
     config.attack.num_byzantine = 3
-  if 'f' in config.aggregator:
-    config.aggregator.f = 3
+  rule = config.aggregator
+  for keys in (rule, *(rule[name] for name in rule.pre)):
+    if 'f' in keys:
+      keys.f = 3
   if 'f' in config.attack:
     config.attack.f = 3
   return config

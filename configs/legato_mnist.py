@@ -82,12 +82,11 @@ def federated_sgd(name: str, *, batch_size: int, learning_rate: float):
 
 
 def compose(config, presets, figures, *, examples_per_client: int):
-  """As `common.compose`; every rule tolerates as many as attack."""
+  """Composes as `common.compose` does, with LEGATO as the default rule."""
   return common.compose(
     config,
     presets,
     default='legato',
     examples_per_client=examples_per_client,
     shorthands=figures,
-    tables_f=None,
   )

@@ -88,4 +88,7 @@ def _beyond(dataset):
 def _config(dataset, rule, attack):
   setting, clients = SETTINGS[dataset]
   presets = [rule, clients, *([] if attack == 'none' else [attack])]
-  return setting.get_config(','.join(presets))
+  config = setting.get_config(','.join(presets))
+  if 'f' in config.aggregator:
+    config.aggregator.f = 1  # whoever attacks
+  return config

@@ -4,7 +4,13 @@ Rules are plain functions over stacked pytrees, leaves `[n, ...]`, one row per
 client, client minus server:
 
     update = lca.layerwise(lca.cosine(lca.krum))(updates, f=2)
+
+They need JAX alone. `lca.data`, `lca.models`, `lca.federated`, `lca.experiment`
+and `lca.report` need more, and are imported when they are first asked for.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from lca import attacks, geometry
 from lca.aggregators import (
@@ -49,6 +55,14 @@ from lca.aggregators import (
 )
 from lca.aggregators import make as make_aggregator
 from lca.stacked.geometry import distances, gram, mix
+from lca.stacked.trees import stack
+
+if TYPE_CHECKING:
+  from lca import data as data
+  from lca import experiment as experiment
+  from lca import federated as federated
+  from lca import models as models
+  from lca import report as report
 
 __version__ = '0.1.0'
 
@@ -94,7 +108,28 @@ __all__ = [
   'sign_guard',
   'sign_majority',
   'smea',
+  'stack',
   'stateless',
   'static_clip',
   'trimmed_mean',
 ]
+
+_IMPORTED_LATER = ('data', 'experiment', 'federated', 'models', 'report')
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _IMPORTED_LATER:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  try:
+    return importlib.import_module(f'{__name__}.{name}')
+  except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition('.')[0] == __name__:
+      raise
+    raise ImportError(
+      f'lca.{name} needs {error.name}, which is not installed: pip install '
+      "'lca[all]' brings it"
+    ) from error
+
+
+def __dir__() -> list[str]:
+  return sorted([*__all__, *_IMPORTED_LATER])

@@ -26,9 +26,11 @@ class Registry(dict[str, F]):
     kind: what messages call one of them, such as `'rule'`.
     brought: names of arguments that the caller brings with every call, such as
       a PRNG key. They are nobody's options.
+    of_data: True if the functions are of data, such as updates: their first
+      positional parameter, whatever its name, is no option either.
 
   Examples:
-    >>> RULES = Registry('rule', brought=['updates'])
+    >>> RULES = Registry('rule', of_data=True)
     >>> @RULES.register
     ... def scaled(updates, *, by, plus=0.0):
     ...   return by * updates + plus
@@ -45,9 +47,11 @@ class Registry(dict[str, F]):
     functions: Iterable[F] = (),
     *,
     brought: Iterable[str] = (),
+    of_data: bool = False,
   ):
     super().__init__()
     self.kind, self.brought = kind, frozenset(brought)
+    self.of_data = of_data
     for function in functions:
       self.register(function)
 
@@ -84,7 +88,7 @@ class Registry(dict[str, F]):
 
   def parameters(self, name: str) -> dict[str, inspect.Parameter]:
     """Returns the options of a function: its parameters by name."""
-    return options_of(self.find(name), self.brought)
+    return options_of(self.find(name), self.brought, self.of_data)
 
   def options(self, name: str, required: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the options of a function and their defaults.
@@ -112,26 +116,29 @@ class Registry(dict[str, F]):
       ValueError: the function is unknown.
       TypeError: an option that it does not take, or one that it lacks.
     """
-    check_options(f'{self.kind} {name!r}', self.parameters(name), given)
+    check_options(f'{self.kind} {name}', self.parameters(name), given)
 
 
 def options_of(
-  function: Callable[..., Any], brought: Iterable[str] = ()
+  function: Callable[..., Any],
+  brought: Iterable[str] = (),
+  of_data: bool = False,
 ) -> dict[str, inspect.Parameter]:
   """Returns the parameters of a function that can be given by name.
 
   Args:
-    function: any; of a class its fields or the arguments of `__init__`.
+    function: any; of a class they are those of its constructor.
     brought: names that are left out.
+    of_data: True leaves out the first positional parameter, too.
   """
-  by_name = (
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    inspect.Parameter.KEYWORD_ONLY,
-  )
+  given = list(inspect.signature(function).parameters.values())
+  if of_data and given and given[0].kind is not given[0].KEYWORD_ONLY:
+    del given[0]
   return {
-    name: parameter
-    for name, parameter in inspect.signature(function).parameters.items()
-    if parameter.kind in by_name and name not in brought
+    p.name: p
+    for p in given
+    if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    and p.name not in brought
   }
 
 
@@ -152,12 +159,11 @@ def check_options(
   if others := sorted(given - parameters.keys()):
     near = ''.join(_near(name, parameters) for name in others)
     raise TypeError(
-      f'{who} takes no {", ".join(others)};{near} it takes: '
-      f'{", ".join(sorted(parameters)) or "nothing"}'
+      f'{who} takes no {others};{near} it takes {sorted(parameters)}'
     )
   required = {k for k, p in parameters.items() if p.default is REQUIRED}
   if lacking := sorted(required - given):
-    raise TypeError(f'{who} needs {", ".join(lacking)}')
+    raise TypeError(f'{who} needs {lacking}')
 
 
 def type_of(parameter: inspect.Parameter) -> type | None:

@@ -1,29 +1,69 @@
-"""Eight virtual devices; a cache of compilations where one is asked for.
+"""What every test runs with: devices, compilations, and a bound on memory.
 
-With JAX_COMPILATION_CACHE_DIR set, short compilations stay as well. With
---thorough, the tests marked so run too: every rule at n = 100, in every scope,
-over 60 leaves.
+A plain `pytest` sets all of it here, also for the workers, processes and
+notebooks that it starts; an environment that says otherwise is left alone.
+
+`-m quick` runs a cross-section of a minute: every rule and attack once, a
+round, a restart, configs, a report. `--thorough` adds the tests marked so:
+every rule at n = 100, in every scope, over 60 leaves.
 """
 
+import ctypes
+import gc
 import os
 import pathlib
 
+# The tests are thousands of small programs, and compiling them is most of what
+# the tests do. XLA's older code generator for CPUs (jaxlib 0.10) takes half the
+# time, and what was compiled once, however short, is kept for everybody.
+os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import jax
 import pytest
+from cases import TRACES
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+TESTS = pathlib.Path(__file__).parent
+MOST_BYTES = 2 * 2**30  # of a process, from which on it forgets its programs
+MOST_MAPS = 20_000  # of the 65,530 that Linux allows; a program takes a few
+
+
+def resident_bytes():
+  """Returns the memory of this process; 0 where there is no /proc."""
+  statm = pathlib.Path('/proc/self/statm')
+  if not statm.exists():
+    return 0
+  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+def forget_programs():
+  jax.clear_caches()
+  TRACES.clear()  # what is called again is traced again
+  gc.collect()
+  libc = ctypes.CDLL(None)
+  if hasattr(libc, 'malloc_trim'):  # glibc keeps what was freed otherwise
+    libc.malloc_trim(0)
+  _limits['bytes'] = max(MOST_BYTES, resident_bytes() + 2**29)
+
+
+_limits = {'bytes': MOST_BYTES}
 
 
 @pytest.fixture(scope='module', autouse=True)
 def few_programs():
-  """Each compiled program takes memory maps, of which Linux allows 65,530."""
+  """Forgets what was compiled where it takes many memory maps."""
   yield
   maps = pathlib.Path('/proc/self/maps')
-  if maps.exists() and len(maps.read_text().splitlines()) > 20_000:
-    jax.clear_caches()
+  if maps.exists() and len(maps.read_text().splitlines()) > MOST_MAPS:
+    forget_programs()
+
+
+def pytest_runtest_logfinish():
+  if resident_bytes() > _limits['bytes']:
+    forget_programs()
 
 
 def pytest_addoption(parser):
@@ -34,10 +74,23 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
   config.addinivalue_line('markers', 'thorough: runs with --thorough alone')
+  config.addinivalue_line('markers', 'quick: in the cross-section of a minute')
+  cache = getattr(config, 'cache', None)  # not with -p no:cacheprovider
+  if cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    folder = str(cache.mkdir('compiled'))
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+    jax.config.update('jax_compilation_cache_dir', folder)
 
 
 def pytest_collection_modifyitems(config, items):
   if not config.getoption('--thorough'):
     wide = [item for item in items if item.get_closest_marker('thorough')]
     config.hook.pytest_deselected(items=wide)
-    items[:] = [item for item in items if item not in wide]
+    items[:] = [
+      item for item in items if not item.get_closest_marker('thorough')
+    ]
+  # Two workers end together where the longest files come first: notebooks, and
+  # the tests of more than one source file.
+  items.sort(
+    key=lambda item: item.path.suffix != '.ipynb' and item.path.parent != TESTS
+  )

@@ -8,11 +8,13 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import lca
-from lca import attacks
 from lca import data as datasets
-from lca.federated.clients import LocalTraining, clients_mesh, with_momentum
+from lca.federated.clients import LocalTraining, with_momentum
+from lca.federated.placement import Placement, clients_mesh
+from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.simulation import Population, Simulation
+from lca.federated.round import Server
+from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier, EfficientNet
 from lca.models.networks.efficientnet import Stage
 
@@ -67,8 +69,9 @@ def operands(jaxpr):
 def test_products_are_of_bfloat16_and_results_float32(name):
   model = classifier(MODULES[name])
   shape = {'cnn': (8, 8, 1), 'efficientnet': (8, 8, 3)}[name]
+  spec = jax.ShapeDtypeStruct(shape, jnp.uint8)
   variables = jax.eval_shape(
-    lambda key: model.init(key, shape), jax.random.key(0)
+    lambda key: model.init(key, spec), jax.random.key(0)
   )
 
   def loss(params, images, labels, keys):
@@ -105,13 +108,12 @@ def test_rounds_in_bfloat16_learn(data):
     population=Population(20, 20),
     classifier=model,
     train=local(losses=model.losses, update_dtype='bfloat16'),
-    attack=attacks.NO_ATTACK,
-    aggregator=lca.legato(window=2, by='model'),
-    optimizer=optax.sgd(1.0, momentum=0.5),
+    server=Server(
+      aggregator=lca.legato(window=2, by='model'),
+      optimizer=optax.sgd(1.0, momentum=0.5),
+    ),
     seed=0,
-    mesh=clients_mesh(1),
-    chunk_size=1,
-    eval_batch_size=90,
+    placement=Placement(clients_mesh(1), chunk_size=1, eval_batch_size=90),
   )
   state = simulation.init()
   dtypes = jax.tree.map(jnp.result_type, state)
@@ -150,10 +152,10 @@ N = 11  # of 20 clients
 @pytest.fixture(scope='module')
 def rounds(data):
   """Real updates, of one local epoch each: `[DRAWS, N, ...]`."""
-  model, shape = classifier(dtype=None), (8, 8, 1)
+  model, spec = classifier(dtype=None), data.dataset.train.input_spec
   clients = jax.vmap(local(local_epochs=1), (None, 0, 0))
   keys = jax.random.split(jax.random.key(1), 20)
-  variables = model.init(key_for(0, Purpose.INIT), shape)
+  variables = model.init(key_for(0, Purpose.INIT), spec)
   updates, _ = jax.jit(clients)(variables, data.gather(range(20)), keys)
   rng = np.random.default_rng(0)
   ids = np.stack([rng.permutation(20)[:N] for _ in range(DRAWS)])

@@ -3,34 +3,31 @@
 import functools
 import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import oracles
+import pool
 import pytest
-import reference
 from cases import (
   MOST,
   ONCE,
   RULES,
   SHORT,
-  STAGES,
-  TOLERANCE,
   Case,
   cases,
   cases_of,
-  check,
   traces,
-  with_rows,
 )
+from comparison import STAGES, TOLERANCE, check
+from pool import with_rows
 
 import lca
 
 # Rules that differentiate through order statistics or to a fixed point.
-SMOOTH = [*reference.COLUMNS, *STAGES, 'geometric_median']
+SMOOTH = [*oracles.COLUMNS, *STAGES, 'geometric_median']
 # The others take their weights, which are quotients of norms, as constants.
 HELD = [case for case in ONCE if case.name not in (*SMOOTH, 'lasa')]
 
@@ -40,7 +37,7 @@ HELD = [case for case in ONCE if case.name not in (*SMOOTH, 'lasa')]
 
 @cases(argvalues=MOST)
 def test_keeps_structure_and_dtypes(case):
-  tree = reference.stack('pair', 11)
+  tree = pool.stack('pair', 11)
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
   half['bias'] = jnp.asarray(tree['bias'])  # a mixture of dtypes
   out, info = case(half)
@@ -61,7 +58,7 @@ def test_keeps_structure_and_dtypes(case):
 @cases(argvalues=cases_of('model'))
 def test_float64_is_followed_in_float64(case):
   with jax.enable_x64(True):
-    tree = reference.stack('leaf', 11).astype(np.float64)
+    tree = pool.stack('leaf', 11).astype(np.float64)
     tree[4] *= 1e30  # rejected in float32, and in range here
     extra = case.extra(tree)
     rule = functools.partial(case.rule, **case.hyper(11))
@@ -78,7 +75,7 @@ def test_float64_is_followed_in_float64(case):
 
 @cases(argvalues=MOST)
 def test_jit_and_eager_agree(case):
-  tree = reference.stack('pair', 11)
+  tree = pool.stack('pair', 11)
   eager = case.eager(jax.tree.map(jnp.asarray, tree))
   check(case, tree, *eager)
   if case.exact:
@@ -87,14 +84,14 @@ def test_jit_and_eager_agree(case):
 
 @cases(argvalues=cases_of('model'))
 def test_updates_may_be_numpy_arrays(case):
-  tree = reference.stack('pair', 11)
+  tree = pool.stack('pair', 11)
   check(case, tree, *case.eager(tree))
 
 
 @cases(argvalues=SHORT)
 def test_new_values_do_not_recompile(case):
   for seed in range(3):
-    tree = reference.stack('pair', 11, seed)
+    tree = pool.stack('pair', 11, seed)
     check(case, tree, *case(tree))
   case(with_rows(tree, [1, 2], 'nan'))
   case(with_rows(tree, [0], 'zeros'))
@@ -105,10 +102,10 @@ def test_new_values_do_not_recompile(case):
 # taken by one distance that two of them share, and the lowest index decides.
 @cases(argvalues=[c for c in SHORT if c.name not in ('monna', 'bulyan')])
 def test_the_order_of_the_clients_does_not_matter(case):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   order = np.random.default_rng(3).permutation(11)
   if case.name == 'sign_guard' and case.by == 'leaf':
-    tree = reference.stack('wide', 11)  # shares of four entries tie too often
+    tree = pool.stack('wide', 11)  # shares of four entries tie too often
   out, info = case(tree)
   moved, moved_info = case(jax.tree.map(lambda x: x[order], tree))
   for leaf, other in zip(
@@ -130,7 +127,7 @@ def test_the_order_of_the_clients_does_not_matter(case):
 def test_identical_updates_come_back(case, scale):
   tree = jax.tree.map(
     lambda x: np.repeat(np.float32(scale) * x[:1], 11, axis=0),
-    reference.stack('cnn', 11),
+    pool.stack('cnn', 11),
   )
   out, _ = case(tree)
   if case.name == 'sign_majority':  # where 6 of 11 must agree, they do
@@ -153,11 +150,16 @@ def test_identical_updates_come_back(case, scale):
 
 @cases(argvalues=cases_of('leaf'))
 def test_layerwise_of_one_leaf_is_the_rule(case):
-  x = reference.stack('leaf', 11)
+  x = pool.stack('leaf', 11)
   out, info = case(x)
   want, flat = case._replace(by='model')(x)
-  # The same sums, over a batch of one Gram matrix.
-  np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+  # The same sums, over a batch of one Gram matrix: in another order, perhaps.
+  # A step of CAF divides their rounding by the gap between the two largest
+  # eigenvalues, here a tenth of the larger one. By the oracle, one rounding of
+  # every inner product moves the result by 1.1e-6 after the seven steps; a sum
+  # of fifty products has a few.
+  atol = 5e-6 if case.name == 'caf' else 1e-6
+  np.testing.assert_allclose(out, want, rtol=1e-5, atol=atol)
   assert set(info) == set(flat)
   if 'selected' in info:
     np.testing.assert_array_equal(
@@ -165,7 +167,7 @@ def test_layerwise_of_one_leaf_is_the_rule(case):
     )
 
 
-@pytest.mark.parametrize('name', ['mean', *reference.COLUMNS])
+@pytest.mark.parametrize('name', ['mean', *oracles.COLUMNS])
 def test_layerwise_of_a_rule_on_coordinates_is_the_rule(name):
   rule = getattr(lca, name)
   for by in ('leaf', 'module', 'block', 'model'):
@@ -174,7 +176,7 @@ def test_layerwise_of_a_rule_on_coordinates_is_the_rule(name):
 
 @cases(argvalues=MOST)
 def test_vmap_is_a_loop(case):
-  trees = [reference.stack('pair', 11, seed) for seed in range(3)]
+  trees = [pool.stack('pair', 11, seed) for seed in range(3)]
   trees[1] = with_rows(trees[1], [2, 7], 'nan')
   stack = lambda *x: np.stack(x)  # noqa: E731
   batch = jax.tree.map(stack, *trees)
@@ -198,7 +200,7 @@ def test_vmap_is_a_loop(case):
 @cases(argvalues=MOST)
 def test_exports_for_every_platform(case):
   small = {'a': np.zeros((11, 7), np.float32), 'b': np.zeros(11, np.float32)}
-  tree = small if case.by != 'model' else reference.stack('wide', 11)
+  tree = small if case.by != 'model' else pool.stack('wide', 11)
   like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
   shapes, extra = jax.tree.map(like, (tree, case.extra(tree)))
   rule = jax.jit(functools.partial(case.rule, **case.hyper(11)))
@@ -213,7 +215,7 @@ def test_exports_for_every_platform(case):
 
 @cases(argvalues=HELD)
 def test_differentiates_with_the_weights_held_fixed(case):
-  tree = jax.tree.map(jnp.asarray, reference.stack('pair', 11))
+  tree = jax.tree.map(jnp.asarray, pool.stack('pair', 11))
   _, info = case(tree)
   extra = case.extra(tree)
   cotangent = jax.tree.map(lambda x: jnp.cos(jnp.arange(x[0].size)), tree)
@@ -236,8 +238,8 @@ def test_differentiates_with_the_weights_held_fixed(case):
 @cases(argvalues=cases_of('model', names=SMOOTH))
 def test_differentiates_as_differences_do(case):
   with jax.enable_x64(True):
-    x = jnp.asarray(reference.stack('leaf', 11), jnp.float64)
-    along = jnp.asarray(reference.stack('leaf', 11, seed=1), jnp.float64)
+    x = jnp.asarray(pool.stack('leaf', 11), jnp.float64)
+    along = jnp.asarray(pool.stack('leaf', 11, seed=1), jnp.float64)
     hyper = case.hyper(11)
     if case.name == 'geometric_median':
       # To the fixed point, which the differences below take it to be.
@@ -264,7 +266,7 @@ def test_differentiates_as_differences_do(case):
 def test_lasa_differentiates_along_the_updates(by):
   """It is homogeneous: along the updates, the derivative is the update."""
   case = Case('lasa', 'euclidean', by)
-  tree = jax.tree.map(jnp.asarray, reference.stack('pair', 11))
+  tree = jax.tree.map(jnp.asarray, pool.stack('pair', 11))
   out, tangent = jax.jit(lambda t: jax.jvp(case.rule, (t,), (t,)))(tree)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
   jax.tree.map(close, tangent, out)
@@ -326,12 +328,3 @@ def test_the_docstrings_promise_what_the_docs_do(name):
   assert f' Promise (docs/rules.md): {text}. ' in docstring
   if name in RULES:
     assert re.match(r'\w+', text)[0] == RULES[name].promise
-
-
-def test_import_brings_no_training_libraries():
-  unwanted = ['tensorflow', 'tensorflow_datasets', 'flax', 'optax']
-  code = f'import sys, lca; print([m for m in {unwanted} if m in sys.modules])'
-  result = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=True
-  )
-  assert result.stdout.strip() == '[]'

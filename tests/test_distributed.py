@@ -35,6 +35,7 @@ def command(workdir, *flags):
 
 def start(arguments, devices):
   flags = f'--xla_force_host_platform_device_count={devices}'
+  flags = f'{os.environ["XLA_FLAGS"]} {flags}'  # the last one counts
   return subprocess.Popen(
     arguments,
     cwd=ROOT,

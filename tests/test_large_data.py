@@ -58,9 +58,12 @@ def main(directory):
   from flax import linen as nn
 
   import lca
-  from lca import attacks, data
-  from lca.federated import simulation
-  from lca.federated.clients import LocalGradient, clients_mesh
+  from lca import data
+  from lca.federated.clients import LocalGradient
+  from lca.federated.placement import Placement, clients_mesh
+  from lca.federated.population import Population
+  from lca.federated.round import Server
+  from lca.federated.simulation import Simulation
   from lca.models import Classifier
 
   class MeanColor(nn.Module):
@@ -83,18 +86,17 @@ def main(directory):
     seed=0,
   )
   classifier = Classifier(MeanColor(), (1.0,), (1.0,))
-  sim = simulation.Simulation(
+  sim = Simulation(
     data=federated,
-    population=simulation.Population(federated.num_clients, CLIENTS),
+    population=Population(federated.num_clients, CLIENTS),
     classifier=classifier,
     train=LocalGradient(losses=classifier.losses, batch_size=4),
-    attack=attacks.NO_ATTACK,
-    aggregator=lca.stateless(lca.mean, weights=None),
-    optimizer=optax.sgd(1.0),
+    server=Server(
+      aggregator=lca.stateless(lca.mean, weights=None),
+      optimizer=optax.sgd(1.0),
+    ),
     seed=0,
-    mesh=clients_mesh(),
-    chunk_size=1,
-    eval_batch_size=16,
+    placement=Placement(clients_mesh(), chunk_size=1, eval_batch_size=16),
   )
   state = sim.init()
   rounds = 2

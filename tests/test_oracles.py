@@ -1,20 +1,12 @@
 """Every rule against its oracle: plain, cosine, and in every scope."""
 
 import numpy as np
+import oracles
+import pool
 import pytest
-import reference
-from cases import (
-  BYZANTINE,
-  ONCE,
-  SHORT,
-  Case,
-  at_random,
-  cases,
-  cases_of,
-  check,
-  thorough,
-  worst_case,
-)
+from cases import BYZANTINE, ONCE, SHORT, Case, cases, cases_of, thorough
+from comparison import check
+from pool import at_random, worst_case
 
 # The rules that stand for the others where it is not the rules that differ.
 FEW = ('mean', 'krum', 'median')
@@ -22,50 +14,59 @@ TYPICAL = (*FEW, 'bulyan', 'geometric_median', 'fltrust', 'lasa')
 DEEP = Case('krum', 'cosine', 'leaf')
 
 
-@cases(argvalues=SHORT)
-@pytest.mark.parametrize('name', ['cnn', 'edge'])
-def test_follows_the_oracle(case, name):
-  tree = reference.stack(name, 11)
+def quickly(name, case):
+  """Each rule as it is, of the smaller tree, runs with `-m quick` as well."""
+  quick = (name, case.kind, case.by) == ('edge', 'euclidean', 'model')
+  marks = [pytest.mark.quick] if quick else []
+  return pytest.param(name, case, id=f'{name}-{case}', marks=marks)
+
+
+@pytest.mark.parametrize(
+  ('name', 'case'),
+  [quickly(name, case) for case in SHORT for name in ('cnn', 'edge')],
+)
+def test_follows_the_oracle(name, case):
+  tree = pool.stack(name, 11)
   check(case, tree, *case(tree))
 
 
 @cases(argvalues=thorough(cases_of('module', 'block'), except_for=FEW))
 def test_follows_the_oracle_over_batch_statistics(case):
-  tree = reference.stack('stats', 11)
+  tree = pool.stack('stats', 11)
   check(case, tree, *case(tree))
 
 
 @cases(argvalues=ONCE)
 @pytest.mark.parametrize('n', [4, 25])
 def test_follows_the_oracle_at_every_n(case, n):
-  tree = reference.stack('pair', n)
+  tree = pool.stack('pair', n)
   check(case, tree, *case(tree))
 
 
 # One hundred clients take long to sort, to compile and in the oracles.
 @cases(argvalues=thorough(SHORT, except_for=FEW))
 def test_follows_the_oracle_at_one_hundred(case):
-  tree = reference.stack('pair', 100)
+  tree = pool.stack('pair', 100)
   check(case, tree, *case(tree))
 
 
 @cases(argvalues=thorough(cases_of('model'), except_for=TYPICAL))
 def test_follows_the_oracle_over_many_columns(case):
-  tree = reference.stack('wide', 11)
+  tree = pool.stack('wide', 11)
   check(case, tree, *case(tree))
 
 
 # Sixty layers take ten times as long to compile as six.
 @cases(argvalues=[DEEP, *thorough(case for case in SHORT if case != DEEP)])
 def test_follows_the_oracle_over_many_leaves(case):
-  tree = reference.stack('deep', 11)
+  tree = pool.stack('deep', 11)
   check(case, tree, *case(tree))
 
 
 @cases(argvalues=SHORT)
 @pytest.mark.parametrize('scale', [10, 1000])
 def test_follows_the_oracle_under_attack(case, scale):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   attacked = worst_case(tree, at_random(11, BYZANTINE[11]), scale)
   check(case, attacked, *case(attacked))
 
@@ -73,7 +74,7 @@ def test_follows_the_oracle_under_attack(case, scale):
 @cases(argvalues=ONCE)
 @pytest.mark.parametrize('scale', [10, 1000])
 def test_follows_the_oracle_under_a_large_attack(case, scale):
-  tree = reference.stack('pair', 25)
+  tree = pool.stack('pair', 25)
   attacked = worst_case(tree, at_random(25, BYZANTINE[25]), scale)
   check(case, attacked, *case(attacked))
 
@@ -81,13 +82,11 @@ def test_follows_the_oracle_under_a_large_attack(case, scale):
 def test_the_pool_has_no_ties():
   """So that the comparisons above do fix who is selected."""
   for name, n in [('pair', 4), ('cnn', 11), ('pair', 25), ('pair', 100)]:
-    tree = reference.stack(name, n)
-    rows = reference.rows_of([array for _, array in reference.leaves(tree)])
+    tree = pool.stack(name, n)
+    rows = oracles.rows_of([array for _, array in oracles.leaves(tree)])
     for case in cases_of('model'):
-      if case.name in reference.SCORES:
-        scores, m = reference.scores_of(
-          case.name, rows, case.hyper(n), case.kind
-        )
+      if case.name in oracles.SCORES:
+        scores, m = oracles.scores_of(case.name, rows, case.hyper(n), case.kind)
         ordered = np.sort(scores)
         if m < n:  # by twice the slack of `check_selection`
           assert ordered[m] - ordered[m - 1] > 2e-5 * np.median(scores), n

@@ -3,25 +3,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
+import pool
 import pytest
-import reference
 from cases import (
-  ACCEPTED,
   FULL,
-  REJECTED,
   ROBUST,
   RULES,
   Case,
-  at_random,
   cases,
   cases_of,
-  check,
   mostly_once,
   server_update,
-  with_rows,
 )
+from comparison import check
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool import ACCEPTED, REJECTED, at_random, with_rows
 
 import lca
 
@@ -49,7 +47,7 @@ def leaves_of(tree):
 @cases(argvalues=mostly_once(ROBUST))
 @pytest.mark.parametrize('kind', KINDS)
 def test_any_rows_are_survived(case, kind):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   for count in range(1, case.bad_rows(11) + 1):
     rows = at_random(11, count)
     changed = with_rows(tree, rows, kind)
@@ -73,7 +71,7 @@ def test_any_rows_are_survived(case, kind):
 @pytest.mark.parametrize('size', [1e3, 1e7, 1e10, 1e14])
 def test_a_row_as_long_as_may_be_hides_no_other(case, size):
   """One row is nearly rejected, the others in directions of their own."""
-  x = reference.stack('leaf', 11)
+  x = pool.stack('leaf', 11)
   rows = np.arange(case.bad_rows(11))
   x[rows] = 0
   x[rows, rows] = [*[size] * (len(rows) - 1), 4e18]
@@ -87,10 +85,10 @@ def assert_bounded_by_the_honest(case, out, updates, rows):
   What can be proved lies between once (cge) and 2 n times (medoid).
   """
   honest = np.setdiff1d(np.arange(11), rows)
-  arrays = [array for _, array in reference.leaves(updates)]
+  arrays = [array for _, array in oracles.leaves(updates)]
   outs = leaves_of(out)
-  for positions in reference.groups(updates, case.by):
-    sent = reference.rows_of([arrays[p] for p in positions])[honest]
+  for positions in oracles.groups(updates, case.by):
+    sent = oracles.rows_of([arrays[p] for p in positions])[honest]
     made = np.concatenate([outs[p].ravel().astype(float) for p in positions])
     longest = np.max(np.linalg.norm(sent, axis=1))
     if case.name == 'fltrust':
@@ -102,7 +100,7 @@ def assert_bounded_by_the_honest(case, out, updates, rows):
 
 @cases(argvalues=mostly_once(ROBUST))
 def test_how_a_row_is_bad_makes_no_difference(case):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   rows = at_random(11, case.bad_rows(11))
   extra = case.extra(tree)
   answers = []
@@ -115,7 +113,7 @@ def test_how_a_row_is_bad_makes_no_difference(case):
 
 @cases(argvalues=mostly_once(ROBUST))
 def test_one_bad_entry_rejects_its_scope_alone(case):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   tree['params']['layer_1']['bias'][3, 2] = np.nan
   out, info = case(tree)
   if 'rejected' in info:
@@ -128,7 +126,7 @@ def test_one_bad_entry_rejects_its_scope_alone(case):
 
 @cases(argvalues=mostly_once(ROBUST))
 def test_nothing_left_is_nan(case):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   extra = case.extra(tree)
   for kind in REJECTED:
     out, info = case(with_rows(tree, np.arange(11), kind), **extra)
@@ -139,7 +137,7 @@ def test_nothing_left_is_nan(case):
 
 @cases(argvalues=mostly_once(AVERAGES_THE_FEW))
 def test_too_few_left_are_averaged(case):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   left = [2, 3, 8]
   bad = np.setdiff1d(np.arange(11), left)
   tree = with_rows(tree, bad, 'nan')
@@ -152,7 +150,7 @@ def test_too_few_left_are_averaged(case):
 
 @cases(argvalues=mostly_once(ROBUST))
 def test_one_left_is_the_answer(case):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   extra = case.extra(tree)
   tree = with_rows(tree, np.arange(10), 'inf')
   out, info = case(tree, **extra)
@@ -192,9 +190,9 @@ def test_the_answer_is_made_of_acceptable_rows(case, data):
 
 def acceptable(tree, by):
   """`[layers, n]`: which rows are not rejected."""
-  arrays = [array for _, array in reference.leaves(tree)]
-  scopes = [[arrays[p] for p in group] for group in reference.groups(tree, by)]
-  return np.array([~reference.rejected(reference.rows_of(x)) for x in scopes])
+  arrays = [array for _, array in oracles.leaves(tree)]
+  scopes = [[arrays[p] for p in group] for group in oracles.groups(tree, by)]
+  return np.array([~oracles.rejected(oracles.rows_of(x)) for x in scopes])
 
 
 def draw_updates(case, data):
@@ -202,7 +200,7 @@ def draw_updates(case, data):
   n = 11
   f = data.draw(st.integers(1, case.bad_rows(n)), 'f')
   rows = data.draw(st.permutations(range(n)), 'rows')[:f]
-  tree = reference.stack('cnn', n, seed=data.draw(st.integers(0, 9), 'seed'))
+  tree = pool.stack('cnn', n, seed=data.draw(st.integers(0, 9), 'seed'))
   anything = st.one_of(
     st.sampled_from([*(REJECTED | ACCEPTED).values()]),
     st.floats(width=32),
@@ -232,10 +230,10 @@ def test_a_minority_moves_the_geometric_median_so_far(case, data):
   out, _ = case(tree)
   honest = np.setdiff1d(np.arange(11), rows)
   factor = 2 * len(honest) / (len(honest) - len(rows))
-  arrays = [array for _, array in reference.leaves(tree)]
+  arrays = [array for _, array in oracles.leaves(tree)]
   outs = [leaf.ravel().astype(float) for leaf in leaves_of(out)]
-  for positions in reference.groups(tree, case.by):
-    own = reference.rows_of([arrays[p] for p in positions])[honest]
+  for positions in oracles.groups(tree, case.by):
+    own = oracles.rows_of([arrays[p] for p in positions])[honest]
     centre = np.mean(own, axis=0)
     radius = np.max(np.linalg.norm(own - centre, axis=1))
     moved = np.concatenate([outs[p] for p in positions]) - centre
@@ -250,7 +248,7 @@ def test_fltrust_is_never_longer_than_the_server(case, data):
   server = server_update(tree)
   out, _ = case(tree, server_update=server)
   outs, trusted = leaves_of(out), leaves_of(server)
-  for positions in reference.groups(tree, case.by):
+  for positions in oracles.groups(tree, case.by):
     length = np.linalg.norm(
       np.concatenate([outs[p].ravel() for p in positions])
     )
@@ -274,7 +272,7 @@ def test_fltrust_does_not_lengthen_rows_of_lost_squares():
 @pytest.mark.parametrize('kind', KINDS)
 def test_monna_survives_any_rows_but_its_pivots(case, kind):
   rows = 1 + at_random(10, 4)
-  tree = with_rows(reference.stack('cnn', 11), rows, kind)
+  tree = with_rows(pool.stack('cnn', 11), rows, kind)
   out, _ = case(tree)
   assert all(np.all(np.isfinite(leaf)) for leaf in leaves_of(out))
   assert_bounded_by_the_honest(case, out, tree, rows)
@@ -282,7 +280,7 @@ def test_monna_survives_any_rows_but_its_pivots(case, kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_mean_of_clipped_rows_survives_any(kind):
-  tree = with_rows(reference.stack('cnn', 11), at_random(11, 4), kind)
+  tree = with_rows(pool.stack('cnn', 11), at_random(11, 4), kind)
   out = lca.chain(lca.static_clip, lca.mean)(tree, threshold=2.0)
   length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves_of(out)))
   assert length <= 2 * (1 + 1e-5)
@@ -294,7 +292,7 @@ def test_the_mean_of_clipped_rows_survives_any(kind):
 @cases(argvalues=HULL)
 @pytest.mark.parametrize('kind', KINDS)
 def test_rules_on_coordinates_follow_the_oracle_past_any_rows(case, kind):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   for count in range(1, case.bad_rows(11) + 1):
     changed = with_rows(tree, at_random(11, count), kind)
     check(case, changed, *case(changed))
@@ -327,7 +325,7 @@ def test_meamed_is_finite(data):
 @pytest.mark.parametrize('kind', KINDS)
 def test_meamed_follows_the_oracle_past_any_rows(kind):
   case = Case('meamed', 'euclidean', 'model')
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   for count in range(1, case.bad_rows(11) + 1):
     changed = with_rows(tree, at_random(11, count), kind)
     check(case, changed, *case(changed))
@@ -340,7 +338,7 @@ def test_meamed_follows_the_oracle_past_any_rows(kind):
 @pytest.mark.parametrize('by', ['model', 'leaf'])
 def test_a_rule_without_defence_is_spoiled_by_a_nan(name, by):
   case = Case(name, 'euclidean', by if RULES[name].layers else 'model')
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   tree['params']['layer_1']['bias'][3, 2] = np.nan
   out, _ = case(tree)
   bias = np.asarray(out['params']['layer_1']['bias'])
@@ -357,7 +355,7 @@ def test_one_client_moves_the_sign_majority():
 
 def test_one_client_moves_foolsgold():
   """It is unlike all others, and so the most trusted one."""
-  x = reference.stack('leaf', 11)
+  x = pool.stack('leaf', 11)
   x[3] *= 1e6
   out = lca.foolsgold(jnp.asarray(x))
   assert np.linalg.norm(out) > 1e4 * np.median(np.linalg.norm(x, axis=1))
@@ -365,5 +363,34 @@ def test_one_client_moves_foolsgold():
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, 1e30])
 def test_fltrust_is_lost_without_its_server(bad):
-  x = jnp.asarray(reference.stack('leaf', 11))
+  x = jnp.asarray(pool.stack('leaf', 11))
   assert np.all(np.isnan(lca.fltrust(x, server_update=x[0].at[1].set(bad))))
+
+
+# Derivatives beside rejected rows ------------------------------------------
+
+
+@pytest.mark.parametrize('value', [1.5e19, 1e30, 3e38, np.nan, np.inf])
+@pytest.mark.parametrize('before', [None, 'nnm', 'clip_to_median_norm'])
+def test_rejected_rows_are_in_no_derivative(before, value):
+  """The honest rows' is what it is without them."""
+  x = jnp.asarray(pool.stack('leaf', 9))
+  bad = jnp.insert(x, jnp.array([2, 6]), value, axis=0)
+  where = np.array([i for i in range(11) if i not in (2, 7)])
+  assert not np.any(np.isnan(bad[where]))
+
+  def gradient(updates, f):
+    rule, hyper = lca.geometric_median, {}
+    if before:
+      rule = lca.chain(getattr(lca, before), rule)
+    if before == 'nnm':
+      hyper = {'f': f}
+
+    def product(updates):
+      return jnp.vdot(rule(updates, **hyper), jnp.cos(jnp.arange(50.0)))
+
+    return jax.jit(jax.grad(product))(updates)
+
+  want, got = gradient(x, 1), gradient(bad, 3)
+  np.testing.assert_allclose(got[where], want, rtol=1e-3, atol=1e-5)
+  assert not np.any(np.delete(got, where, axis=0))

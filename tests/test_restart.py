@@ -15,9 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import processes
 import pytest
-from test_train import event_steps
-
-PATIENCE = 120  # seconds, where a second or two would do
+from run_files import PATIENCE, checkpoints, event_steps, last_row, read
 
 # The setting with the most to lose: workers' momentum, Adadelta's averages and
 # LEGATO's window are all carried from round to round.
@@ -104,24 +102,6 @@ def rounds_of(process):
   return [
     int(n) for n in re.findall(r'^round +(\d+)/', read(process.log), re.M)
   ]
-
-
-def read(file):
-  return file.read_text() if file.exists() else ''
-
-
-def last_row(workdir):
-  """The last round in metrics.csv; 0 if there is none."""
-  *_, last = ['0', *read(workdir / 'metrics.csv').splitlines()[1:]]
-  return int(last.split(',')[0])
-
-
-def checkpoints(workdir):
-  """The rounds whose checkpoints are whole, and what is under way."""
-  folder = workdir / 'checkpoints'
-  names = os.listdir(folder) if folder.exists() else []
-  whole = sorted(int(name) for name in names if name.isdigit())
-  return whole, [name for name in names if not name.isdigit()]
 
 
 def check_same_end(workdir, straight):

@@ -6,21 +6,16 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import oracles
+import pool
 import pytest
-import reference
-from cases import ACCEPTED, REJECTED, at_random, with_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool import ACCEPTED, REJECTED, at_random, with_rows
+from stateful_cases import MADE, Oracle
 
 import lca
 
-# name -> how it is made
-MADE = {
-  'centered_clip': {'threshold': 6.0},
-  'centered_clip, three times': {'threshold': 3.0, 'num_iters': 3},
-  'clipped_clustering': {},
-  'clipped_clustering, short, at most': {'window': 22, 'threshold': 7.0},
-}
 FORMS = [(name, by) for name in MADE for by in ('model', 'leaf')]
 forms = pytest.mark.parametrize('form', FORMS, ids='-'.join)
 # Sums of rounded products, five rounds of them.
@@ -46,51 +41,10 @@ def init(form, tree):
 def rounds(name, n=11, bad=None, count=5):
   """One tree a round; from the second one on, with bad rows if asked for."""
   for seed in range(count):
-    tree = reference.stack(name, n, seed)
+    tree = pool.stack(name, n, seed)
     if bad is not None and seed:
       tree = with_rows(tree, at_random(n, 1 + seed % 4, seed), bad)
     yield tree
-
-
-class Oracle:
-  """The rule in every group, with a state for each."""
-
-  def __init__(self, form):
-    self.name, self.hyper = form[0].split(',')[0], MADE[form[0]]
-    self.by = form[1]
-    self.states = {}
-
-  def check(self, tree, out):
-    arrays = [array for _, array in reference.leaves(tree)]
-    outs = [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
-    for group, positions in enumerate(reference.groups(tree, self.by)):
-      rows = reference.rows_of([arrays[p] for p in positions])
-      got = np.concatenate([outs[p].ravel() for p in positions])
-      state = self.states.get(group)
-      if self.name == 'centered_clip':
-        want, self.states[group] = reference.centered_clip(
-          rows, state, **self.hyper
-        )
-        wants = [want]
-      else:
-        # Cosine distances have an error of some 1e-7.
-        choices, factors, self.states[group] = (
-          reference.clipped_clustering_choices(
-            rows, state, slack=1e-6, **self.hyper
-          )
-        )
-        wants = [self.mean(rows, factors, chosen) for chosen in choices]
-      gaps = [np.max(np.abs(got - want), initial=0) for want in wants]
-      best = wants[int(np.argmin(np.where(np.isnan(gaps), np.inf, gaps)))]
-      CLOSE(got, best)
-
-  @staticmethod
-  def mean(rows, factors, chosen):
-    weights = reference.equal_weights(len(rows), np.flatnonzero(chosen))
-    if np.any(np.isnan(weights)):
-      return np.full(rows.shape[1], np.nan)
-    # A row that is clipped to nothing counts.
-    return reference.weighted_sum(rows, weights * factors)
 
 
 @forms
@@ -118,7 +72,7 @@ def test_follows_the_oracle_at_once_and_eagerly(form):
 def test_any_rows_are_survived(form, kind):
   oracle, state = Oracle(form), None
   for seed in range(2):
-    tree = with_rows(reference.stack('cnn', 11, seed), [1, 4, 5, 9], kind)
+    tree = with_rows(pool.stack('cnn', 11, seed), [1, 4, 5, 9], kind)
     state = init(form, tree) if state is None else state
     out, state = update(form)(tree, state)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out))
@@ -132,7 +86,7 @@ def test_any_rows_are_survived(form, kind):
 def test_the_answer_stays_within_reach(form, data):
   """Whatever four rows hold: as long as the clips let it be."""
   seed = data.draw(st.integers(0, 9), 'seed')
-  tree = reference.stack('cnn', 11, seed)
+  tree = pool.stack('cnn', 11, seed)
   rows = data.draw(st.permutations(range(11)), 'rows')[:4]
   anything = st.one_of(
     st.sampled_from([*(REJECTED | ACCEPTED).values()]), st.floats(width=32)
@@ -144,10 +98,10 @@ def test_the_answer_stays_within_reach(form, data):
       leaf[row] = value
   out, _ = update(form)(tree, init(form, tree))
   name, hyper = form[0].split(',')[0], MADE[form[0]]
-  arrays = [array for _, array in reference.leaves(tree)]
+  arrays = [array for _, array in oracles.leaves(tree)]
   outs = [np.asarray(leaf).astype(float) for leaf in jax.tree.leaves(out)]
-  for positions in reference.groups(tree, form[1]):
-    own = reference.rows_of([arrays[p] for p in positions])[honest]
+  for positions in oracles.groups(tree, form[1]):
+    own = oracles.rows_of([arrays[p] for p in positions])[honest]
     if name == 'centered_clip':
       limit = hyper['threshold'] * hyper.get('num_iters', 1)
     else:  # the median of the norms is no longer than an honest one
@@ -190,7 +144,7 @@ def test_the_order_of_the_clients_does_not_matter(form):
 
 @forms
 def test_states_keep_their_structure_and_dtypes_are_the_leaves(form):
-  tree = reference.stack('pair', 11)
+  tree = pool.stack('pair', 11)
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
   half['bias'] = jnp.asarray(tree['bias'])
   state = init(form, half)
@@ -252,7 +206,7 @@ def test_differentiates_with_the_weights_held_fixed(name):
 
 @forms
 def test_exports_for_every_platform(form):
-  tree = reference.stack('pair', 11)
+  tree = pool.stack('pair', 11)
   like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
   arguments = jax.tree.map(like, (tree, init(form, tree)))
   platforms = ('cpu', 'cuda', 'tpu')
@@ -262,7 +216,7 @@ def test_exports_for_every_platform(form):
 
 @forms
 def test_explain_gives_what_was_decided(form):
-  tree = reference.stack('cnn', 11)
+  tree = pool.stack('cnn', 11)
   tree = with_rows(tree, [3], 'nan')
   out, state, info = lca.explain(pair(form))(tree, init(form, tree))
   layers = () if form[1] == 'model' else (len(jax.tree.leaves(tree)),)
@@ -287,93 +241,6 @@ def test_layerwise_of_one_leaf_is_the_aggregator():
 # What one alone does -------------------------------------------------------
 
 
-@pytest.mark.parametrize('start', ['zero', 'mean'])
-@pytest.mark.parametrize('num_iters', [1, 3])
-def test_centered_clip_may_start_elsewhere(start, num_iters):
-  hyper = {'threshold': 3.0, 'num_iters': num_iters, 'init': start}
-  clip, state = lca.centered_clip(**hyper), jnp.zeros(50)
-  for seed in range(3):
-    x = with_rows(reference.stack('leaf', 11, seed), [2], 'nan')
-    out, state = clip.update(jnp.asarray(x), state)
-    want, _ = reference.centered_clip(x.astype(float), None, **hyper)
-    CLOSE(out, want)
-
-
-def test_centered_clip_of_updates_within_reach_is_the_mean():
-  x = jnp.asarray(reference.stack('leaf', 11))
-  pair = lca.centered_clip(threshold=1e6)
-  out, _ = pair.update(x, pair.init(x[0]))
-  CLOSE(out, np.mean(x, axis=0))
-
-
-def test_centered_clip_follows_the_clients_in_steps():
-  x = jnp.full((5, 1), 10.0)
-  pair = lca.centered_clip(threshold=4.0)
-  state = pair.init(x[0])
-  for want in (4, 8, 10, 10):
-    out, state = pair.update(x, state)
-    CLOSE(out, [want])
-
-
-def test_centered_clip_divides_by_all_clients():
-  x = jnp.array([[1.0], [1], [jnp.nan], [jnp.inf]])
-  pair = lca.centered_clip(threshold=4.0)
-  out, _ = pair.update(x, pair.init(x[0]))
-  CLOSE(out, [0.5])
-
-
-def test_clipped_clustering_remembers_the_norms():
-  pair = lca.clipped_clustering(window=6)
-  state = pair.init(jnp.zeros(1))
-  for values, want in [
-    ([1.0, 1, 1], 1),
-    ([4.0, 4, 4], 2.5),  # half of the ring is ones
-    ([4.0, 4, 4], 4),  # those are forgotten
-  ]:
-    out, state = pair.update(jnp.array(values)[:, None], state)
-    CLOSE(out, [want])
-
-
-def test_clipped_clustering_takes_the_larger_cluster():
-  x = jnp.array([[-1.0, 0], [1, 0.1], [1, -0.1], [1, 0], [-1, 0.1]])
-  pair = lca.clipped_clustering()
-  _, _, info = lca.explain(pair)(x, pair.init(x[0]))
-  assert np.flatnonzero(info['selected']).tolist() == [1, 2, 3]
-  # Of two as large, the one with client 0.
-  _, _, info = lca.explain(pair)(x[:4].at[3].set(x[4]), pair.init(x[0]))
-  assert np.flatnonzero(info['selected']).tolist() == [0, 3]
-
-
-def test_rejected_norms_do_not_count():
-  """Of the last two rounds, those of rows not rejected do."""
-  pair = lca.clipped_clustering(window=10)
-  oracle = None
-  state = pair.init(jnp.zeros(1))
-  for values in (
-    [1.0, 1, 1, 1],
-    [np.nan, np.nan, 3, 5],
-    [9.0, np.nan, 9, np.nan],
-    [9.0, 9, 9, np.inf],
-  ):
-    x = np.array(values)[:, None]
-    out, state = pair.update(jnp.asarray(x, jnp.float32), state)
-    choices, factors, oracle = reference.clipped_clustering_choices(
-      x, oracle, window=10
-    )
-    CLOSE(out, Oracle.mean(x, factors, choices[0]))
-
-
-def test_a_minority_never_makes_most_of_the_memory():
-  """However many norms fit, and wherever the liars stand."""
-  x = jnp.array([[1e15, 0], [1, 0], [1, 0.1]])
-  for window in (3, 4, 5, 8):
-    pair = lca.clipped_clustering(window=window)
-    state = pair.init(x[0])
-    for _ in range(4):
-      out, state = pair.update(x, state)
-      assert np.linalg.norm(out) <= np.linalg.norm(x[2]) * (1 + 1e-6)
-
-
 @pytest.mark.parametrize(
   ('name', 'hyper', 'words'),
   [
@@ -391,10 +258,4 @@ def test_a_minority_never_makes_most_of_the_memory():
 def test_what_aggregators_need(name, hyper, words):
   with pytest.raises(ValueError, match=words):
     pair = getattr(lca, name)(**hyper)
-    pair.update(jnp.ones((6, 2)), pair.init(jnp.ones(2)))
-
-
-def test_the_window_holds_a_round():
-  pair = lca.clipped_clustering(window=5)
-  with pytest.raises(ValueError, match=r'(?s)(n=6|window=5).*(n=6|window=5)'):
     pair.update(jnp.ones((6, 2)), pair.init(jnp.ones(2)))

@@ -1,6 +1,7 @@
 """Aggregation rules over stacked pytrees, their combinators, and `make`."""
 
 from lca.aggregators.base import (
+  ROUND_BRINGS,
   Aggregator,
   FunctionRule,
   GramRule,
@@ -41,18 +42,19 @@ from lca.aggregators.rules import (
   monna,
   multi_krum,
   nnm,
-  normalized_norms,
   sign_guard,
   sign_majority,
   smea,
   static_clip,
   trimmed_mean,
 )
+from lca.stacked.layer_norms import normalized_norms
 from lca.stacked.trees import Scope, layer_names
 
 __all__ = [
   'AGGREGATORS',
   'PRE_AGGREGATORS',
+  'ROUND_BRINGS',
   'RULES',
   'Aggregator',
   'FunctionRule',

@@ -5,15 +5,19 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lca.aggregators.base import rule_name
 from lca.options import Check
+from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
+
+P = ParamSpec('P')
 
 
 class Attack(NamedTuple):
@@ -46,7 +50,7 @@ NO_ATTACK = Attack(keep_labels, keep_updates)
 
 def update_attack(
   **checks: Check,
-) -> Callable[[Callable[..., Updates]], Callable[..., Updates]]:
+) -> Callable[[Callable[P, Updates]], Callable[P, Updates]]:
   """Marks a function of the updates as an attack and checks its arguments.
 
   The function is `(updates, *, byzantine, key=None, **options) -> updates`;
@@ -62,11 +66,10 @@ def update_attack(
     check refuses, and a TypeError for a missing key.
   """
 
-  def decorate(function):
+  def decorate(function: Any) -> Any:
     needs_key = _is_required(inspect.signature(function).parameters['key'])
 
-    @functools.wraps(function)
-    def attack(updates, *, byzantine, key=None, **options):
+    def checked(updates, *, byzantine, key=None, **options):
       updates = jax.tree.map(jnp.asarray, updates)
       byzantine = _checked_mask(byzantine, geometry.num_clients(updates))
       if key is None and needs_key:
@@ -74,13 +77,15 @@ def update_attack(
       options = _checked_options(attack, options)
       return function(updates, byzantine=byzantine, key=key, **options)
 
+    attack: Any = functools.wraps(function)(checked)
     attack.checks = checks
     return attack
 
   return decorate
 
 
-_OF_THE_ROUND = ('byzantine', 'key', 'aggregate')
+ROUND_BRINGS = ('byzantine', 'key', 'aggregate')
+"""Names of the arguments that a round brings to an attack on the updates."""
 
 
 def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
@@ -105,15 +110,10 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
     >>> print(attack.on_updates(jnp.ones(3), byzantine=jnp.arange(3) == 1))
     [ 1. -2.  1.]
   """
-  name, parameters = function.__name__, inspect.signature(function).parameters
-  _, *named = parameters
-  own = [n for n in named if n not in _OF_THE_ROUND]
-  if unknown := sorted(set(options) - set(own)):
-    raise TypeError(f'{name} takes no {unknown}; it takes {own}')
-  required = [n for n in own if _is_required(parameters[n])]
-  if missing := [n for n in required if n not in options]:
-    raise TypeError(f'{name} needs {missing}')
+  own = options_of(function, ROUND_BRINGS, of_data=True)
+  check_options(rule_name(function), own, options)
   options = _checked_options(function, options)
+  named = inspect.signature(function).parameters
 
   def on_updates(updates, **of_the_round):
     brought = {n: v for n, v in of_the_round.items() if n in named}

@@ -129,8 +129,8 @@ def alie(
   honest = among.honest_rows(updates, byzantine)
   mean = among.mean(updates, honest)
   std = among.std(updates, honest, mean)
-  z = _largest_z(byzantine) if z is None else z
-  rows = jax.tree.map(lambda m, s: m - z * s, mean, std)
+  far = _largest_z(byzantine) if z is None else z
+  rows = jax.tree.map(lambda m, s: m - far * s, mean, std)
   return replace(updates, byzantine, rows)
 
 

@@ -92,10 +92,10 @@ def model_replacement(
     return updates  # and spare their copy
   n, attackers = len(byzantine), jnp.sum(byzantine)
   if boost == 'replace':
-    boost = (n - attackers) / jnp.maximum(attackers, 1)
-  elif boost == 'n':
-    boost = n
-  boosted = geometry.scale(updates, jnp.full(n, boost, jnp.float32))
+    factor = (n - attackers) / jnp.maximum(attackers, 1)
+  else:
+    factor = n if boost == 'n' else boost
+  boosted = geometry.scale(updates, jnp.full(n, factor, jnp.float32))
   return replace(updates, byzantine, boosted)
 
 

@@ -1,28 +1,28 @@
 """From the keys of a config to an Attack."""
 
-import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from lca.attacks.base import NO_ATTACK, Attack, from_function
+from lca.attacks.base import NO_ATTACK, ROUND_BRINGS, Attack, from_function
 from lca.attacks.collusion import alie, fall_of_empires, mimic, sign_flip
 from lca.attacks.distance import min_max, min_sum
 from lca.attacks.fang import fang_krum, fang_trimmed_mean
 from lca.attacks.labels import label_flipping
 from lca.attacks.noise import constant, gaussian, non_finite, zero
 from lca.attacks.optimized import optimized
+from lca.registry import Registry, unknown
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
-  'label_flipping': label_flipping
-} | {
-  attack.__name__: functools.partial(from_function, attack)
-  for attack in (
+ATTACKS = Registry(
+  'attack',
+  (
     alie,
     constant,
     fall_of_empires,
     fang_krum,
     fang_trimmed_mean,
     gaussian,
+    label_flipping,
     mimic,
     min_max,
     min_sum,
@@ -30,9 +30,12 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     optimized,
     sign_flip,
     zero,
-  )
-}
-"""Functions of options that return an Attack."""
+  ),
+  brought=ROUND_BRINGS,
+  of_data=True,
+)
+"""Functions of the updates, `(updates, *, byzantine, ...) -> updates`, and
+functions of options that return an Attack."""
 
 POPULATION_KEYS = ('num_attackers', 'num_byzantine', 'sampled')
 
@@ -62,8 +65,10 @@ def make(config: Mapping[str, Any]) -> Attack:
       )
     return NO_ATTACK
   if name not in ATTACKS:
-    raise ValueError(
-      f'unknown attack {name!r}; there are {sorted([*ATTACKS, "none"])}'
-    )
+    raise ValueError(unknown('attack', name, {'attack': [*ATTACKS, 'none']}))
   own = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
-  return ATTACKS[name](**own)
+  ATTACKS.check(name, own)
+  attack = ATTACKS[name]
+  if 'byzantine' in inspect.signature(attack).parameters:
+    return from_function(attack, **own)
+  return attack(**own)

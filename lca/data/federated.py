@@ -15,7 +15,7 @@ class ClientData(NamedTuple):
   """The examples of n clients, padded to one length S.
 
   Attributes:
-    inputs: [n, S, H, W, C] uint8; zeros from `num_examples` on.
+    inputs: [n, S, ...], of the split's dtype; zeros from `num_examples` on.
     labels: [n, S] int32; zeros from `num_examples` on.
     num_examples: [n] int32, how many rows of each client are real.
   """
@@ -146,16 +146,17 @@ class FederatedDataset:
     ids = self._checked(client_ids)
     train = self.dataset.train
     shape = (len(ids) if rows is None else rows, self.max_examples)
-    images = np.zeros(shape + train.inputs.shape[1:], np.uint8)
+    spec = train.input_spec
+    inputs = np.zeros(shape + spec.shape, spec.dtype)
     labels = np.zeros(shape, np.int32)
     counts = np.zeros(shape[0], np.int32)
     for row, client in enumerate(ids):
       indices = self._holdings[client]
       order = np.argsort(indices)
-      images[row, order] = train.read(indices[order])
+      inputs[row, order] = train.read(indices[order])
       labels[row, : len(indices)] = train.labels[indices]
       counts[row] = len(indices)
-    return ClientData(images, labels, counts)
+    return ClientData(inputs, labels, counts)
 
   def _checked(self, client_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     ids = np.asarray(client_ids)
@@ -220,7 +221,7 @@ def federate(
     owners=None if train.owners is None else train.owners[rest],
     **options,
   )
-  kept = [rest[i] for i in clients if len(i) >= min_examples]
+  kept = [rest[np.asarray(i, int)] for i in clients if len(i) >= min_examples]
   if not kept:
     raise ValueError(
       f'none of {len(clients)} clients has min_examples={min_examples} '

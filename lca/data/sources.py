@@ -1,7 +1,6 @@
 """Data sets by name."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from lca.data import prepared
 from lca.data.dataset import Dataset, Split
+from lca.registry import Registry, check_options, options_of, unknown
 
 _TFDS = 'tfds:'
 
@@ -23,13 +23,15 @@ _IMAGENET = {
 }
 
 
-def load(
-  name: str,
-  *,
-  data_dir: str | Path | None = None,
-  archive_dir: str | Path | None = None,
-  image_size: int | None = None,
-) -> Dataset:
+SOURCES: Registry[Callable[..., Dataset]] = Registry('data set')
+"""Functions of options to a `Dataset`, by name.
+
+A data set of one's own is added by `SOURCES.register(function, name='mine')`;
+`lca.data.from_arrays` makes one of arrays.
+"""
+
+
+def load(name: str, **options: Any) -> Dataset:
   """Loads a data set, preparing it first where that is needed.
 
   `digits` comes with scikit-learn. `celeba` (its attribute Smiling),
@@ -44,21 +46,27 @@ def load(
 
   Args:
     name: A key of `SOURCES`, or `tfds:NAME`.
-    data_dir: Where TFDS keeps prepared data. None is TFDS's default: the
-      environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    archive_dir: A folder of the published files, for machines without
-      internet. None downloads them. Not looked at once the data is prepared.
-    image_size: Of `celeba` alone. The shorter side is resized to it and the
-      middle square kept: at 64 the arrays take 2.2 GB. None keeps the images
-      as they are, 218x178, and takes 21.3 GB. Each size is made once, from the
-      same prepared data.
+    **options: The source's own. One that is None may be given to every source.
+      Those of the data sets above are:
+
+      - data_dir: Where TFDS keeps prepared data. None is TFDS's default: the
+        environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      - archive_dir: A folder of the published files, for machines without
+        internet. None downloads them. Not looked at once the data is prepared.
+      - image_size: Of `celeba` alone. The shorter side is resized to it and the
+        middle square kept: at 64 the arrays take 2.2 GB. None keeps the images
+        as they are, 218x178, and takes 21.3 GB. Each size is made once, from
+        the same prepared data.
+
+      `digits` takes none of them.
 
   Returns:
     The data set.
 
   Raises:
-    ValueError: An unknown name, an option that the source doesn't have, or
-      damaged files.
+    ValueError: An unknown name, or damaged files.
+    TypeError: An option that the source doesn't have, or one that it lacks; a
+      source that returns something else than a data set.
     FileNotFoundError: A file missing in `archive_dir`.
     ConnectionError: No `archive_dir`, and the files cannot be downloaded.
     ModuleNotFoundError: TensorFlow is needed and missing.
@@ -67,30 +75,27 @@ def load(
     >>> load('digits').train
     Split(1437 examples of 8x8x1)
   """
-  options = {
-    'data_dir': data_dir,
-    'archive_dir': archive_dir,
-    'image_size': image_size,
-  }
-  if name.startswith(_TFDS):
-    return _call(functools.partial(_tfds, name), name, options)
-  if name not in SOURCES:
-    raise ValueError(
-      f'unknown data set {name!r}; known: {", ".join(sorted(SOURCES))}, '
-      f'{_TFDS}NAME'
+  source = _source(name)
+  takes = options_of(source)
+  # A config has the options of all sources, None where they do not apply.
+  given = {k: v for k, v in options.items() if k in takes or v is not None}
+  check_options(f'data set {name!r}', takes, given)
+  dataset = source(**given)
+  if not isinstance(dataset, Dataset):
+    raise TypeError(
+      f'data set {name!r} must be a lca.data.Dataset, as lca.data.from_arrays '
+      f'returns, but its function returned a {type(dataset).__name__}'
     )
-  return _call(SOURCES[name], name, options)
+  return dataset
 
 
-def _call(
-  source: Callable[..., Dataset], name: str, options: dict[str, Any]
-) -> Dataset:
-  """Calls a source with the options that it takes; the others must be None."""
-  takes = inspect.signature(source).parameters
-  for option, value in options.items():
-    if option not in takes and value is not None:
-      raise ValueError(f'{name} takes no {option}, got {value!r}')
-  return source(**{k: v for k, v in options.items() if k in takes})
+def _source(name: str) -> Callable[..., Dataset]:
+  if name.startswith(_TFDS):
+    return functools.partial(_tfds, name)
+  if name not in SOURCES:
+    known = {'data set': [*SOURCES, f'{_TFDS}NAME']}
+    raise ValueError(unknown('data set', name, known))
+  return SOURCES[name]
 
 
 def _digits() -> Dataset:
@@ -124,7 +129,9 @@ def _published(
   """A source that one of our builders prepares."""
 
   def source(
-    *, data_dir: str | Path | None, archive_dir: str | Path | None
+    *,
+    data_dir: str | Path | None = None,
+    archive_dir: str | Path | None = None,
   ) -> Dataset:
     splits = prepared.load_own(
       builder, builder_class, data_dir=data_dir, archive_dir=archive_dir
@@ -166,9 +173,9 @@ def _celeba_builder() -> type:
 
 def _celeba(
   *,
-  data_dir: str | Path | None,
-  archive_dir: str | Path | None,
-  image_size: int | None,
+  data_dir: str | Path | None = None,
+  archive_dir: str | Path | None = None,
+  image_size: int | None = None,
 ) -> Dataset:
   if image_size is not None and image_size < 1:
     raise ValueError(f'image_size must be at least 1, got {image_size}')
@@ -190,7 +197,11 @@ def _celeba(
 
 
 def _tfds(
-  name: str, *, data_dir: str | Path | None, archive_dir: str | Path | None
+  name: str,
+  /,
+  *,
+  data_dir: str | Path | None = None,
+  archive_dir: str | Path | None = None,
 ) -> Dataset:
   splits = prepared.load_tfds(
     name.removeprefix(_TFDS), data_dir=data_dir, archive_dir=archive_dir
@@ -198,13 +209,14 @@ def _tfds(
   return Dataset(name, *splits, **_TO_ONE)
 
 
-SOURCES = {
-  'celeba': _celeba,
-  'cifar10': _published('cifar10', 'lca_cifar10', _cifar10_builder, _IMAGENET),
-  'digits': _digits,
-  'emnist': _published('emnist', 'lca_emnist_digits', _emnist_builder, _TO_ONE),
-  'fashion_mnist': _published(
-    'fashion_mnist', 'lca_fashion_mnist', _fashion_mnist_builder, _TO_ONE
-  ),
-  'mnist': _published('mnist', 'lca_mnist', _mnist_builder, _TO_ONE),
-}
+SOURCES.register(_celeba, name='celeba')
+SOURCES.register(_digits, name='digits')
+for _name, _builder, _builder_class, _statistics in (
+  ('cifar10', 'lca_cifar10', _cifar10_builder, _IMAGENET),
+  ('emnist', 'lca_emnist_digits', _emnist_builder, _TO_ONE),
+  ('fashion_mnist', 'lca_fashion_mnist', _fashion_mnist_builder, _TO_ONE),
+  ('mnist', 'lca_mnist', _mnist_builder, _TO_ONE),
+):
+  SOURCES.register(
+    _published(_name, _builder, _builder_class, _statistics), name=_name
+  )

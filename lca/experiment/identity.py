@@ -31,6 +31,7 @@ _ADDED_LATER = {
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',
+  'model.initial_weights': 'lecun_normal',
 }
 
 
@@ -44,7 +45,7 @@ def run_id(config: Mapping[str, Any]) -> str:
   """
   counted = {
     key: value
-    for key, value in _flat(config).items()
+    for key, value in _flat_as_before(config).items()
     if _is_compared(key) and (key, value) not in _ADDED_LATER.items()
   }
   text = json.dumps(counted, sort_keys=True)
@@ -101,7 +102,7 @@ def _differences(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
   """Yields the keys that count and differ, with both values."""
-  old, new = _ADDED_LATER | _flat(old), _ADDED_LATER | _flat(new)
+  old, new = (_ADDED_LATER | _flat_as_before(each) for each in (old, new))
   for key in sorted(old.keys() | new.keys()):
     before, now = old.get(key, '(none)'), new.get(key, '(none)')
     if before != now and _is_compared(key):
@@ -112,6 +113,23 @@ def _is_compared(key: str) -> bool:
   return not any(
     key == each or key.startswith(f'{each}.') for each in _NOT_COMPARED
   )
+
+
+def _flat_as_before(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config's values by dotted key, as configs of old would have them.
+
+  The options of a pre-aggregator stood among the rule's before they had a
+  section of their own, such as `aggregator.nnm.f`. There a name had one value:
+  those that differ from it keep their section.
+  """
+  flat = _flat(config)
+  for name in flat.get('aggregator.pre') or ():
+    prefix = f'aggregator.{name}.'
+    for key in [key for key in flat if key.startswith(prefix)]:
+      shared = f'aggregator.{key.removeprefix(prefix)}'
+      if flat.get(shared, flat[key]) == flat[key]:
+        flat[shared] = flat.pop(key)
+  return flat
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

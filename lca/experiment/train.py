@@ -1,59 +1,92 @@
 """The loop: rounds, evaluation, checkpoints, metrics."""
 
+import contextlib
 import datetime
-import functools
+import math
 import os
-import sys
+import pathlib
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from lca import aggregators, attacks, models
-from lca import data as datasets
-from lca.aggregators import Aggregator
-from lca.experiment import host, optimizers
+from lca.experiment import describe, host
 from lca.experiment.checkpoints import Checkpoints
 from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
+from lca.experiment.settings import Parts, Settings, from_config
 from lca.experiment.summary import Row, summarize
-from lca.federated import clients, plan
-from lca.federated.simulation import (
-  Population,
-  ServerState,
-  Simulation,
-  check_batch_stats,
-  population_from,
-)
+from lca.federated import plan
+from lca.federated.round import ServerState
+from lca.federated.simulation import Simulation
+from lca.typing import PyTree
+
+
+class Nowhere(contextlib.AbstractContextManager):
+  """Stands for the directory of a run, and its checkpoints, and keeps nothing.
+
+  It has those methods of `RunDirectory` and of `Checkpoints` that the loop
+  calls.
+  """
+
+  path = None
+
+  def __exit__(self, kind, error, traceback) -> None:
+    """Has nothing to close."""
+
+  def summary(self) -> None:
+    """Returns None: no run has been finished here."""
+
+  def finished(self, num_rounds: int) -> bool:
+    """Returns False."""
+    return False
+
+  def open(self) -> None:
+    """Writes nothing."""
+
+  def start(self, rows: list[Row], more: list[str]) -> None:
+    """Writes nothing."""
+
+  def add(self, row: Row) -> None:
+    """Writes nothing."""
+
+  def finish(self, summary: Mapping[str, Any]) -> None:
+    """Writes nothing."""
+
+  def save(self, state: PyTree, rows: list[Row]) -> None:
+    """Writes nothing."""
+
+  def restore(self, initial: PyTree) -> tuple[PyTree, list[Row]]:
+    """Returns the state before the first round, and no rows."""
+    return initial, []
 
 
 class Experiment(NamedTuple):
   """A run that is ready to start, or to go on.
 
   Attributes:
-    config: as given.
+    settings: what the run is.
     directory: of the run.
-    simulation: None if the run is finished.
+    parts: what it is made of; None if it is finished.
+    simulation: of the parts; None likewise.
     plan: what a round needs of each device; None likewise.
   """
 
-  config: ConfigDict
-  directory: RunDirectory
+  settings: Settings
+  directory: RunDirectory | Nowhere
+  parts: Parts | None
   simulation: Simulation | None
   plan: plan.Plan | None
 
 
 def train_and_evaluate(
-  config: ConfigDict, workdir: str | os.PathLike
+  config: Mapping[str, Any], workdir: str | os.PathLike
 ) -> dict[str, Any]:
   """Runs a config in a directory, or goes on with the run that it holds.
 
   Args:
-    config: see `configs/common.py` for the keys.
+    config: nested dicts or a ConfigDict; see `configs/common.py` for the keys.
     workdir: of the run; see `lca.experiment.rundir` for what it will hold.
 
   Returns:
@@ -67,7 +100,7 @@ def train_and_evaluate(
 
 
 def set_up(
-  config: ConfigDict, workdir: str | os.PathLike, jobs: int = 1
+  config: Mapping[str, Any], workdir: str | os.PathLike, jobs: int = 1
 ) -> Experiment:
   """Checks all that can be known before the training, and prepares it.
 
@@ -75,7 +108,7 @@ def set_up(
   nothing has been found wrong.
 
   Args:
-    config: see `configs/common.py` for the keys.
+    config: nested dicts or a ConfigDict; see `configs/common.py` for the keys.
     workdir: of the run.
     jobs: processes that share the host's memory, this one included.
 
@@ -89,62 +122,70 @@ def set_up(
     OSError, ImportError: data that cannot be had, or a directory that cannot
       be written or is another process's.
   """
-  _check_numbers(config)
-  _check_on_nonfinite(config.train.on_nonfinite)
-  aggregator = aggregators.make(config.aggregator)
-  attack = attacks.make(config.attack)
-  optimizer = _server_optimizer(config)
-  _check_client(config)
-  num_clients = config.data.num_clients
-  if num_clients is None:  # to be found in the data, of any size as yet
-    num_clients = sys.maxsize
-  population = _population(config, num_clients)
-  _check_layers(config)
-  _check_partition(config)
-  mesh = clients.clients_mesh(config.parallel.mesh)
-  root = config.data.root_examples > 0
-  _check_aggregator(aggregator, population.clients_per_round, root)
-  check_batch_stats(_batch_stats(config), root)
-  chunk_size = config.parallel.chunk_size
-  if chunk_size is None:
-    chunk_size = clients.default_chunk_size(jax.default_backend())
-  _check_clients_part(config, mesh, chunk_size)
-  # Where the draw decides who attacks, it is among the clients in the data.
-  sampled = population.num_byzantine is None
-  if not sampled:
-    _check_without_the_dropped(config, aggregator, population)
-  weights = _weights(config)
+  return prepare(from_config(config), workdir, jobs)
+
+
+def prepare(
+  settings: Settings, workdir: str | os.PathLike | None, jobs: int = 1
+) -> Experiment:
+  """Prepares a run of settings; `set_up` does so of a config.
+
+  Args:
+    settings: what is to run.
+    workdir: of the run; None writes nothing.
+    jobs: processes that share the host's memory, this one included.
+
+  Returns, Raises: as `set_up`.
+  """
+  directory = _directory(workdir, settings.config)
+  if directory.finished(settings.run.num_rounds):
+    return Experiment(settings, directory, None, None, None)
+  parts = settings.parts()
+  simulation = parts.simulation()
+  for line in describe.lines(settings.config, parts):
+    host.say(line)
+  host.say('compiling ...')
+  needed = plan.check(simulation, plan.memory_limit(parts.placement.mesh, jobs))
+  _claim(directory)
+  return Experiment(settings, directory, parts, simulation, needed)
+
+
+def _directory(
+  workdir: str | os.PathLike | None, config: Mapping[str, Any]
+) -> RunDirectory | Nowhere:
+  if workdir is None:
+    return Nowhere()
   here = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
-  directory = here(workdir, config.to_dict())
-  if directory.finished(config.num_rounds):
-    return Experiment(config, directory, None, None)
-  data = _federated_data(config)
-  population = _population(config, data.num_clients)
-  if sampled:
-    _check_without_the_dropped(config, aggregator, population)
-  dataset = data.dataset
-  classifier = _classifier(
-    config, dataset.num_classes, (dataset.mean, dataset.std), weights
-  )
-  simulation = Simulation(
-    data=data,
-    population=population,
-    classifier=classifier,
-    train=_clients_part(config, classifier),
-    attack=attack,
-    aggregator=aggregator,
-    optimizer=optimizer,
-    batch_stats=_batch_stats(config),
-    momentum=_momentum(config),
-    layers=config.eval.layers,
-    seed=config.seed,
-    mesh=mesh,
-    chunk_size=chunk_size,
-    eval_batch_size=config.eval.batch_size,
-  )
-  needed = plan.check(simulation, plan.memory_limit(mesh, jobs))
-  directory.open()
-  return Experiment(config, directory, simulation, needed)
+  with _naming_the_holder(pathlib.Path(workdir).expanduser().resolve()):
+    return here(workdir, config)
+
+
+_held: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (
+  weakref.WeakValueDictionary()
+)
+"""The directories that experiments of this process hold, by path."""
+
+
+@contextlib.contextmanager
+def _naming_the_holder(path: pathlib.Path | None) -> Iterator[None]:
+  """Says of a directory that cannot be had if this process itself holds it."""
+  try:
+    yield
+  except OSError as error:
+    if path not in _held:
+      raise
+    raise OSError(
+      f'this process has set up a run in {path} before, and holds it: run that '
+      'experiment, or delete it, or choose another --workdir'
+    ) from error
+
+
+def _claim(directory: RunDirectory | Nowhere) -> None:
+  """Claims the directory, unless this experiment holds it already."""
+  if _held.get(directory.path) is not directory:
+    with _naming_the_holder(directory.path):
+      directory.open()
+    _held[directory.path] = directory
 
 
 def run(
@@ -153,7 +194,8 @@ def run(
   """Runs the rounds that are missing.
 
   Args:
-    experiment: from `set_up`.
+    experiment: from `set_up`. One that has been run to its end already is not
+      run again.
     stopping: asked after every round; if it says so, that round is saved and
       was the last one for now.
 
@@ -164,63 +206,105 @@ def run(
   Raises:
     OSError, CheckpointError: what must be written cannot be, or the checkpoints
       are not of this run, or damaged.
-    FloatingPointError: a round's aggregate is not finite, and
-      `config.train.on_nonfinite` is 'stop'.
+    FloatingPointError: a round's aggregate, model or test loss is not finite,
+      and `config.train.on_nonfinite` is 'stop'.
   """
-  config, directory, simulation, _ = experiment
-  if simulation is None:
+  directory, num_rounds = (
+    experiment.directory,
+    experiment.settings.run.num_rounds,
+  )
+  if experiment.simulation is None or directory.finished(num_rounds):
     return directory.summary()
-  with directory:
-    rows = _run_rounds(config, directory, simulation, stopping)
-    if len(rows) < config.num_rounds:
-      return None
-    summary = {'num_rounds': len(rows), **summarize(rows)}
-    directory.finish(summary)
-  return summary
+  _, rows = run_rounds(experiment, stopping)
+  if len(rows) < num_rounds:
+    return None
+  return summary_of(rows)
+
+
+def run_rounds(
+  experiment: Experiment, stopping: Callable[[], bool] = lambda: False
+) -> tuple[ServerState, list[Row]]:
+  """Runs the rounds that are missing; all are saved.
+
+  Args:
+    experiment: from `prepare`, not finished.
+    stopping: see `run`.
+
+  Returns:
+    The state after the last round, and the metrics of all rounds.
+
+  Raises:
+    As `run`.
+  """
+  directory, run = experiment.directory, experiment.settings.run
+  _claim(directory)
+  try:
+    with directory:
+      state, rows = _run_rounds(experiment, stopping)
+      if len(rows) >= run.num_rounds:
+        directory.finish(summary_of(rows))
+  finally:
+    _held.pop(directory.path, None)
+  return state, rows
+
+
+def summary_of(rows: list[Row]) -> dict[str, Any]:
+  """Returns the summary of a run's rounds."""
+  return {'num_rounds': len(rows), **summarize(rows)}
+
+
+def checkpoints_of(experiment: Experiment) -> Checkpoints | Nowhere:
+  """Returns the run's checkpoints, to be used as a context."""
+  directory = experiment.directory
+  if isinstance(directory, Nowhere):
+    return directory
+  return Checkpoints(
+    directory.checkpoints,
+    directory.config,
+    experiment.settings.checkpoint.keep,
+  )
 
 
 def _run_rounds(
-  config: ConfigDict,
-  directory: RunDirectory,
-  simulation: Simulation,
-  stopping: Callable[[], bool],
-) -> list[Row]:
-  """Rounds, until it is told to stop or there are enough; all are saved."""
-  with Checkpoints(
-    directory.checkpoints, directory.config, config.checkpoint.keep
-  ) as checkpoints:
+  experiment: Experiment, stopping: Callable[[], bool]
+) -> tuple[ServerState, list[Row]]:
+  """Runs rounds until it is told to stop, or there are enough."""
+  settings, simulation = experiment.settings, experiment.simulation
+  directory, num_rounds = experiment.directory, settings.run.num_rounds
+  with checkpoints_of(experiment) as checkpoints:
     state, rows = checkpoints.restore(simulation.init())
     directory.start(rows, simulation.more_metrics)
     first, start = len(rows), time.monotonic()
-    for round_idx in range(first, config.num_rounds):
-      state, row = _round(simulation, state, round_idx, config)
+    for round_idx in range(first, num_rounds):
+      state, row = _round(simulation, state, round_idx, settings)
       rows.append(row)
       directory.add(row)
-      if row['nonfinite'] and config.train.on_nonfinite == 'stop':
-        raise FloatingPointError(_not_finite(simulation, row))
+      if settings.train.on_nonfinite == 'stop':
+        _check_finite(simulation, row)
       now = time.monotonic()
       seconds = (now - start) / max(1, round_idx - first)
-      host.say(_line(row, config.num_rounds, seconds))
+      host.say(_line(row, num_rounds, seconds))
       if round_idx == first:  # whose compilation is no pace
         start = now
       stop = host.any_process(stopping())
-      if stop or _due(row['round'], config.checkpoint.every, config.num_rounds):
+      if stop or _due(row['round'], settings.checkpoint.every, num_rounds):
         checkpoints.save(state, rows)
       if stop:
         break
-  return rows
+  return state, rows
 
 
 def _round(
   simulation: Simulation,
   state: ServerState,
   round_idx: int,
-  config: ConfigDict,
+  settings: Settings,
 ) -> tuple[ServerState, Row]:
   row = {'round': round_idx + 1}
-  last = row['round'] == config.num_rounds
+  num_rounds = settings.run.num_rounds
+  last = row['round'] == num_rounds
   state, metrics = simulation.run_round(state, round_idx, last)
-  if _due(row['round'], config.eval.every, config.num_rounds):
+  if _due(row['round'], settings.eval.every, num_rounds):
     row |= simulation.evaluate(state)
   return state, row | metrics
 
@@ -229,19 +313,31 @@ def _due(round_number: int, every: int, last: int) -> bool:
   return round_number % every == 0 or round_number == last
 
 
-def _not_finite(simulation: Simulation, row: Row) -> str:
+def _check_finite(simulation: Simulation, row: Row) -> None:
+  """Raises if a round's aggregate, its model or its test loss is not finite."""
+  loss = row.get('test_loss', 0.0)
+  if row['nonfinite']:
+    found = (
+      f'the aggregate has {row["nonfinite"]} entries that are not finite, or '
+      'the model has them after its step'
+    )
+  elif not math.isfinite(loss):
+    found = (
+      f'the test loss is {loss}, though every entry of the aggregate is finite'
+    )
+  else:
+    return
   ids = simulation.attackers(row['round'] - 1)
   attackers = f'the attackers were clients {ids}' if ids else 'nobody attacked'
-  return (
-    f'in round {row["round"]} the aggregate has {row["nonfinite"]} entries '
-    f'that are not finite; {row["rejected"]} updates were not, or too large, '
-    f'and {row.get("dropped", 0)} did not come; '
+  raise FloatingPointError(
+    f'in round {row["round"]} {found}; {row["rejected"]} updates were not '
+    f'finite, or too large, and {row.get("dropped", 0)} did not come; '
     f'{attackers}. With train.on_nonfinite=continue the run goes on'
   )
 
 
 def _line(row: Row, num_rounds: int, seconds: float) -> str:
-  """What a person sees of a round, where one takes so many seconds."""
+  """Returns a line on a round for a person, where one takes so many seconds."""
   left = datetime.timedelta(
     seconds=round(seconds * (num_rounds - row['round']))
   )
@@ -254,232 +350,3 @@ def _line(row: Row, num_rounds: int, seconds: float) -> str:
     f'round {row["round"]:>{len(str(num_rounds))}}/{num_rounds}  {metrics}  '
     f'{1 / seconds:.2g} rounds/s  {left} left'
   )
-
-
-_POSITIVE = (
-  'num_rounds',
-  'eval.every',
-  'eval.batch_size',
-  'checkpoint.every',
-  'checkpoint.keep',
-)
-
-
-def _check_numbers(config: ConfigDict) -> None:
-  for key in _POSITIVE:
-    value = functools.reduce(getattr, key.split('.'), config)
-    if value < 1:
-      raise ValueError(f'{key} must be at least 1, got {value}')
-  if not 0 <= config.seed < 2**32:  # what a PRNG key tells apart
-    raise ValueError(f'seed must lie in [0, 2**32), got {config.seed}')
-
-
-def _check_on_nonfinite(value: str) -> None:
-  if value not in ('stop', 'continue'):
-    raise ValueError(
-      f"train.on_nonfinite must be 'stop' or 'continue', got {value!r}"
-    )
-
-
-def _check_layers(config: ConfigDict) -> None:
-  layers, rule = config.eval.layers, config.aggregator
-  if layers:
-    aggregators.layer_names({}, layers)  # raises of an unknown scope
-  if layers and rule.name == 'legato' and rule.scope != layers:
-    raise ValueError(
-      f'eval.layers={layers!r} must be aggregator.scope={rule.scope!r}: the '
-      'factors are those of its layers'
-    )
-
-
-def _check_aggregator(aggregator: Aggregator, n: int, root: bool) -> None:
-  """Traces the rule on n clients, so that it raises what it would raise."""
-
-  def one_round(updates):
-    return aggregator.update(
-      updates,
-      aggregator.init(updates[0]),
-      key=jax.random.key(0),
-      weights=jnp.ones(n),
-      server_update=updates[0] if root else None,
-    )
-
-  updates = jax.ShapeDtypeStruct((n, 1), jnp.float32)
-  update, _ = jax.eval_shape(one_round, updates)
-  if update.shape != updates.shape[1:]:
-    raise ValueError(
-      f'the aggregator makes {update.shape} of updates {updates.shape}'
-    )
-
-
-def _check_without_the_dropped(
-  config: ConfigDict, aggregator: Aggregator, population: Population
-) -> None:
-  """Runs the rule without as many clients as ever do not answer in a round."""
-  if not population.drop_rate:
-    return
-  worst, missing = population.most_dropped(config.seed, config.num_rounds)
-  if not missing:
-    return
-  attack, n = population.num_byzantine or 0, population.clients_per_round
-  rule, rate = config.aggregator, population.drop_rate
-  if 'f' in rule and rule.f < missing + attack:
-    raise ValueError(
-      f'aggregator.f={rule.f} is too small for client.drop_rate={rate}: of the '
-      f'{n} clients of round {worst + 1}, {missing} do not answer'
-      + (f' and {attack} attack' if attack else '')
-    )
-  answered = jnp.arange(n) >= missing
-  rows = jax.random.normal(jax.random.key(0), (n, 1))
-  update, _ = aggregator.update(
-    jnp.where(answered[:, None], rows, jnp.nan),
-    aggregator.init(rows[0]),
-    key=jax.random.key(0),
-    weights=answered.astype(jnp.float32),
-    server_update=rows[0] if config.data.root_examples else None,
-  )
-  if not jnp.all(jnp.isfinite(update)):
-    name = rule.name
-    hint = " unless aggregator.weights='examples'" if name == 'mean' else ''
-    raise ValueError(
-      f'client.drop_rate={rate}: {name} does not go without {missing} of {n} '
-      f'clients{hint}, as many as do not answer in round {worst + 1}'
-    )
-
-
-def _population(config: ConfigDict, num_clients: int) -> Population:
-  return population_from(
-    config.server, config.attack, num_clients, config.client.drop_rate
-  )
-
-
-_SOURCE_KEYS = ('archive_dir', 'data_dir', 'image_size')
-_SPREAD_KEYS = ('min_examples', 'root_examples')
-
-
-def _check_partition(config: ConfigDict) -> None:
-  keys = config.data.to_dict()
-  for key in ('name', *_SOURCE_KEYS, *_SPREAD_KEYS):
-    keys.pop(key, None)
-  datasets.partitions.check(keys.pop('partition'), **keys)
-
-
-def _federated_data(config: ConfigDict) -> datasets.FederatedDataset:
-  keys = config.data.to_dict()
-  source = {k: keys.pop(k) for k in _SOURCE_KEYS if k in keys}
-  dataset = datasets.load(keys.pop('name'), **source)
-  return datasets.federate(dataset, seed=config.seed, **keys)
-
-
-def _weights(config: ConfigDict) -> str | os.PathLike:
-  """The pretrained ones' file; '' draws them, as of a model that has none."""
-  model = config.model
-  if 'pretrained' not in model or not model.pretrained:
-    return ''
-  return models.find_pretrained(model.pretrained)
-
-
-def _batch_stats(config: ConfigDict) -> str:
-  """Who aggregates them; of a model without any there is nothing to choose."""
-  return config.model.batch_stats if 'batch_stats' in config.model else 'rule'
-
-
-def _check_clients_part(
-  config: ConfigDict, mesh: Mesh, chunk_size: int
-) -> None:
-  """Builds it for data of any kind, so that it raises what it would raise."""
-  classifier = _classifier(config, num_classes=1, pixels=((0.0,), (1.0,)))
-  clients.train_clients(_clients_part(config, classifier), mesh, chunk_size)
-
-
-_CLASSIFIER_KEYS = ('resize', 'crop')
-
-
-def _classifier(
-  config: ConfigDict,
-  num_classes: int,
-  pixels: tuple[tuple[float, ...], tuple[float, ...]],
-  weights: str | os.PathLike = '',
-) -> models.Classifier:
-  """The model for data with such classes and such a mean and deviation."""
-  keys = config.model.to_dict()
-  options = {k: keys.pop(k) for k in _CLASSIFIER_KEYS if k in keys}
-  keys.pop('pretrained', None)  # the weights' name or file
-  keys.pop('batch_stats', None)  # the simulation's
-  module = models.make(keys, num_classes)
-  pixels = models.PIXELS.get(config.model.name, pixels)
-  return models.Classifier(
-    module, *pixels, pretrained=weights, dtype=config.client.dtype, **options
-  )
-
-
-def _clients_part(
-  config: ConfigDict, classifier: models.Classifier
-) -> clients.LocalGradient:
-  keys = config.client.to_dict()
-  microbatch_size = config.parallel.microbatch_size
-  if microbatch_size is None:
-    microbatch_size = clients.default_microbatch_size(
-      jax.default_backend(), batch_stats='batch_stats' in config.model
-    )
-  shared = {
-    'losses': classifier.losses,
-    'batch_size': keys['batch_size'],
-    'microbatch_size': microbatch_size,
-    'update_dtype': keys['update_dtype'],
-  }
-  if keys['mode'] == 'gradient':
-    return clients.LocalGradient(**shared)
-  return clients.LocalTraining(
-    **shared,
-    optimizer=optimizers.make(keys['optimizer'], keys['learning_rate']),
-    local_epochs=keys['local_epochs'],
-  )
-
-
-_DTYPES = ('float32', 'bfloat16')
-_ALL_CLIENTS_KEYS = {
-  'mode',
-  'batch_size',
-  'drop_rate',
-  'dtype',
-  'update_dtype',
-}
-_CLIENT_KEYS = {
-  'training': {'optimizer', 'learning_rate', 'local_epochs'},
-  'gradient': {'momentum'},
-}
-
-
-def _check_client(config: ConfigDict) -> None:
-  """The client's keys must be those of its mode."""
-  keys = config.client.to_dict()
-  mode = keys['mode']
-  if mode not in _CLIENT_KEYS:
-    raise ValueError(
-      f'client.mode must be one of {sorted(_CLIENT_KEYS)}, got {mode!r}'
-    )
-  if other := set(keys) ^ (_CLIENT_KEYS[mode] | _ALL_CLIENTS_KEYS):
-    raise ValueError(
-      f'client.mode={mode!r} does not go with these keys, or lack of them: '
-      f'{sorted(other)}'
-    )
-  for key in ('dtype', 'update_dtype'):
-    if keys[key] not in _DTYPES:
-      raise ValueError(
-        f'client.{key} must be one of {_DTYPES}, got {keys[key]!r}'
-      )
-  momentum = _momentum(config)
-  if not 0 <= momentum < 1:
-    raise ValueError(f'client.momentum must lie in [0, 1), got {momentum}')
-
-
-def _momentum(config: ConfigDict) -> float:
-  """The workers'; who trains on its own has none."""
-  return config.client.momentum if config.client.mode == 'gradient' else 0.0
-
-
-def _server_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  keys = config.server.to_dict()
-  del keys['clients_per_round']
-  return optimizers.make(keys.pop('optimizer'), **keys)

@@ -1,4 +1,4 @@
-"""What clients do in a round: one of them, and many at once.
+"""What one client does in a round: its training, its gradient, its momentum.
 
 Clients hold different numbers of examples, in arrays padded to the same length
 `S`. Padding never changes a result: the last batch of an epoch is short, as in
@@ -11,15 +11,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from lca.data import ClientData
-from lca.stacked.sharding import AXIS
 from lca.typing import PyTree, Updates
 
 LossFn = Callable[
@@ -28,7 +24,7 @@ LossFn = Callable[
 ]
 """Losses of a batch, and what a step changes beside the parameters.
 
-`(variables, images [b, ...], labels [b], keys [b], mask [b]) -> (losses [b],
+`(variables, inputs [b, ...], labels [b], keys [b], mask [b]) -> (losses [b],
 updated)`, where `updated` holds the collections of variables that have changed,
 such as `batch_stats`, in which rows outside the mask do not count.
 """
@@ -71,7 +67,7 @@ class LocalGradient:
 
     Args:
       variables: the server's, a Flax dict with `'params'`.
-      data: one client's: images `[S, ...]`, labels `[S]`, num_examples `[]`.
+      data: one client's: inputs `[S, ...]`, labels `[S]`, num_examples `[]`.
       key: decides what is drawn.
 
     Returns:
@@ -219,7 +215,7 @@ def with_momentum(
   return momenta, jax.tree.map(lambda s, x: s.astype(x.dtype), sent, updates)
 
 
-def shuffled(key: jax.Array, size: int, count: jax.Array) -> jax.Array:
+def shuffled(key: jax.Array, size: int, count: ArrayLike) -> jax.Array:
   """A random order of `range(count)`, then the rest of `range(size)`.
 
   The order does not depend on `size`: every position has a random number of
@@ -230,120 +226,3 @@ def shuffled(key: jax.Array, size: int, count: jax.Array) -> jax.Array:
     positions
   )
   return jnp.lexsort((draws, positions >= count))
-
-
-def default_chunk_size(backend: str) -> int:
-  """How many clients one vmap holds: few where caches are what counts."""
-  return 1 if backend == 'cpu' else 32
-
-
-def default_microbatch_size(
-  backend: str, batch_stats: bool = False
-) -> int | None:
-  """See `LocalGradient`; accelerators take the batch as a whole.
-
-  So must, everywhere, a model with batch statistics.
-  """
-  return 32 if backend == 'cpu' and not batch_stats else None
-
-
-def clients_mesh(num_devices: int | None = None) -> Mesh:
-  """A mesh with one axis, `'clients'`, over as many devices of each process.
-
-  Args:
-    num_devices: of all processes; None is all there are.
-
-  Raises:
-    ValueError: there are not so many, or the processes cannot share them.
-  """
-  everywhere, processes = jax.devices(), jax.process_count()
-  if num_devices is None:
-    num_devices = len(everywhere)
-  each, rest = divmod(num_devices, processes)
-  if rest or not 1 <= each <= jax.local_device_count():
-    raise ValueError(
-      f'a mesh of {num_devices} devices cannot be had: it takes a multiple of '
-      f'the {processes} processes, and there are {len(everywhere)} devices'
-    )
-  devices = [
-    device
-    for process in range(processes)
-    for device in jax.local_devices(process)[:each]
-  ]
-  return jax.make_mesh(
-    (num_devices,), (AXIS,), (AxisType.Auto,), devices=devices
-  )
-
-
-TrainClients = Callable[
-  [PyTree, ClientData, jax.Array, jax.Array], tuple[Updates, jax.Array]
-]
-
-
-def train_clients(
-  train: LocalGradient, mesh: Mesh, chunk_size: int
-) -> TrainClients:
-  """Spreads the clients' work over devices, and over chunks on each device.
-
-  Args:
-    train: one client's part.
-    mesh: with an axis `'clients'`.
-    chunk_size: how many clients one vmap holds. Memory is bounded by the
-      chunk; the results do not depend on it, but for rounding.
-
-  Returns:
-    A jitted function `(variables, data, client_ids, key) -> (updates, losses)`
-    over `n` clients, stacked along the first axis of `data` and `client_ids`.
-    Each client's key is `key` with its id folded in. The updates, leaves
-    `[n, ...]`, and the mean training losses, `[n]`, are sharded along
-    `'clients'`. `n` must be a multiple of the devices: see `place_clients`.
-
-  Raises:
-    ValueError: a chunk size below 1.
-  """
-  if chunk_size < 1:
-    raise ValueError(f'chunk_size must be at least 1, got {chunk_size}')
-
-  # Without check_vma=False a gradient with respect to the replicated variables
-  # would be summed over the devices.
-  @jax.jit
-  @functools.partial(
-    jax.shard_map,
-    mesh=mesh,
-    in_specs=(P(), P(AXIS), P(AXIS), P()),
-    out_specs=P(AXIS),
-    check_vma=False,
-  )
-  def on_each_device(variables, data, client_ids, key):
-    def one(client):
-      data, client_id = client
-      return train(variables, data, jax.random.fold_in(key, client_id))
-
-    chunks = -(-len(client_ids) // chunk_size)
-    width = -(-len(client_ids) // chunks)  # as even as the chunks can be
-    return lax.map(
-      one, (data, client_ids), batch_size=None if width == 1 else width
-    )
-
-  return on_each_device
-
-
-def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Shards arrays `[n, ...]` over the mesh, zero rows added until n divides.
-
-  A client of zeros has no examples, so it takes no steps.
-  """
-  sharding = NamedSharding(mesh, P(AXIS))
-
-  def place(x):
-    return jax.device_put(pad_rows(x, mesh.shape[AXIS]), sharding)
-
-  return jax.tree.map(place, tree)
-
-
-def pad_rows(x: np.ndarray, multiple: int) -> np.ndarray:
-  """Adds rows of zeros until `multiple` divides their number."""
-  missing = -len(x) % multiple
-  if not missing:
-    return x  # without a copy
-  return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))

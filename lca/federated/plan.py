@@ -17,11 +17,12 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from lca.federated.simulation import BLOCK_BYTES, Simulation
+from lca.federated.evaluation import BLOCK_BYTES
+from lca.federated.simulation import Simulation
 from lca.typing import PyTree
 
 _FLOAT = 4  # bytes of a float32
-
+_LABEL = 4  # bytes of an int32
 
 _HELD = ('model', 'examples', 'updates', 'state', 'rule')
 
@@ -92,7 +93,7 @@ def on_paper(
     clients: in a round.
     parameters: of the model, with its batch statistics.
     examples: of the largest client.
-    example_bytes: of an image and its label.
+    example_bytes: of an input and its label.
     devices: of the mesh.
     chunk_size: clients that train at the same time on a device.
     batch_size: examples whose gradients are computed at once, of a client that
@@ -165,12 +166,12 @@ def of(simulation: Simulation) -> Plan:
     The plan; `training` is infinite where the compiler itself has refused.
   """
   data, state = simulation.data, simulation.abstract_state
-  devices = simulation.mesh.size
+  devices, spec = simulation.placement.mesh.size, data.dataset.train.input_spec
   plan = on_paper(
     clients=simulation.clients_per_device * devices,
     parameters=sum(x.size for x in jax.tree.leaves(state.variables)),
     examples=data.max_examples,
-    example_bytes=math.prod(data.dataset.train.inputs.shape[1:]) + 4,
+    example_bytes=math.prod(spec.shape) * spec.dtype.itemsize + _LABEL,
     test_examples=len(data.dataset.test),
     devices=devices,
     update_bytes=simulation.update_dtype.itemsize,
@@ -179,7 +180,7 @@ def of(simulation: Simulation) -> Plan:
     rule=_on_each_device(state.aggregator),
   )
   try:
-    train, apply = (p.memory_analysis() for p in simulation.programs)
+    train, apply = map(_used, simulation.programs)
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return plan._replace(training=math.inf)
@@ -189,6 +190,17 @@ def of(simulation: Simulation) -> Plan:
   )
 
 
+def _used(program: jax.stages.Compiled):
+  """Returns the compiler's account of a program's memory."""
+  used = program.memory_analysis()
+  if used is None:
+    raise ValueError(
+      f'the compiler of {jax.default_backend()!r} does not say what memory a '
+      'program needs'
+    )
+  return used
+
+
 def _on_each_device(tree: PyTree) -> int:
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -196,8 +208,8 @@ def _on_each_device(tree: PyTree) -> int:
   )
 
 
-def _check_exhausted(error: jax.errors.JaxRuntimeError) -> None:
-  """Raises it again, unless it says that there is no room: a TPU's does."""
+def _check_exhausted(error: Exception) -> None:
+  """Raises an error again unless it says, as a TPU's does, "no room"."""
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
 
@@ -234,7 +246,7 @@ def check(simulation: Simulation, limit: float) -> Plan:
 def _largest_chunk(simulation: Simulation, plan: Plan, limit: float) -> int:
   """0 where there is none: the memory to train in grows with the chunk."""
   here, room = simulation.clients_per_device, limit - plan.held
-  width = _width(here, simulation.chunk_size)
+  width = _width(here, simulation.placement.chunk_size)
   one = _to_train(simulation, 1) if width > 1 else math.inf
   if max(one, plan.server) > room:
     return 0
@@ -256,7 +268,7 @@ def _to_train(simulation: Simulation, chunk_size: int) -> float:
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return math.inf
-  return compiled.memory_analysis().temp_size_in_bytes
+  return _used(compiled).temp_size_in_bytes
 
 
 def memory_limit(mesh: Mesh, jobs: int = 1) -> float:

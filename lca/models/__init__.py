@@ -1,6 +1,7 @@
 """Models: plain `flax.linen` modules, and the classifier around them."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -9,52 +10,42 @@ from lca.models.classifier import Classifier
 from lca.models.networks.cnn import CNN
 from lca.models.networks.efficientnet import EfficientNet, EfficientNetLite0
 from lca.models.pretrained import find_pretrained, load_pretrained
+from lca.registry import Registry
 
-MODELS = {
-  'cnn': CNN,
-  'efficientnet_b0': EfficientNet,
-  'efficientnet_lite0': EfficientNetLite0,
-}
+MODELS: Registry[Callable[..., nn.Module]] = Registry(
+  'model', brought=['num_classes', 'parent', 'name']
+)
+"""Modules by name: classes, or functions of `num_classes` and options.
+
+A model of one's own is added by `MODELS.register(MLP, name='mlp')`. Its options
+are the class's fields, and it checks their values itself, in `__post_init__`.
+"""
+
+MODELS.register(CNN, name='cnn')
+MODELS.register(EfficientNet, name='efficientnet_b0')
+MODELS.register(EfficientNetLite0, name='efficientnet_lite0')
 
 PIXELS = {'efficientnet_lite0': ((127.0,), (128.0,))}
 """Mean and deviation that models expect, where those are not the data set's."""
-
-_PADDINGS = ('SAME', 'VALID')
 
 
 def make(config: Mapping[str, Any], num_classes: int) -> nn.Module:
   """Builds the module that `config.model` describes.
 
+  Args:
+    config: `name`, one of `MODELS`, and the model's own options.
+    num_classes: of the data; given to a model that names it.
+
   Raises:
     ValueError: an unknown name, or an option with an impossible value.
+    TypeError: an option that the model does not take, or one that it lacks.
   """
-  keys = dict(config)
-  name = keys.pop('name')
-  if name not in MODELS:
-    raise ValueError(f'unknown model {name!r}; there are {sorted(MODELS)}')
-  if name == 'cnn':
-    _check_cnn(keys)
-  else:
-    _check_efficientnet(keys)
-  return MODELS[name](num_classes=num_classes, **keys)
-
-
-def _check_cnn(keys):
-  for key in ('features', 'hidden'):
-    if min(keys[key], default=1) < 1:
-      raise ValueError(f'model.{key} must be at least 1, got {keys[key]}')
-  for key, known in (('pool', ('last', 'each')), ('padding', _PADDINGS)):
-    if keys[key] not in known:
-      raise ValueError(f'model.{key} must be one of {known}, got {keys[key]!r}')
-  rates = keys['dropout']
-  if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
-    raise ValueError(f'model.dropout must be two rates in [0, 1), got {rates}')
-
-
-def _check_efficientnet(keys):
-  for key in ('dropout', 'stochastic_depth'):
-    if not 0 <= keys[key] < 1:
-      raise ValueError(f'model.{key} must be in [0, 1), got {keys[key]}')
+  options = dict(config)
+  name = options.pop('name')
+  MODELS.check(name, options)
+  if 'num_classes' in inspect.signature(MODELS[name]).parameters:
+    options['num_classes'] = num_classes
+  return MODELS[name](**options)
 
 
 __all__ = [

@@ -12,13 +12,22 @@ would overflow. A rejected row keeps its place: its distances and its norm are
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lca.stacked import sums
+from lca.stacked import inner_products, sums
+from lca.stacked.inner_products import (
+  cosines,
+  differences,
+  gram_of_sums,
+  norms,
+  rejected_rows,
+  squared_norms,
+)
 from lca.typing import Gram, Update, Updates
 
 __all__ = [
@@ -26,8 +35,11 @@ __all__ = [
   'Median',
   'clip_factors',
   'cosines',
+  'differences',
   'distances',
   'gram',
+  'gram_of_sums',
+  'grams',
   'inner',
   'median_norm',
   'mix',
@@ -50,9 +62,17 @@ def num_clients(updates: Updates) -> int:
   """Returns `n`, the leading axis that all leaves of `updates` share.
 
   Raises:
+    TypeError: if a leaf is no array of JAX or NumPy.
     ValueError: if there is no leaf or no client, a leaf is a scalar or not
       floating, or leaves disagree.
   """
+  arrays = jax.Array, np.ndarray, np.generic, int, float
+  for leaf in jax.tree.leaves(updates):
+    if not isinstance(leaf, arrays):
+      raise TypeError(
+        f'updates must be arrays of JAX or NumPy, got {type(leaf).__name__}; '
+        'lca.stack makes them of the tensors of all clients'
+      )
   shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
   if not shapes or any(not shape or not shape[0] for shape in shapes):
     raise ValueError(
@@ -86,9 +106,17 @@ def gram(updates: Updates) -> Gram:
     Array([[25.,  0.],
            [ 0.,  4.]], dtype=float32)
   """
-  num_clients(updates)
-  grams = [sums.products(leaf) for leaf in jax.tree.leaves(updates)]
-  return functools.reduce(jnp.add, grams)
+  return jax.tree.map(lambda x: x[0], grams([updates]))
+
+
+def grams(layers: Sequence[Updates]) -> Gram:
+  """The inner products of each of several layers, `[layers, n, n]`.
+
+  As `gram`, at once: one look tells which layers' rows are close.
+  """
+  for layer in layers:
+    num_clients(layer)
+  return inner_products.of_layers([jax.tree.leaves(layer) for layer in layers])
 
 
 def norms_gram(updates: Updates) -> Gram:
@@ -129,18 +157,6 @@ def inner(updates: Updates, update: Update) -> jax.Array:
   return functools.reduce(jnp.add, jax.tree.leaves(products))
 
 
-def squared_norms(gram: Gram) -> jax.Array:
-  """`[n]` squared norms, +inf for rejected rows."""
-  squares = jnp.diagonal(gram)
-  acceptable = squares <= jnp.finfo(gram.dtype).max / 16  # False for NaN
-  return jnp.where(acceptable, squares, jnp.inf)
-
-
-def rejected_rows(gram: Gram) -> jax.Array:
-  """`[n]` mask of the rows that no rule selects or mixes (see the module)."""
-  return jnp.isinf(squared_norms(gram))
-
-
 def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
   """`gram` with zeros in the rows and columns of rejected clients.
 
@@ -150,12 +166,7 @@ def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
       `[n, n]`, itself rejects.
   """
   bad = rejected_rows(gram) if rejected is None else rejected
-  return jnp.where(bad[:, None] | bad, 0, gram)
-
-
-def norms(gram: Gram) -> jax.Array:
-  """`[n]` Euclidean norms, +inf for rejected rows."""
-  return jnp.sqrt(squared_norms(gram))
+  return inner_products.without(gram, bad)
 
 
 def distances(
@@ -210,28 +221,15 @@ def distances(
 def _euclidean(gram: Gram, power: int) -> jax.Array:
   if power not in (1, 2, 4):
     raise ValueError(f'power must be 1, 2 or 4, got {power}')
-  squares = jnp.diagonal(gram)
-  squared = jnp.maximum(squares[:, None] + squares - 2 * gram, 0)
+  squared = inner_products.squared_distances(gram)
   return {1: jnp.sqrt, 2: jnp.asarray, 4: jnp.square}[power](squared)
-
-
-def cosines(gram: Gram) -> jax.Array:
-  """`[n, n]` cosines in [-1, 1]; 0 beside a zero row or a rejected one."""
-  lengths = norms(gram)
-  absent = (lengths == 0) | jnp.isinf(lengths)
-  safe = jnp.where(absent, 1, lengths)
-  # One division after the other, as the product of two norms may overflow: the
-  # longer one first, so that the matrix is symmetric to the last bit.
-  longer = jnp.maximum(safe[:, None], safe)
-  shorter = jnp.minimum(safe[:, None], safe)
-  cos = jnp.clip(gram / longer / shorter, -1, 1)
-  return jnp.where(absent[:, None] | absent, 0, cos)
 
 
 def _cosine(gram: Gram) -> jax.Array:
   zero = jnp.diagonal(gram) == 0
-  cos = jnp.where(zero[:, None] ^ zero, -1, cosines(gram))
-  return 1 - jnp.where(zero[:, None] & zero, 1, cos)
+  apart = inner_products.one_less_cosines(gram)
+  apart = jnp.where(zero[:, None] ^ zero, 2, apart)
+  return jnp.where(zero[:, None] & zero, 0, apart)
 
 
 def median_norm(
@@ -289,7 +287,9 @@ def clip_factors(
   return shrink_factors(lengths, median_norm(gram, median, out))
 
 
-def shrink_factors(lengths: jax.Array, threshold: jax.Array) -> jax.Array:
+def shrink_factors(
+  lengths: jax.Array, threshold: jax.Array | float
+) -> jax.Array:
   """What brings lengths down to a threshold; 1 for the others and for inf."""
   longer = (lengths > threshold) & ~jnp.isinf(lengths)
   return jnp.where(longer, threshold / jnp.where(longer, lengths, 1), 1)

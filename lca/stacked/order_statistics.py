@@ -11,7 +11,7 @@ the comparators that these ranks depend on. Elsewhere columns are sorted.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from lca.stacked.sums import flat, wide
 _CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
 _PACKED = 2**18  # columns that are sorted at once elsewhere
 
+ABSENT = -1.0
+"""The weight of a row that is not there; all others are nonnegative."""
+
 Select = Callable[[jax.Array, Sequence[int]], list[jax.Array]]
 """`select(keys, ranks)`: of `[n, c]` integers the entries of these ranks."""
 
@@ -34,9 +37,11 @@ class Statistic(Protocol):
 
   def value(self, x: jax.Array, select: Select) -> jax.Array:
     """The statistic, `[c]`, of columns `[n, c]` without a NaN."""
+    ...
 
   def shares(self, x: jax.Array, select: Select) -> jax.Array:
     """What each entry contributes, `[n, c]`: the statistic's derivative."""
+    ...
 
 
 class RankedMean(NamedTuple):
@@ -45,7 +50,7 @@ class RankedMean(NamedTuple):
   low: int
   high: int
 
-  def value(self, x, select):
+  def value(self, x: jax.Array, select: Select) -> jax.Array:
     keys, rows, low, high = self._ends(x, select)
     kept_low, kept_high = self._kept(keys, low, high)
     lowest, highest = _floats(low), _floats(high)
@@ -59,7 +64,7 @@ class RankedMean(NamedTuple):
     mean = jnp.clip(mean, lowest, highest)  # where the total overflows
     return jnp.where(low == high, lowest, mean)
 
-  def shares(self, x, select):
+  def shares(self, x: jax.Array, select: Select) -> jax.Array:
     keys, _, low, high = self._ends(x, select)
     kept_low, kept_high = self._kept(keys, low, high)
     keys, count = jnp.stack(keys), self.high - self.low + 1
@@ -99,16 +104,16 @@ class NearestMean(NamedTuple):
 
   low: int
   high: int
-  count: int
+  count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
-  def value(self, x, select):
+  def value(self, x: jax.Array, select: Select) -> jax.Array:
     away, last, share = self._last(x, select)
     pairs = list(zip(away, _rows(x), strict=True))
     nearer = _total(jnp.where(d < last, row, 0) for d, row in pairs)
     tied = _total(jnp.where(d == last, row, 0) for d, row in pairs)
     return (nearer + share * tied) / self.count
 
-  def shares(self, x, select):
+  def shares(self, x: jax.Array, select: Select) -> jax.Array:
     away, last, share = self._last(x, select)
     away = jnp.stack(away)
     return jnp.where(away < last, 1, share * (away == last)) / self.count
@@ -142,10 +147,10 @@ class SignedMean(NamedTuple):
 
   theta: int
 
-  def value(self, x, select):
+  def value(self, x: jax.Array, select: Select) -> jax.Array:
     return self._sign(x) * _total(_rows(x)) / len(x)
 
-  def shares(self, x, select):
+  def shares(self, x: jax.Array, select: Select) -> jax.Array:
     return jnp.broadcast_to(self._sign(x) / len(x), x.shape)
 
   def _sign(self, x):
@@ -165,8 +170,8 @@ def take(
   Args:
     statistic: what to take.
     leaves: `[n, ...]` each.
-    weights: `[n]` for each leaf, what multiplies its rows before; with NaN a
-      row is absent: it counts as +inf.
+    weights: `[n]` for each leaf, what multiplies its rows before; a row with
+      the weight `ABSENT` counts as +inf.
 
   Returns:
     `[...]` of every leaf, in its dtype.
@@ -186,7 +191,7 @@ def _take_jvp(statistic, primals, tangents):
   leaves, weights = primals
   shares = _by_columns(statistic.shares, leaves, weights, lead=1)
   if weights is not None:
-    factors = [jnp.where(jnp.isnan(w), 0, w) for w in weights]
+    factors = [jnp.where(w == ABSENT, 0, w) for w in weights]
     shares = [scale(x, w) for x, w in zip(shares, factors, strict=True)]
   dots = [
     jnp.sum(share * dot, axis=0)
@@ -207,7 +212,8 @@ class _Columns(NamedTuple):
     rows = jnp.pad(self.rows, ((0, 0), (0, missing)))
     rows = lax.dynamic_slice_in_dim(rows, start, width, axis=1).astype(dtype)
     if self.weights is not None:
-      rows *= self.weights.astype(dtype)[:, None]
+      column = self.weights.astype(dtype)[:, None]
+      rows = jnp.where(column == ABSENT, jnp.inf, rows * column)
     return jnp.where(jnp.isnan(rows), jnp.inf, rows)
 
 
@@ -309,7 +315,7 @@ def _by_sorting(keys, ranks):
 
 
 def _by_network(keys, ranks):
-  rows = _rows(keys)
+  rows: list[Any] = [*_rows(keys)]
   for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
     a, b = rows[low], rows[high]
     rows[low] = lax.min(a, b) if keep_low else None

@@ -50,19 +50,66 @@ def _finite(x: jax.Array) -> jax.Array:
   return jnp.where(jnp.isfinite(x), x, 0)
 
 
-@jax.custom_jvp
 @jax.jit
 def products(leaf: jax.Array) -> Gram:
   """`[n, n]`, the Gram matrix of a leaf's rows."""
   return over_columns(lambda x: dot(x, x.T), leaf)
 
 
-@products.defjvp
-def _products_jvp(primals, tangents):
-  """Rows that are not finite are nobody's neighbours."""
-  (leaf,), (leaf_dot,) = primals, tangents
-  gram, half = products(leaf), dot(flat(leaf_dot), _finite(flat(leaf)).T)
-  return gram, (half + half.T).astype(gram.dtype)
+@jax.jit
+def parts_products(
+  leaf: jax.Array, shares: jax.Array, middle: jax.Array
+) -> jax.Array:
+  """Inner products of what is left of the rows less multiples of one of them.
+
+  Args:
+    leaf: `[n, ...]`.
+    shares: `[n]`, the multiples.
+    middle: the index of that row.
+
+  Returns:
+    `[n + 1, n + 1]`, the row itself last.
+  """
+
+  def block(x, row, shares):
+    rows = _parts(x, row, shares)
+    return dot(rows, rows.T)
+
+  row = lax.dynamic_slice_in_dim(leaf, middle, 1)
+  return over_columns(block, leaf, row, whole=(shares,))
+
+
+def tangent_products(
+  leaf: jax.Array,
+  leaf_dot: jax.Array,
+  shares: jax.Array,
+  middle: jax.Array,
+  parted: jax.Array,
+) -> jax.Array:
+  """`[n, n + 1]` products of tangents with the rows of `parts_products`.
+
+  The row itself counts as zero unless `parted`. Rows that are not finite do.
+  """
+  x = flat(leaf)
+  row = lax.dynamic_slice_in_dim(x, middle, 1)
+  rows = _parts(x, jnp.where(parted, row, 0), shares)
+  return dot(flat(leaf_dot), _finite(rows).T)
+
+
+def _parts(x: jax.Array, row: jax.Array, shares: jax.Array) -> jax.Array:
+  """Rows less multiples of one row, without a rounding, and that row."""
+  x, row = x.astype(wide(x.dtype)), row.astype(wide(row.dtype))
+  for share in _halves(shares.astype(x.dtype)[:, None]):
+    for half in _halves(row):
+      x -= share * half  # of half the digits each: the product is exact
+  return jnp.concatenate([x, row])
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Two numbers of half the digits, the larger one first, that sum to x."""
+  about = jnp.finfo(x.dtype)
+  high = lax.reduce_precision(x, about.nexp, about.nmant // 2)
+  return high, x - high
 
 
 @jax.jit

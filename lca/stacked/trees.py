@@ -1,11 +1,12 @@
-"""How a tree is split into layers: by leaf, by module, by block, or as one."""
+"""How clients' trees are stacked, and how a tree is split into layers."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
-from lca.typing import PyTree
+from lca.typing import PyTree, Update, Updates
 
 Path = tuple[str, ...]
 Scope = Literal['model', 'leaf', 'module', 'block'] | Callable[[Path], Hashable]
@@ -85,3 +86,74 @@ def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
     '/'.join(key) if isinstance(key, tuple) else str(key)
     for key in group_leaves(tree, grouping(by))
   ]
+
+
+def stack(clients: Iterable[Update]) -> Updates:
+  """Stacks a list of the clients' updates, as all rules take them.
+
+  A rule takes a list for a tree whose leaves have one row per client each. So
+  a list with one vector per client has to be stacked before.
+
+  Args:
+    clients: one update per client: arrays, or trees of arrays that are alike.
+      The arrays may be JAX's, NumPy's or another framework's that offers
+      `__array__` or `__dlpack__`, as PyTorch does.
+
+  Returns:
+    One tree with JAX arrays `[n, ...]`. As everywhere in JAX, float64 becomes
+    float32 unless `jax_enable_x64` is set.
+
+  Raises:
+    ValueError: there is no client, or one whose tree has another structure or
+      other shapes than that of client 0.
+    TypeError: `clients` is no list, or a leaf is no array.
+
+  Examples:
+    >>> import lca, numpy as np
+    >>> vectors = [np.array([1., 2.]), np.array([3., 4.]), np.array([5., 9.])]
+    >>> print(lca.median(lca.stack(vectors)))
+    [3. 4.]
+  """
+  if isinstance(clients, (Mapping, str)) or not isinstance(clients, Iterable):
+    raise TypeError(
+      f"stack needs a list of the clients' updates, got a "
+      f'{type(clients).__name__}'
+    )
+  flat = [jax.tree.flatten_with_path(client) for client in clients]
+  if not flat:
+    raise ValueError('stack needs the update of one client at least, got none')
+  (_, structure), *_ = flat
+  columns: list[list[jax.Array]] = [[] for _ in range(structure.num_leaves)]
+  for i, (leaves, own) in enumerate(flat):
+    if own != structure:
+      raise ValueError(
+        f'client {i} has another structure than client 0: {own}, {structure}'
+      )
+    for (path, leaf), column in zip(leaves, columns, strict=True):
+      where = jax.tree_util.keystr(path, simple=True, separator='/')
+      name = f'leaf {where!r}' if where else 'update'
+      try:
+        array = _array(leaf)
+      except Exception as error:
+        raise TypeError(
+          f"client {i}'s {name} is no array: {type(leaf).__name__}: {error}"
+        ) from error
+      if column and array.shape != column[0].shape:
+        raise ValueError(
+          f"client {i}'s {name} has shape {array.shape}, client 0's "
+          f'{column[0].shape}'
+        )
+      column.append(array)
+  return jax.tree.unflatten(
+    structure, [jnp.stack(column) for column in columns]
+  )
+
+
+def _array(leaf: Any) -> jax.Array:
+  """Returns the JAX array of one of any framework."""
+  try:
+    return jnp.asarray(leaf)
+  except TypeError:  # such as PyTorch's on a GPU, or in bfloat16
+    if not hasattr(leaf, '__dlpack__'):
+      raise
+    return jnp.from_dlpack(leaf)

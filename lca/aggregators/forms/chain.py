@@ -1,12 +1,11 @@
 """Pre-aggregation: one rule after the other, on mixed rows."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import jax.numpy as jnp
 
 from lca.aggregators.base import (
-  GRAMS,
   Aggregator,
   ExplainedUpdate,
   GramRule,
@@ -18,11 +17,22 @@ from lca.aggregators.base import (
   rule_name,
   rule_signature,
 )
+from lca.aggregators.verdict import GRAMS, mix_rows
 from lca.stacked import geometry, sums
 from lca.typing import Update, Updates
 
 
-def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
+@overload
+def chain(
+  *steps: *tuple[*tuple[Callable[..., Any], ...], Aggregator],
+) -> Aggregator: ...
+
+
+@overload
+def chain(*steps: Callable[..., Any]) -> Rule[...]: ...
+
+
+def chain(*steps: Any) -> Any:
   """Applies pre-aggregators in order, then a rule.
 
   `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Where all
@@ -36,10 +46,12 @@ def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
 
   Returns:
     A rule, or an Aggregator if the last step is one. Its hyper-parameters are
-    those of all steps; what has one name has one value. Before an Aggregator
-    they are to be bound, as in `functools.partial(nnm, f=2)`; what a step
-    binds is its own. `explain` tells of the last step and the rows that it saw;
-    where no copy is made, of the rows as they came, without scores.
+    those of all steps; those of one name have one value, and no type checker
+    sees them. Before an Aggregator they are to be bound, as in
+    `functools.partial(nnm, f=2)`; what a step binds is its own, and what a
+    round brings goes to each step that names it. `explain` tells of the last
+    step and the rows that it saw; where no copy is made, of the rows as they
+    came, without scores.
 
   Raises:
     TypeError: an Aggregator that is not last, or no step.
@@ -59,33 +71,33 @@ def chain(*steps: Callable[..., Any] | Aggregator) -> Rule | Aggregator:
     return steps[0]
   if isinstance(steps[-1], Aggregator):
     return _before_aggregator(steps[:-1], steps[-1])
-  if all(isinstance(step, GramRule) and step.mixes for step in steps):
+  if all(isinstance(step, GramRule) and step.weighs_rows for step in steps):
     return _mixed_chain(steps)
   return Chain(steps)
 
 
 def _named(steps):
-  """The name and the signature of a chain."""
+  """Returns the name and the signature of a chain."""
   names = ', '.join(map(rule_name, steps))
   hyper = {k: p for step in reversed(steps) for k, p in _free(step).items()}
   return f'chain({names})', rule_signature(hyper.values())
 
 
 def _free(step):
-  """The hyper-parameters of a step that it does not bind itself."""
+  """Returns the hyper-parameters of a step that it does not bind itself."""
   bound = getattr(step, 'keywords', {})  # of functools.partial
   return {k: p for k, p in hyper_of(step).items() if k not in bound}
 
 
 def _given(step, hyper):
-  """What of the hyper-parameters the step takes."""
+  """Returns those of the hyper-parameters that the step takes."""
   return {k: v for k, v in hyper.items() if k in _free(step)}
 
 
-class Chain(Rule):
-  """One step after the other."""
+class Chain(Rule[...]):
+  """Runs one step after the other, each on the rows that the last one made."""
 
-  def __init__(self, steps):
+  def __init__(self, steps: Sequence[Callable[..., Any]]):
     self.steps = steps
     self.__name__, self.__signature__ = _named(steps)
 
@@ -97,12 +109,15 @@ class Chain(Rule):
     return explain(last)(updates, **_given(last, hyper))
 
 
-class MixedChain(GramRule):
-  """All steps as one, on the Gram matrix."""
+class MixedChain(GramRule[...]):
+  """Runs all steps as one, on the Gram matrix."""
 
 
 def _mixed_chain(steps):
-  """The steps' weights multiplied, the Gram matrix carried along."""
+  """Multiplies the steps' weights, and computes the Gram matrix between them.
+
+  Each step holds its own verdict fixed in derivatives, if it does so at all.
+  """
   *before, last = steps
 
   def weigh(gram, **hyper):
@@ -113,7 +128,8 @@ def _mixed_chain(steps):
       weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
       weights, lost = _without_lost(weights, rejected)
       rows = sums.dot(weights, rows)
-      gram = _gram_of(weights, gram, rejected, lost)
+      gram = geometry.without_rejected(gram, rejected)
+      gram = geometry.gram_of_sums(weights, gram, lost)
       rejected = lost
     verdict = last.weigh(gram, **_given(last, hyper))
     weights, lost = _without_lost(verdict.scaled_weights, rejected)
@@ -121,37 +137,29 @@ def _mixed_chain(steps):
     return Verdict(weights)
 
   name, signature = _named(steps)
-  rule = MixedChain(weigh, held=False, needs=_needs(steps))  # held by each
+  rule = MixedChain(weigh, needs=_needs(steps), differentiable_verdict=True)
   rule.__name__, rule.__signature__ = name, signature
   return rule
 
 
 def _needs(steps):
-  """What the first of the steps and all after it look at.
+  """Returns how much of the Gram matrix of the rows sent all steps look at.
 
-  Even the norm of a sum of rows takes their inner products.
+  The norm of a sum of rows depends on the rows' inner products, the norm of a
+  scaled row on its own norm alone.
   """
   first, *later = steps
   if not later or (after := _needs(later)) == 'nothing':
     return first.needs
-  if first.sums_rows:
+  if first.combine is mix_rows:
     return 'products'
   return max(first.needs, after, key=list(GRAMS).index)
 
 
 def _without_lost(weights, rejected):
-  """Weights without NaN, and which of the sums are lost to a rejected row."""
+  """Returns weights without NaN, and which sums contain a rejected row."""
   lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
   return jnp.where(lost[..., None], 0, weights), lost
-
-
-def _gram_of(weights, gram, rejected, lost):
-  """The Gram matrix of mixed rows."""
-  inner = geometry.without_rejected(gram, rejected)
-  mixed = sums.dot(sums.dot(weights, inner), weights.T)
-  squares = jnp.maximum(jnp.diagonal(mixed), 0)  # of rows that cancel out
-  mixed = jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
-  return jnp.where(lost[:, None] | lost, jnp.nan, mixed)
 
 
 def _before_aggregator(before, aggregator):

@@ -1,7 +1,8 @@
 """Cosine forms: a rule on directions, with lengths clipped to their median."""
 
 import inspect
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from jax import lax
 from lca.aggregators.base import (
   GramRule,
   Info,
+  P,
   Rule,
+  Verdict,
   hyper_of,
   rule_name,
   rule_signature,
@@ -18,16 +21,16 @@ from lca.aggregators.base import (
 from lca.aggregators.forms.chain import Chain, MixedChain
 from lca.aggregators.forms.layerwise import Layerwise
 from lca.stacked import geometry
-from lca.typing import Update, Updates
+from lca.typing import Gram, Update, Updates
 
 
 def cosine(
-  rule: GramRule,
+  rule: GramRule[P],
   *,
   clip: Literal['median'] | None = 'median',
   clip_by: Literal['scope', 'leaf'] = 'scope',
   median: geometry.Median = 'interpolated',
-) -> Rule:
+) -> Rule[P]:
   r"""Gives a rule the cosine distance, on updates clipped to the median norm.
 
   .. math:: d(x_i, x_j) = 1 - \cos\theta_{ij}, \qquad
@@ -46,7 +49,8 @@ def cosine(
     median: `'interpolated'` or, as the published code has it, `'lower'`.
 
   Returns:
-    A rule with the remaining hyper-parameters of `rule`. A zero row is at
+    A rule with the hyper-parameters of `rule`, less `distance` and `power`.
+    (A type checker lets these two pass; the call raises.) A zero row is at
     distance 2 from every nonzero row and 0 from another zero row (NaN in the
     published code).
 
@@ -71,13 +75,15 @@ def cosine(
   if clip is None and (clip_by, median) != ('scope', 'interpolated'):
     raise ValueError('clip_by and median do not apply with clip=None')
 
-  def weigh(gram, **hyper):
-    verdict = rule.weigh(gram, distance='cosine', **hyper)
+  with_distance = cast(Callable[..., Verdict], rule.weigh)
+
+  def weigh(gram: Gram, *args: P.args, **hyper: P.kwargs) -> Verdict:
+    verdict = with_distance(gram, *args, distance='cosine', **hyper)
     if clip is None or clip_by == 'leaf':
       return verdict
     return verdict._replace(factors=geometry.clip_factors(gram, median))
 
-  cosine_rule = GramRule(weigh, combine=rule.combine, mixes=rule.mixes)
+  cosine_rule = GramRule(weigh, combine=rule.combine)
   cosine_rule.__name__ = f'cosine({rule})'
   cosine_rule.__doc__ = rule.__doc__
   cosine_rule.__signature__ = rule_signature(
@@ -93,27 +99,31 @@ def _check_option(name: str, value: Any, known: tuple[Any, ...]) -> None:
     raise ValueError(f'{name} must be one of {known}, got {value!r}')
 
 
-class _LeafClipped(Rule):
-  """Mixes every leaf from rows clipped to the median norm of that leaf."""
+class _LeafClipped(Rule[P]):
+  """Mixes every leaf of rows that are clipped to that leaf's median norm."""
 
-  def __init__(self, rule: GramRule, median: geometry.Median):
-    self.rule, self.median = rule, median
+  def __init__(self, rule: GramRule[P], median: geometry.Median):
+    self.rule = rule
+    self.median: geometry.Median = median
     self.__name__, self.__doc__ = rule.__name__, rule.__doc__
     self.__signature__ = inspect.signature(rule)
 
-  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+  def explain(
+    self, updates: Updates, *args: P.args, **hyper: P.kwargs
+  ) -> tuple[Update, Info]:
     leaves, treedef = jax.tree.flatten(updates)
-    grams = jnp.stack([geometry.gram(leaf) for leaf in leaves])
-    total = jnp.sum(grams, axis=0)
-    verdict = self.rule.weigh(total, **hyper)
-    rejected = geometry.rejected_rows(total)
+    gram = geometry.gram(updates)
+    verdict = self.rule.weigh(gram, *args, **hyper)
+    rejected = geometry.rejected_rows(gram)
+    lengths = jnp.stack([geometry.norms_gram(leaf) for leaf in leaves])
     factors = jax.vmap(
       lambda gram: geometry.clip_factors(gram, self.median, rejected)
-    )(lax.stop_gradient(grams))
+    )(lax.stop_gradient(lengths))
     of_all = jax.tree.map(
       lambda x: jnp.broadcast_to(x, (len(leaves), *x.shape)), verdict
     )
-    parts = self.rule.combine(leaves, of_all._replace(factors=factors), **hyper)
-    info = verdict.info(total)
+    clipped = of_all._replace(factors=factors)
+    parts = self.rule.combine(leaves, clipped, *args, **hyper)
+    info = verdict.info(gram)
     del info['weights']  # every leaf has its own
     return jax.tree.unflatten(treedef, parts), info

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Concatenate, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from lca.aggregators.base import (
   ExplainedUpdate,
   GramRule,
   Info,
+  P,
   Rule,
   explain,
   rule_name,
@@ -22,9 +23,17 @@ from lca.stacked.trees import Layers, Path, Scope, grouping
 from lca.typing import Update, Updates
 
 
+@overload
+def layerwise(rule: Aggregator, by: Scope = 'leaf') -> Aggregator: ...
+
+
+@overload
 def layerwise(
-  rule: Callable[..., Any] | Aggregator, by: Scope = 'leaf'
-) -> Rule | Aggregator:
+  rule: Callable[Concatenate[Updates, P], Update], by: Scope = 'leaf'
+) -> Rule[P]: ...
+
+
+def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
   r"""Applies a rule to every layer on its own (section 3.2 of the paper).
 
   .. math:: L F(V_1, \dots, V_n) = (F(V_{1,1}, \dots, V_{n,1}), \dots,
@@ -44,9 +53,10 @@ def layerwise(
   Returns:
     A rule with the hyper-parameters of the given one. Its `explain` stacks
     what was decided: `[layers, n]`, layers in the order of their first leaf.
-    An argument that is a tree of the updates' structure is split like them.
-    A rule that works coordinate by coordinate is returned as it is. Of an
-    Aggregator, an Aggregator with one state a layer.
+    A rule that works coordinate by coordinate is returned as it is. For an
+    Aggregator, an Aggregator with one state a layer. An argument that is a
+    tree of the updates' structure, such as a round's `server_update` and
+    `params`, is split like the updates; every layer is given all others.
 
   Raises:
     TypeError: `rule` is layerwise already, or no rule.
@@ -63,15 +73,19 @@ def layerwise(
     return _layerwise_aggregator(rule, key)
   if isinstance(rule, Chain):  # every step of it works on the same layers
     return Chain([layerwise(step, by) for step in rule.steps])
-  if getattr(rule, 'coordinatewise', False):
+  if isinstance(rule, Rule) and rule.coordinatewise:
     return rule
   return Layerwise(rule, key)
 
 
-class Layerwise(Rule):
+class Layerwise(Rule[P]):
   """See `layerwise`."""
 
-  def __init__(self, rule: Callable[..., Any], key: Callable[[Path], Hashable]):
+  def __init__(
+    self,
+    rule: Callable[Concatenate[Updates, P], Update],
+    key: Callable[[Path], Hashable],
+  ):
     if isinstance(rule, Layerwise):
       raise TypeError(f'{rule} is layerwise already')
     if not callable(rule):
@@ -81,24 +95,31 @@ class Layerwise(Rule):
     self.__doc__ = rule.__doc__
     self.__signature__ = inspect.signature(rule)
 
-  def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
+  def explain(
+    self, updates: Updates, *args: P.args, **hyper: P.kwargs
+  ) -> tuple[Update, Info]:
     geometry.num_clients(updates)
     layers = Layers(updates, self._key)
     if isinstance(self.rule, GramRule):
-      parts, info = self.rule.explain_layers(layers.split(updates), **hyper)
+      parts, info = self.rule.explain_layers(
+        layers.split(updates), *args, **hyper
+      )
       return layers.join(parts), info
+    if args:  # a tree would have to be split like the updates
+      raise TypeError(f'{self} takes its hyper-parameters by name')
+    decide: Callable[..., Any] = explain(self.rule)
     decisions = [
-      explain(self.rule)(layer, **arguments)
+      decide(layer, **arguments)
       for layer, arguments in zip(
         layers.split(updates), layers.split_arguments(hyper), strict=True
       )
     ]
     parts, infos = zip(*decisions, strict=True)
-    return layers.join(parts), _stacked(infos)
+    return layers.join(list(parts)), _stacked(infos)
 
 
 def _stacked(infos):
-  """`[layers, n]`; a rule that decides by leaf itself says so for each."""
+  """Stacks infos to `[layers, n]`; a rule may tell of several leaves itself."""
 
   def join(*rows):
     return jnp.concatenate([jnp.atleast_2d(row) for row in rows])
@@ -125,6 +146,6 @@ def _layerwise_aggregator(
       )
     ]
     parts, states, infos = zip(*decisions, strict=True)
-    return layers.join(parts), list(states), _stacked(infos)
+    return layers.join(list(parts)), list(states), _stacked(infos)
 
   return Aggregator(init, ExplainedUpdate(explain_update))

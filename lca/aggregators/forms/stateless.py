@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lca.aggregators.base import (
+  ROUND_BRINGS,
   Aggregator,
   ExplainedUpdate,
   explain,
@@ -12,7 +13,12 @@ from lca.aggregators.base import (
 )
 from lca.typing import Update
 
-_PER_ROUND = ('key', 'weights', 'server_update')
+_REMEDIES = {
+  'server_update': (
+    ', or in a simulation set data.root_examples, so that the server trains on '
+    'examples of its own'
+  )
+}
 
 
 def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
@@ -21,8 +27,9 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
   Args:
     rule: a function of stacked updates.
     **hyper: its hyper-parameters, bound for every round. What a round brings
-      (`key`, `weights`, `server_update`) is passed on if the rule names it and
-      it is not bound here.
+      (`lca.aggregators.ROUND_BRINGS`) is passed on if the rule names it and it
+      is not bound here. The names are checked when `stateless` is called, and
+      not by a type checker: the round brings some of them.
 
   Returns:
     An Aggregator. Its `update` raises a TypeError when the round lacks what
@@ -47,17 +54,17 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
     raise TypeError(f'{name} takes {sorted(parameters)}, not {unknown}')
   required = {k for k, p in parameters.items() if p.default is p.empty}
   bound = {k for k, value in hyper.items() if value is not None}
-  if missing := sorted(required - bound - set(_PER_ROUND)):
+  if missing := sorted(required - bound - set(ROUND_BRINGS)):
     raise TypeError(f'{name} needs {missing}')
-  wanted = [k for k in _PER_ROUND if k in parameters and k not in hyper]
+  wanted = [k for k in ROUND_BRINGS if k in parameters and k not in hyper]
 
-  def explain_update(
-    updates, state, *, key=None, weights=None, server_update=None
-  ):
-    brought = {'key': key, 'weights': weights, 'server_update': server_update}
-    given = {k: brought[k] for k in wanted if brought[k] is not None}
-    if lacking := sorted(required & set(wanted) - set(given)):
-      raise TypeError(f'{name} needs {lacking} from the round')
+  def explain_update(updates, state, **brought):
+    given = {k: brought[k] for k in wanted if brought.get(k) is not None}
+    for lacking in sorted(required & set(wanted) - set(given)):
+      raise TypeError(
+        f'{name} needs {lacking} from the round: pass {lacking}= to update'
+        f'{_REMEDIES.get(lacking, "")}'
+      )
     update, info = explain(rule)(updates, **hyper, **given)
     return update, state, info
 

@@ -5,10 +5,7 @@ updates again, and `AGGREGATORS` functions of hyper-parameters that return an
 Aggregator with a state. A new rule is entered here.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from lca.aggregators.base import Aggregator, GramRule
+from lca.aggregators.base import ROUND_BRINGS
 from lca.aggregators.rules.averages import cge, monna
 from lca.aggregators.rules.bulyan import bulyan, bulyan_trimmed
 from lca.aggregators.rules.clipping import (
@@ -27,16 +24,17 @@ from lca.aggregators.rules.coordinates import (
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
 from lca.aggregators.rules.lasa import lasa
-from lca.aggregators.rules.legato import LegatoState, legato, normalized_norms
+from lca.aggregators.rules.legato import LegatoState, legato
 from lca.aggregators.rules.mean import mean
 from lca.aggregators.rules.mixing import bucketing, nnm
 from lca.aggregators.rules.spectral import caf, dnc
 from lca.aggregators.rules.subsets import mda, smea
 from lca.aggregators.rules.trust import fltrust, foolsgold
+from lca.registry import Registry
 
-RULES: dict[str, Callable[..., Any]] = {
-  rule.__name__: rule
-  for rule in (
+RULES = Registry(
+  'rule',
+  (
     bulyan,
     bulyan_trimmed,
     caf,
@@ -58,21 +56,23 @@ RULES: dict[str, Callable[..., Any]] = {
     sign_majority,
     smea,
     trimmed_mean,
-  )
-}
+  ),
+  brought=ROUND_BRINGS,
+  of_data=True,
+)
 """Functions of the updates."""
 
-AGGREGATORS: dict[str, Callable[..., Aggregator]] = {
-  'centered_clip': centered_clip,
-  'clipped_clustering': clipped_clustering,
-  'legato': legato,
-}
+AGGREGATORS = Registry(
+  'aggregator with a state', (centered_clip, clipped_clustering, legato)
+)
 """Functions of hyper-parameters that return an Aggregator with a state."""
 
-PRE_AGGREGATORS: dict[str, GramRule] = {
-  rule.__name__: rule
-  for rule in (arc, bucketing, clip_to_median_norm, nnm, static_clip)
-}
+PRE_AGGREGATORS = Registry(
+  'pre-aggregator',
+  (arc, bucketing, clip_to_median_norm, nnm, static_clip),
+  brought=ROUND_BRINGS,
+  of_data=True,
+)
 """Functions from updates to updates."""
 
 __all__ = [
@@ -104,7 +104,6 @@ __all__ = [
   'monna',
   'multi_krum',
   'nnm',
-  'normalized_norms',
   'sign_guard',
   'sign_majority',
   'smea',

@@ -1,10 +1,8 @@
 """Rules that average the n - f clients that rank first."""
 
-import functools
-
 import jax.numpy as jnp
 
-from lca.aggregators.base import GramRule, Verdict, gram_rule
+from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.rules.selection import (
   check_integers,
   check_majority,
@@ -14,7 +12,7 @@ from lca.stacked import geometry
 from lca.typing import Gram
 
 
-@functools.partial(GramRule, needs='norms')
+@gram_rule(needs='norms')
 def cge(gram: Gram, *, f: int) -> Verdict:
   r"""Comparative gradient elimination: the mean of the n - f shortest updates.
 

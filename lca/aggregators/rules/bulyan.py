@@ -1,57 +1,30 @@
 """Bulyan: Krum selects clients, then every coordinate drops its extremes."""
 
-import functools
-from typing import Literal
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.aggregators.base import GramRule, Verdict, mix_layers
+from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.rules.krum import krum_scores
 from lca.aggregators.rules.selection import (
   average,
   check_integers,
   select_lowest,
 )
-from lca.stacked import geometry, order_statistics, sums
-from lca.typing import Gram, Update, Updates
+from lca.aggregators.verdict import StatisticOfSelected
+from lca.stacked import geometry, order_statistics
+from lca.typing import Gram
 
 
-def _of_selected(
-  count: int,
-  statistic: order_statistics.Statistic,
-  layers: list[Updates],
-  verdicts: Verdict,
-) -> list[Update]:
-  """Takes a statistic of the selected rows; fewer than `count` are averaged."""
-  selected = verdicts.weights > 0
-  factors = 1 if verdicts.factors is None else verdicts.factors
-  weights = sums.rows_of(jnp.where(selected, factors, jnp.nan))
-  leaves, treedef = jax.tree.flatten(layers)
-  each = [
-    row
-    for row, layer in zip(weights, layers, strict=True)
-    for _ in jax.tree.leaves(layer)
-  ]
-  taken = order_statistics.take(statistic, leaves, each)
-  taken = jax.tree.unflatten(treedef, taken)
-  means = mix_layers(layers, verdicts)
-  enough = jnp.sum(selected, axis=1) == count
-  return [
-    jax.tree.map(functools.partial(jnp.where, all_there), of_all, mean)
-    for all_there, of_all, mean in zip(enough, taken, means, strict=True)
-  ]
-
-
-def _nearest_to_median(layers, verdicts, *, f, **_):
-  count = verdicts.weights.shape[1] - 2 * f
+@StatisticOfSelected
+def _nearest_to_median(n: int, *, f: int, **_: Any):
+  count = n - 2 * f
   middle = (count - 1) // 2, count // 2
-  statistic = order_statistics.NearestMean(*middle, count - 2 * f)
-  return _of_selected(count, statistic, layers, verdicts)
+  return count, order_statistics.NearestMean(*middle, count - 2 * f)
 
 
-@functools.partial(GramRule, combine=_nearest_to_median, mixes=False)
+@gram_rule(combine=_nearest_to_median)
 def bulyan(
   gram: Gram,
   *,
@@ -135,13 +108,14 @@ def bulyan(
   return average(gram, chosen)
 
 
-def _trimmed(layers, verdicts, *, f, m, trim=None, **_):
+@StatisticOfSelected
+def _trimmed(n: int, *, f: int, m: int, trim: int | None = None, **_: Any):
+  del n
   trim = f if trim is None else trim
-  statistic = order_statistics.RankedMean(trim, m - 1 - trim)
-  return _of_selected(m, statistic, layers, verdicts)
+  return m, order_statistics.RankedMean(trim, m - 1 - trim)
 
 
-@functools.partial(GramRule, combine=_trimmed, mixes=False)
+@gram_rule(combine=_trimmed)
 def bulyan_trimmed(
   gram: Gram,
   *,

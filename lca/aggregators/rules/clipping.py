@@ -1,6 +1,5 @@
 """Rules for lengths: what bounds how far one client's update reaches."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -9,24 +8,13 @@ import jax.numpy as jnp
 from lca.aggregators.base import (
   Aggregator,
   ExplainedUpdate,
-  GramRule,
   Verdict,
+  gram_rule,
 )
 from lca.aggregators.rules.selection import check_integers, check_majority
+from lca.aggregators.verdict import scale_rows
 from lca.stacked import geometry, sums
 from lca.typing import Gram
-
-
-def _scale_layers(layers, verdicts, **hyper):
-  """Row by row what mixing by a diagonal matrix comes to."""
-  del hyper
-  return [
-    geometry.scale(layer, jnp.diagonal(weights))
-    for layer, weights in zip(layers, verdicts.weights, strict=True)
-  ]
-
-
-_clip = functools.partial(GramRule, combine=_scale_layers, needs='norms')
 
 
 def _diagonal(gram: Gram, factors: jax.Array) -> Verdict:
@@ -35,7 +23,7 @@ def _diagonal(gram: Gram, factors: jax.Array) -> Verdict:
   return Verdict(jnp.where(bad[:, None], jnp.nan, jnp.diag(factors)))
 
 
-@_clip
+@gram_rule(combine=scale_rows, needs='norms')
 def clip_to_median_norm(
   gram: Gram, *, median: geometry.Median = 'interpolated'
 ) -> Verdict:
@@ -67,7 +55,7 @@ def clip_to_median_norm(
   return _diagonal(gram, geometry.clip_factors(gram, median))
 
 
-@_clip
+@gram_rule(combine=scale_rows, needs='norms')
 def static_clip(gram: Gram, *, threshold: float) -> Verdict:
   r"""Clips every client's update to a norm given beforehand.
 
@@ -109,7 +97,7 @@ def check_threshold(rule: str, threshold: float) -> None:
     raise ValueError(f'{rule} needs threshold > 0, got threshold={threshold}')
 
 
-@_clip
+@gram_rule(combine=scale_rows, needs='norms')
 def arc(gram: Gram, *, f: int) -> Verdict:
   r"""Adaptive robust clipping: the longest updates to the norm of the next.
 

@@ -12,11 +12,12 @@ from lca.aggregators.base import (
   Aggregator,
   ExplainedUpdate,
   FunctionRule,
+  Info,
 )
 from lca.aggregators.rules.clipping import check_threshold
 from lca.aggregators.rules.selection import average, check_integers
 from lca.stacked import geometry, sums
-from lca.typing import Updates
+from lca.typing import Update, Updates
 
 
 def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
@@ -66,7 +67,7 @@ def sign_guard(
   fraction: float = 0.1,
   lower: float = 0.1,
   upper: float = 3.0,
-):
+) -> tuple[Update, Info]:
   r"""SignGuard: trusts usual lengths, and the usual shares of signs.
 
   With M the median norm, a client is kept if
@@ -123,7 +124,7 @@ def sign_guard(
   bad, lengths = geometry.rejected_rows(gram), geometry.norms(gram)
   middle = geometry.median_norm(gram)
   usual = (lower * middle <= lengths) & (lengths <= upper * middle)
-  shares = _sign_shares(held, key, fraction)
+  shares = _sign_shares(held, key if fraction < 1 else None, fraction)
   away = jnp.linalg.norm(shares[:, None] - shares, axis=-1)
   verdict = average(gram, usual & larger_cluster(away, bad))
   verdict = verdict._replace(factors=geometry.clip_factors(gram))
@@ -143,7 +144,7 @@ def _sign_shares(
   leaves = jax.tree.leaves(updates)
   ends = np.cumsum([math.prod(leaf.shape[1:]) for leaf in leaves])
   seen = jnp.ones(ends[-1], bool)
-  if fraction < 1:  # drawn at once: XLA would compile every leaf's draw anew
+  if key is not None:  # drawn at once: XLA would compile every leaf's draw anew
     seen = jax.random.bernoulli(key, fraction, seen.shape)
   counts = sum(
     sums.over_columns(count, leaf, own.reshape(1, *leaf.shape[1:]))
@@ -174,7 +175,7 @@ def clipped_clustering(
     threshold: :math:`\tau` is no larger than this, if given.
 
   Returns:
-    An Aggregator; its state is the last norms, newest first, with NaN for
+    An Aggregator; its state is the last norms, newest first, with +inf for
     rejected rows and where there are none yet. `lca.explain` of it tells
     `weights`, `selected` and `rejected`.
 
@@ -201,7 +202,7 @@ def clipped_clustering(
 
   def init(params):
     del params
-    return jnp.full(window, jnp.nan)
+    return jnp.full(window, jnp.inf)
 
   def explain(updates, state, **brought):
     del brought
@@ -213,9 +214,9 @@ def clipped_clustering(
         f'window={window}'
       )
     whole_rounds = jnp.arange(window) < window // len(gram) * len(gram)
-    seen = jnp.concatenate([jnp.where(bad, jnp.nan, lengths), state])
-    past = jnp.where(whole_rounds, seen[:window], jnp.nan)
-    limit = jnp.nanmedian(past)
+    seen = jnp.concatenate([lengths, state])
+    past = jnp.where(whole_rounds, seen[:window], jnp.inf)
+    limit = _median_of_finite(past)
     if threshold is not None:
       limit = jnp.minimum(limit, threshold)
     chosen = larger_cluster(geometry.distances(gram, 'cosine'), bad)
@@ -226,3 +227,10 @@ def clipped_clustering(
     return update, past, verdict.info(gram)
 
   return Aggregator(init, ExplainedUpdate(explain))
+
+
+def _median_of_finite(x: jax.Array) -> jax.Array:
+  """Returns the median of the finite entries; +inf if there are none."""
+  ordered = jnp.sort(x)  # NaN, of states that were saved long ago, comes last
+  last = jnp.sum(jnp.isfinite(x)) - 1
+  return ordered[last // 2] / 2 + ordered[(last + 1) // 2] / 2

@@ -4,23 +4,22 @@ Applied layer by layer they are what they are on the whole model. They reject
 no rows: a NaN sorts as +inf.
 """
 
-import functools
 from typing import Literal
 
 import jax
 
-from lca.aggregators.base import FunctionRule
+from lca.aggregators.base import CoordinatewiseRule, Info
 from lca.aggregators.rules.selection import check_integers, check_majority
 from lca.stacked import geometry, order_statistics
-from lca.typing import Updates
+from lca.typing import Update, Updates
 
 Middle = Literal['interpolated', 'lower', 'upper']
 
-_coordinatewise = functools.partial(FunctionRule, coordinatewise=True)
 
-
-@_coordinatewise
-def median(updates: Updates, *, median: Middle = 'interpolated'):
+@CoordinatewiseRule
+def median(
+  updates: Updates, *, median: Middle = 'interpolated'
+) -> tuple[Update, Info]:
   r"""The coordinate-wise median.
 
   .. math:: F(x_1, \dots, x_n)_k = \mathrm{med}_i\, x_{ik}
@@ -66,8 +65,10 @@ def _middle(n: int, median: Middle) -> order_statistics.RankedMean:
   return order_statistics.RankedMean(*ranks[median])
 
 
-@_coordinatewise
-def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
+@CoordinatewiseRule
+def trimmed_mean(
+  updates: Updates, *, f: int, f_above: int | None = None
+) -> tuple[Update, Info]:
   r"""The mean of each coordinate without its f lowest and f highest entries.
 
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - 2f}
@@ -110,8 +111,10 @@ def trimmed_mean(updates: Updates, *, f: int, f_above: int | None = None):
   return _take(order_statistics.RankedMean(f, n - 1 - above), updates), {}
 
 
-@_coordinatewise
-def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
+@CoordinatewiseRule
+def meamed(
+  updates: Updates, *, f: int, median: Middle = 'interpolated'
+) -> tuple[Update, Info]:
   r"""The mean of the n - f entries of each coordinate nearest to its median.
 
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - f} \sum_{i \in S_k} x_{ik}
@@ -151,8 +154,8 @@ def meamed(updates: Updates, *, f: int, median: Middle = 'interpolated'):
   ), {}
 
 
-@_coordinatewise
-def sign_majority(updates: Updates, *, theta: int):
+@CoordinatewiseRule
+def sign_majority(updates: Updates, *, theta: int) -> tuple[Update, Info]:
   r"""The mean, with its sign turned where too few clients agree on one.
 
   .. math:: F(x_1, \dots, x_n)_k = \pm \frac{1}{n} \sum_i x_{ik}, \quad

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.aggregators.base import GramRule, Verdict
+from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.rules.krum import medoid
 from lca.aggregators.rules.selection import check_integers
 from lca.stacked import geometry, sums
 from lca.typing import Gram
 
 
-@functools.partial(GramRule, held=False)
+@gram_rule(differentiable_verdict=True)
 def geometric_median(
   gram: Gram,
   *,
@@ -122,7 +122,9 @@ def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:
 
 def _distances(weights: jax.Array, gram: Gram, nu: float = 0) -> jax.Array:
   """`[n]` distances, at least nu, to what the weights mix."""
-  inner = geometry.without_rejected(gram)
+  inner = geometry.without_rejected(
+    geometry.differences(gram), geometry.rejected_rows(gram)
+  )
   mixed = sums.dot(inner, weights)
   squares = jnp.diagonal(inner) - 2 * mixed + sums.dot(weights, mixed)
   return jnp.sqrt(jnp.maximum(squares, nu**2))
@@ -143,7 +145,7 @@ def _from_mean(gram: Gram) -> jax.Array:
 def _from_medoid(gram: Gram) -> jax.Array:
   bad = geometry.rejected_rows(gram)
   between = geometry.distances(gram, power=1)
-  away = between[jnp.argmin(medoid.weigh(gram).scores)]
+  away = between[jnp.argmax(medoid.weigh(gram).weights)]
   middle = jnp.sort(away)[jnp.sum(~bad) // 2]  # of those not rejected
   return jnp.maximum(away, jnp.where(jnp.isfinite(middle), middle, 0))
 

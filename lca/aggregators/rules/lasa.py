@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.aggregators.base import FunctionRule
+from lca.aggregators.base import FunctionRule, Info
 from lca.aggregators.rules.selection import average
 from lca.stacked import geometry, order_statistics, sums
-from lca.typing import Updates
+from lca.typing import Update, Updates
 
 
 @FunctionRule
@@ -19,7 +19,7 @@ def lasa(
   sparsity: float = 0.3,
   norm_bound: float = 2.0,
   sign_bound: float = 1.0,
-):
+) -> tuple[Update, Info]:
   r"""LASA: sparse updates, each layer averaged over the clients usual in it.
 
   Updates are clipped to the lower median of their norms. In each, the entries
@@ -104,7 +104,7 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   top = 8 * dtype.itemsize - 2  # below the sign
 
   def refine(i, floor):
-    higher = floor | (jnp.ones((), bits_of) << (top - i).astype(bits_of))
+    higher = floor | jnp.left_shift(jnp.ones((), bits_of), top - i)
 
     def reach(x, higher):
       bits = lax.bitcast_convert_type(jnp.abs(x).astype(dtype), bits_of)

@@ -6,15 +6,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lca.aggregators.base import Aggregator, ExplainedUpdate
 from lca.aggregators.rules.selection import check_integers
-from lca.stacked import eigen, geometry
+from lca.stacked import geometry
+from lca.stacked.layer_norms import Norm, layer_grams, normalized
 from lca.stacked.trees import Layers, Scope, grouping
-from lca.typing import Gram, PyTree, Updates
+from lca.typing import PyTree
 
-Norm = Literal['frobenius', 'spectral']
 Normalize = Literal['sum', 'max']
 Divisor = Literal['past', 'window']
 
@@ -33,7 +32,7 @@ class LegatoState(NamedTuple):
 
   past: PyTree
   norms: jax.Array
-  count: jax.Array
+  count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
   factors: jax.Array
 
 
@@ -92,7 +91,8 @@ def legato(
 
   Returns:
     An Aggregator with a `LegatoState`; `lca.explain` of it tells `weights`,
-    `[layers, n]`, of this round's rows, and who was `rejected`, `[n]`.
+    `[layers, n]`, of this round's rows, the mask `[n]` of the `rejected` ones,
+    and the layers' robustness `factors`, `[layers]`, as in the new state.
 
   Raises:
     ValueError: unless window >= 1, or an unknown option.
@@ -146,14 +146,14 @@ def legato(
     del brought
     geometry.num_clients(updates)
     layers = Layers(updates, key)
-    grams = _grams(layers.split(updates), norm)
+    grams = layer_grams(layers.split(updates), norm)
     bad = geometry.rejected_rows(jnp.sum(grams, axis=0))
     anybody = ~jnp.all(bad)
     shares = jnp.where(anybody, ~bad / jnp.sum(~bad), jnp.nan)
     mean = geometry.mix(updates, shares)
 
     past, norms, count, _ = state
-    norms = norms.at[count % window].set(_normalized(grams, bad, norm))
+    norms = norms.at[count % window].set(normalized(grams, bad, norm))
     logged = jnp.minimum(count + 1, window)
     factors = _factors(norms, logged, normalize)
     update = mean
@@ -173,47 +173,15 @@ def legato(
       (norms, count + 1, factors),
       state[1:],
     )
-    weights = factors[:, None] * shares
-    return (
-      update,
-      LegatoState(past, *log),
-      {'weights': weights, 'rejected': bad},
-    )
+    state = LegatoState(past, *log)
+    info = {
+      'weights': factors[:, None] * shares,
+      'rejected': bad,
+      'factors': state.factors,
+    }
+    return update, state, info
 
   return Aggregator(init, ExplainedUpdate(explain, takes_scope=True))
-
-
-def normalized_norms(
-  updates: Updates, by: Scope = 'leaf', norm: Norm = 'frobenius'
-) -> jax.Array:
-  r"""`[layers]` normalised norms of one round (Eq. 2), as in `legato`.
-
-  Rejected rows (see `lca.geometry`) are left out; 0 where nothing is left.
-  """
-  geometry.num_clients(updates)
-  grams = _grams(Layers(updates, grouping(by)).split(updates), norm)
-  return _normalized(grams, geometry.rejected_rows(jnp.sum(grams, 0)), norm)
-
-
-def _grams(parts: list[Updates], norm: Norm) -> Gram:
-  """`[layers, n, n]`; of the Frobenius norm the diagonals alone."""
-  inner = geometry.norms_gram if norm == 'frobenius' else geometry.gram
-  return lax.stop_gradient(jnp.stack([inner(part) for part in parts]))
-
-
-def _normalized(grams: Gram, bad: jax.Array, norm: Norm) -> jax.Array:
-  """Lines 8 to 13: `[layers]`, of the rows that are not rejected."""
-  grams = geometry.without_rejected(grams, bad)
-  squares = jnp.diagonal(jnp.sum(grams, axis=0))
-  longest = jnp.sqrt(jnp.max(squares))  # in its unit nothing overflows
-  unit = jnp.where(longest > 0, longest, 1)
-  grams = grams / unit / unit
-  if norm == 'frobenius':
-    matrix_squares = jnp.trace(grams, axis1=1, axis2=2)
-  else:
-    matrix_squares = jax.vmap(eigen.eigh)(grams)[0][:, -1]
-  total = jnp.sum(jnp.sqrt(squares) / unit)
-  return jnp.sqrt(jnp.maximum(matrix_squares, 0)) / jnp.maximum(total, 1)
 
 
 def _factors(

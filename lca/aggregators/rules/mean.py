@@ -1,15 +1,13 @@
 """Averaging, the rule that every robust one is compared with."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from lca.aggregators.base import GramRule, Verdict
+from lca.aggregators.base import Verdict, gram_rule
 from lca.typing import Gram
 
 
-@functools.partial(GramRule, needs='nothing', held=False, coordinatewise=True)
+@gram_rule(needs='nothing')
 def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
   r"""The (weighted) mean of the clients' updates: FedAvg, no robustness at all.
 

@@ -1,11 +1,9 @@
 """Pre-aggregators that mix the clients' rows before a rule sees them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from lca.aggregators.base import GramRule, Verdict, gram_rule
+from lca.aggregators.base import Verdict, gram_rule
 from lca.aggregators.rules.selection import (
   average,
   check_integers,
@@ -62,7 +60,7 @@ def nnm(
   return Verdict(jnp.where(bad[:, None], jnp.nan, nearest(between)))
 
 
-@functools.partial(GramRule, needs='norms')
+@gram_rule(needs='norms')
 def bucketing(gram: Gram, *, key: jax.Array, bucket_size: int = 2) -> Verdict:
   r"""Averages random buckets of clients: fewer and less different updates.
 

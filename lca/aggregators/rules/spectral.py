@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca.aggregators.base import FunctionRule, Verdict, gram_rule
+from lca.aggregators.base import FunctionRule, Info, Verdict, gram_rule
 from lca.aggregators.rules.selection import (
   average,
   check_integers,
@@ -20,7 +20,7 @@ from lca.aggregators.rules.selection import (
   select_lowest,
 )
 from lca.stacked import eigen, geometry, sums
-from lca.typing import Gram, Updates
+from lca.typing import Gram, Update, Updates
 
 
 def _deviations(
@@ -103,7 +103,7 @@ def caf(
   if farthest not in ('remaining', 'any'):
     raise ValueError(f"farthest must be 'remaining' or 'any', got {farthest!r}")
   good = ~geometry.rejected_rows(gram)
-  inner = geometry.without_rejected(gram)
+  inner = geometry.without_rejected(geometry.differences(gram), ~good)
 
   def filter_once(carry):
     weights, _, least, best = carry
@@ -135,7 +135,7 @@ def dnc(
   num_iters: int = 1,
   subsample_dim: int | None = None,
   key: jax.Array | None = None,
-):
+) -> tuple[Update, Info]:
   r"""Divide and conquer: drops the clients that deviate most along one line.
 
   .. math:: s_i = \langle v, x_i - \bar x \rangle^2
@@ -205,7 +205,7 @@ def _dnc(gram: Gram, seen: Gram, dropped: int) -> Verdict:
   """Averages those that deviate least in the Gram matrix `seen`."""
   seen = lax.stop_gradient(seen)
   bad = geometry.rejected_rows(lax.stop_gradient(gram))
-  inner = jnp.where(bad[:, None] | bad, 0, seen)
+  inner = geometry.without_rejected(geometry.differences(seen), bad)
   _, squares = _deviations(inner, (~bad).astype(seen.dtype), ~bad)
   scores = jnp.where(bad, jnp.inf, squares)
   return select_lowest(lax.stop_gradient(gram), scores, len(gram) - dropped)

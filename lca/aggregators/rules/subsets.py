@@ -117,7 +117,9 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
     learning, ICML 2023.
   """
   members = _subsets('smea', len(gram), f, max_subsets)
-  finite = geometry.without_rejected(gram)
+  finite = geometry.without_rejected(
+    geometry.differences(gram), geometry.rejected_rows(gram)
+  )
 
   def spread(subset):
     inner = finite[subset][:, subset]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.aggregators.base import FunctionRule, Verdict, gram_rule
+from lca.aggregators.base import FunctionRule, Info, Verdict, gram_rule
 from lca.stacked import geometry
 from lca.typing import Gram, Update, Updates
 
@@ -48,13 +48,15 @@ def foolsgold(gram: Gram) -> Verdict:
     Fung, Yoon and Beschastnikh, The limitations of federated learning in
     Sybil settings, RAID 2020.
   """
-  bad = geometry.rejected_rows(gram)
-  others = geometry.cosines(gram) * (1 - jnp.eye(len(gram)))
-  most = jnp.max(others, axis=1)
-  pardoned = most[:, None] < most
-  ratio = most[:, None] / jnp.where(pardoned, most, 1)
-  others = jnp.where(pardoned, others * ratio, others)
-  alpha = jnp.where(bad, 0, jnp.clip(1 - jnp.max(others, axis=1), 0, 1))
+  bad, n = geometry.rejected_rows(gram), len(gram)
+  absent = bad | (geometry.norms(gram) == 0) | jnp.eye(n, dtype=bool)
+  # In place of cosines and v, 1 less them: nearly parallel rows have digits.
+  apart = jnp.where(absent | absent.T, 1, geometry.distances(gram, 'cosine'))
+  least = jnp.min(apart, axis=1)
+  pardoned = least[:, None] > least
+  more = apart * (1 - least[:, None]) + least[:, None] - least
+  apart = jnp.where(pardoned, more / jnp.where(pardoned, 1 - least, 1), apart)
+  alpha = jnp.where(bad, 0, jnp.clip(jnp.min(apart, axis=1), 0, 1))
   largest = jnp.max(alpha)
   alpha = alpha / jnp.where(largest > 0, largest, 1)
   alpha = jnp.where(alpha == 1, 0.99, alpha)
@@ -64,7 +66,7 @@ def foolsgold(gram: Gram) -> Verdict:
 
 
 @FunctionRule
-def fltrust(updates: Updates, *, server_update: Update):
+def fltrust(updates: Updates, *, server_update: Update) -> tuple[Update, Info]:
   r"""FLTrust: weighs clients by how far they point where the server does.
 
   .. math:: F(x_1, \dots, x_n) = \frac{1}{\sum_i t_i} \sum_i t_i

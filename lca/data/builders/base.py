@@ -105,7 +105,10 @@ class ArchiveBuilder(
     split = Split(images, labels, owners)
     shape = self.info.features['image'].shape
     if images.shape[1:] != shape:
-      raise ValueError(f'images of {images.shape[1:]}, not {shape}')
+      raise ValueError(
+        f'images of {images.shape[1:]}, not {shape}: got {images.dtype} '
+        f'{list(images.shape)}'
+      )
     low, high = labels.min(), labels.max()
     if low < 0 or high >= len(self.CLASSES):
       raise ValueError(

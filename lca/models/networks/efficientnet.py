@@ -2,19 +2,18 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from lca.models.kernels.convolution import conv, dropout
+from lca.options import one_of
 
 ACTIVATIONS = {'swish': nn.swish, 'relu6': nn.relu6}
 
 Padding = Literal['symmetric', 'same']
-
-_PADDINGS = ('symmetric', 'same')
 
 
 class Stage(NamedTuple):
@@ -192,6 +191,16 @@ class EfficientNet(nn.Module):
   dropout: float = 0.2
   stochastic_depth: float = 0.2
 
+  def __post_init__(self):
+    super().__post_init__()
+    one_of(*sorted(ACTIVATIONS))('model.activation', self.activation)
+    one_of(*get_args(Padding))('model.padding', self.padding)
+    for field in ('dropout', 'stochastic_depth'):
+      if not 0 <= getattr(self, field) < 1:
+        raise ValueError(
+          f'model.{field} must be in [0, 1), got {getattr(self, field)}'
+        )
+
   @nn.compact
   def __call__(
     self,
@@ -213,13 +222,13 @@ class EfficientNet(nn.Module):
       `[batch, num_classes]`.
 
     Raises:
-      ValueError: an unknown activation or padding.
+      ValueError: inputs that are no images.
     """
-    for name, known in (('activation', ACTIVATIONS), ('padding', _PADDINGS)):
-      if (value := getattr(self, name)) not in known:
-        raise ValueError(
-          f'{name} must be one of {sorted(known)}, got {value!r}'
-        )
+    if x.ndim != 4:
+      raise ValueError(
+        'the network takes images [batch, height, width, channels], got '
+        f'{list(x.shape)}'
+      )
     activation = ACTIVATIONS[self.activation]
     conv_norm = functools.partial(
       ConvNorm,

@@ -1,0 +1,107 @@
+"""Lines that say what runs, for a person to read before the first round."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lca.attacks import Attack
+from lca.experiment.sections import ATTACKERS, Data
+from lca.experiment.settings import Parts
+from lca.federated.population import Population
+from lca.registry import options_of
+
+
+def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
+  """Yields a line that says what runs, and a note on each thing of doubt.
+
+  Args:
+    config: complete nested dicts.
+    parts: of the run.
+  """
+  rule, attack, data = (config[k] for k in ('aggregator', 'attack', 'data'))
+  population = parts.population
+  gradient = config['client']['mode'] == 'gradient'
+  yield (
+    f'{_rule(rule)}; {_attack(attack, population)}; {config["model"]["name"]} '
+    f'on {data["name"]}, {data["partition"]}{_options(data, _NOT_PARTITION)}; '
+    f'{population.clients_per_round} of {population.num_clients} clients a '
+    f'round{", one gradient each" if gradient else ""}'
+  )
+  attackers, f = _attackers(population), rule.get('f')
+  if f is not None and attackers > f:
+    yield (
+      f'note: aggregator.f={f} is less than the {attackers:g} attackers of a '
+      'round'
+    )
+  if attack.get('z', 0) is None and population.num_byzantine:
+    z = _deviations(parts.server.attack, population)
+    if z < 0.05:
+      yield (
+        f'note: {population.num_byzantine} of {population.clients_per_round} '
+        f'clients are too few for {attack["name"]}: their z is {z:.2f}, and 0 '
+        'sends the mean of the honest updates, which is no attack; set '
+        'attack.z, or more attackers'
+      )
+
+
+_NOT_PARTITION = (
+  *options_of(Data),
+  'archive_dir',
+  'data_dir',
+  'image_size',
+  'checksum',
+)
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+  before = f'{", ".join(rule["pre"])}, then ' if rule.get('pre') else ''
+  scope = rule.get('scope', 'model')
+  of = 'the model' if scope == 'model' else f'each {scope}'
+  keys = _options(rule, ['scope', 'pre'])
+  return f'{before}{rule["name"]} of {of}{keys}'
+
+
+def _attack(attack: Mapping[str, Any], population: Population) -> str:
+  if attack['name'] == 'none':
+    return 'no attack'
+  num_byzantine = population.num_byzantine
+  keys = _options(attack, [*ATTACKERS, 'num_byzantine'])
+  return (
+    f'{attack["name"]}{keys} by {population.num_attackers} clients, '
+    f'{"as drawn" if num_byzantine is None else num_byzantine} in a round'
+  )
+
+
+def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
+  """Returns the keys that are set, in brackets; '' if none is."""
+  texts = [
+    f'{k}={v}'
+    for k, v in keys.items()
+    if v is not None and k not in ('name', 'module', *without)
+  ]
+  return f' ({", ".join(texts)})' if texts else ''
+
+
+def _attackers(population: Population) -> float:
+  """Returns how many attack in a round, on average if that is drawn."""
+  if population.num_byzantine is not None:
+    return population.num_byzantine
+  share = population.num_attackers / population.num_clients
+  return round(share * population.clients_per_round, 1)
+
+
+def _deviations(attack: Attack, population: Population) -> float:
+  """Returns how many deviations attackers stay below the honest mean."""
+  n, m = population.clients_per_round, population.num_byzantine
+  rows = jax.random.normal(jax.random.key(0), (n, 2))
+  sent = attack.on_updates(
+    rows,
+    byzantine=jnp.arange(n) < m,
+    key=jax.random.key(1),
+    aggregate=lambda rows: jnp.mean(rows, axis=0),
+  )
+  honest = rows[m:]
+  below = jnp.mean(honest, axis=0) - sent[0]
+  return float(jnp.mean(below / jnp.std(honest, axis=0)))

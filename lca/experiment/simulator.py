@@ -1,0 +1,377 @@
+"""The simulator as a library: runs of your own data, model, rule and attack."""
+
+import dataclasses
+import functools
+import inspect
+import os
+import typing
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypedDict, Unpack
+
+import jax
+import numpy as np
+from flax import linen as nn
+from numpy.typing import ArrayLike
+
+from lca.aggregators import Aggregator, stateless
+from lca.attacks import Attack
+from lca.attacks.base import NO_ATTACK
+from lca.data import Dataset
+from lca.experiment import names, sections, settings, train
+from lca.models import Classifier
+from lca.registry import REQUIRED, check_options
+from lca.typing import PyTree, Update
+
+
+class Options(TypedDict, total=False):
+  """The options of `simulate`, each with the key of a config that it sets.
+
+  Those that name a whole section, such as `eval`, take its keys by name.
+  """
+
+  seed: Annotated[int, 'seed']
+  num_rounds: Annotated[int, 'num_rounds']
+  num_clients: Annotated[int | None, 'data.num_clients']
+  partition: Annotated[str, 'data.partition']
+  min_examples: Annotated[int, 'data.min_examples']
+  root_examples: Annotated[int, 'data.root_examples']
+  clients_per_round: Annotated[int, 'server.clients_per_round']
+  num_byzantine: Annotated[int, 'attack.num_byzantine']
+  num_attackers: Annotated[int | None, 'attack.num_attackers']
+  sampled: Annotated[bool, 'attack.sampled']
+  optimizer: Annotated[str, 'client.optimizer']
+  learning_rate: Annotated[float, 'client.learning_rate']
+  batch_size: Annotated[int, 'client.batch_size']
+  local_epochs: Annotated[int, 'client.local_epochs']
+  drop_rate: Annotated[float, 'client.drop_rate']
+  server_optimizer: Annotated[str, 'server.optimizer']
+  server_learning_rate: Annotated[float, 'server.learning_rate']
+  on_nonfinite: Annotated[str, 'train.on_nonfinite']
+  resize: Annotated[int, 'model.resize']
+  crop: Annotated[int, 'model.crop']
+  pretrained: Annotated[str, 'model.pretrained']
+  batch_stats: Annotated[str, 'model.batch_stats']
+  data: Annotated[Mapping[str, Any], 'data']
+  client: Annotated[Mapping[str, Any], 'client']
+  server: Annotated[Mapping[str, Any], 'server']
+  aggregator: Annotated[Mapping[str, Any], 'aggregator']
+  train: Annotated[Mapping[str, Any], 'train']
+  eval: Annotated[Mapping[str, Any], 'eval']
+  checkpoint: Annotated[Mapping[str, Any], 'checkpoint']
+  parallel: Annotated[Mapping[str, Any], 'parallel']
+
+
+_KEYS = {
+  name: hint.__metadata__[0]
+  for name, hint in typing.get_type_hints(Options, include_extras=True).items()
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+  """The outcome of a simulation.
+
+  Attributes:
+    history: the metrics by name, each `[num_rounds]`; NaN in rounds that were
+      not evaluated. See `lca.federated.simulation` for their names.
+    variables: of the trained model, a Flax dict of NumPy arrays.
+    summary: the five metrics of the paper's tables.
+    classifier: the model with what prepares its inputs.
+    dataset: that it was trained on.
+    batch_size: examples at once in `predict`.
+  """
+
+  history: dict[str, np.ndarray]
+  variables: PyTree
+  summary: dict[str, Any]
+  classifier: Classifier
+  dataset: Dataset
+  batch_size: int
+
+  @functools.cached_property
+  def _logits(self) -> Callable[[PyTree, jax.Array], jax.Array]:
+    return jax.jit(self.classifier.logits)
+
+  def predict(self, inputs: ArrayLike) -> np.ndarray:
+    """Returns the logits of inputs, `[k, classes]`, batch by batch.
+
+    Args:
+      inputs: `[k, ...]`, such as those of the data set.
+
+    Raises:
+      ValueError: inputs of another shape or kind than the data set's.
+    """
+    inputs, like = np.asarray(inputs), self.dataset.train.inputs
+    if (
+      inputs.shape[1:] != like.shape[1:] or inputs.dtype.kind != like.dtype.kind
+    ):
+      raise ValueError(
+        f'the model was trained on {like.dtype} {list(like.shape[1:])}, got '
+        f'{inputs.dtype} {list(inputs.shape)}'
+      )
+    inputs = inputs.astype(like.dtype)
+    size = min(self.batch_size, max(1, len(inputs)))
+    found = []
+    for start in range(0, max(1, len(inputs)), size):
+      block = inputs[start : start + size]
+      # One shape for all batches, so that only one is compiled.
+      padded = np.zeros((size, *like.shape[1:]), like.dtype)
+      padded[: len(block)] = block
+      logits = self._logits(self.variables, padded)
+      found.append(np.asarray(logits)[: len(block)])
+    return np.concatenate(found)
+
+
+def simulate(
+  dataset: Dataset,
+  model: nn.Module,
+  rule: Callable[..., Update] | Aggregator,
+  *,
+  attack: Attack | None = None,
+  f: int | None = None,
+  workdir: str | os.PathLike | None = None,
+  **options: Unpack[Options],
+) -> Result:
+  """Simulates federated training: of a data set, a model, a rule, an attack.
+
+  It is the run that a config describes, with objects in the place of names: the
+  same defaults, checks and rounds.
+
+  Args:
+    dataset: see `lca.data.from_arrays` for arrays of one's own.
+    model: any Flax module from inputs to logits.
+    rule: a function of stacked updates, or an Aggregator.
+    attack: of the Byzantine clients; None lets nobody attack.
+    f: how many Byzantine clients the rule tolerates, if it takes that. None is
+      the rule's own default; where it has none, `num_byzantine`, or 1 if nobody
+      attacks.
+    workdir: leaves the same directory there as `main.py`, from which the same
+      call goes on after a kill, in the same bits. In its config functions stand
+      by their names: a function that has changed under its name is not noticed.
+      None writes nothing.
+    **options: keys of a config.
+
+      - `seed`, `num_rounds`, `num_clients`, `clients_per_round`, `partition`,
+        `min_examples`, `root_examples`, `drop_rate` and `on_nonfinite` have the
+        config's names.
+      - `num_byzantine`, `num_attackers` and `sampled` say who attacks. By
+        default a fifth of the clients are attackers, of whom one takes part in
+        each round; or all, if every client takes part in each round.
+      - `resize`, `crop`, `pretrained` and `batch_stats` are the model's, beside
+        what the module itself has.
+      - `optimizer`, `learning_rate`, `batch_size` and `local_epochs` are the
+        clients'; `server_optimizer` and `server_learning_rate` the server's.
+      - All other keys stand in dicts that are named as their section: `data`
+        (also the partition's options, `data={'alpha': 0.1}`), `client`
+        (`client={'mode': 'gradient', 'momentum': 0.9}`), `server` (also its
+        optimiser's options), `aggregator` (the rule's other arguments, and
+        `weights='examples'`), `train`, `eval`, `checkpoint`, `parallel`.
+
+      What is not given has the values of `lca.experiment.settings.DEFAULTS`.
+
+  Returns:
+    The metrics of all rounds and the trained model.
+
+  Raises:
+    TypeError: an option that there is not, or one given twice; a rule, model or
+      attack that is none; arguments that the rule does not take, or lacks.
+    ValueError, OSError, CheckpointError, FloatingPointError: see
+      `lca.experiment.set_up` and `run`.
+
+  Examples:
+    >>> import lca, lca.data
+    >>> from flax import linen as nn
+    >>> class Linear(nn.Module):
+    ...   @nn.compact
+    ...   def __call__(self, x, keys=None):
+    ...     return nn.Dense(10)(x.reshape(len(x), -1))
+    >>> digits = lca.data.load('digits')
+    >>> result = simulate(  # doctest: +ELLIPSIS
+    ...   digits, Linear(), lca.krum, num_clients=10, clients_per_round=5,
+    ...   num_rounds=1, local_epochs=1)
+    krum of the model (f=1); no attack; Linear on digits, iid; 5 of 10 ...
+    >>> result.predict(digits.test.inputs[:3]).shape
+    (3, 10)
+  """
+  config = _config(options)
+  _check_kinds(dataset, model, attack)
+  has_attack = attack is not None and attack != NO_ATTACK
+  config['attack'] = _attack_section(config, attack if has_attack else None)
+  aggregator, config['aggregator'] = _aggregator(rule, f, config)
+  given = config['model']
+  config['model'] = names.of_module(model) | given
+  config['data'] |= {'name': dataset.name}
+  made = settings.make(
+    sections.complete(config),
+    aggregator=aggregator,
+    attack=attack if has_attack else NO_ATTACK,
+    module=lambda num_classes: model,
+    load=lambda: dataset,
+    pixels=(dataset.mean, dataset.std),
+    dataset=dataset,
+    **given,
+  )
+  if workdir is not None:
+    data = made.config['data'] | {'checksum': _checksum(dataset)}
+    made = dataclasses.replace(made, config=made.config | {'data': data})
+  return _run(made, dataset, workdir)
+
+
+_SECTIONS = (*sections.SECTIONS, *sections.NAMED)
+
+
+def _run(
+  made: settings.Settings, dataset: Dataset, workdir: str | os.PathLike | None
+) -> Result:
+  experiment = train.prepare(made, workdir)
+  parts = experiment.parts
+  if parts:
+    state, rows = train.run_rounds(experiment)
+  else:  # finished before: the last checkpoint has the model
+    parts = made.parts()
+    initial = parts.simulation().init()
+    with train.checkpoints_of(experiment) as checkpoints:
+      state, rows = checkpoints.restore(initial)
+    if len(rows) < made.run.num_rounds:
+      raise ValueError(
+        f'{experiment.directory.path} holds a finished run without its last '
+        'checkpoint, and so without its model: choose another workdir'
+      )
+  columns = dict.fromkeys(name for row in rows for name in row)
+  return Result(
+    history={
+      name: np.array([row.get(name, np.nan) for row in rows])
+      for name in columns
+    },
+    variables=jax.device_get(state.variables),
+    summary=train.summary_of(rows),
+    classifier=parts.classifier,
+    dataset=dataset,
+    batch_size=made.eval.batch_size,
+  )
+
+
+def _config(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the options as nested dicts, section by section.
+
+  Raises:
+    TypeError: an unknown option, or a key that is given twice.
+  """
+  known = sections.optional([*_KEYS, 'attack', 'f', 'workdir'])
+  check_options('simulate', known, options)
+  config = {name: dict(options.get(name, {})) for name in _SECTIONS}
+  for name in set(options) - set(_SECTIONS):
+    section, _, key = _KEYS[name].rpartition('.')
+    keys = config[section] if section else config
+    if key in keys:
+      raise TypeError(
+        f'{name} is given twice, as {name}={options[name]!r} and in {section}'
+      )
+    keys[key] = options[name]
+  if given := sorted({'name', *settings.SOURCE_KEYS} & config['data'].keys()):
+    raise TypeError(
+      f'data={given} does not apply: the data set itself is the first argument'
+    )
+  return config
+
+
+def _check_kinds(dataset: Any, model: Any, attack: Any) -> None:
+  if not isinstance(dataset, Dataset):
+    raise TypeError(
+      'the first argument must be a data set, as from lca.data.from_arrays or '
+      f'lca.data.load, got {type(dataset).__name__}'
+    )
+  if not isinstance(model, nn.Module):
+    kind = 'the class ' if isinstance(model, type) else 'a '
+    raise TypeError(
+      'the model must be a flax.linen.Module, such as MLP(), got '
+      f'{kind}{names.of(model)}'
+    )
+  if attack is not None and not isinstance(attack, Attack):
+    raise TypeError(
+      'the attack must be an lca.attacks.Attack, such as '
+      f'attacks.from_function(my_attack), got {names.of(attack)}'
+    )
+
+
+def _attack_section(
+  config: Mapping[str, Any], attack: Attack | None
+) -> dict[str, Any]:
+  """Returns the section: the attack by name, and who attacks."""
+  given = config['attack']
+  if attack is None:
+    if any(given.values()):
+      raise ValueError(
+        f'{", ".join(f"{k}={v}" for k, v in given.items())}, but attack=None: '
+        'give the attack of these clients'
+      )
+    return {'name': 'none'}
+  section = names.of_attack(attack) | sections.ATTACKERS | given
+  if not section['sampled'] and 'num_byzantine' not in section:
+    num_clients, in_a_round = (
+      (sections.DEFAULTS[part] | config[part])[key]
+      for part, key in (
+        ('data', 'num_clients'),
+        ('server', 'clients_per_round'),
+      )
+    )
+    attackers = section['num_attackers']
+    if attackers is None:
+      attackers = (num_clients or 0) // 5
+    section['num_byzantine'] = attackers if num_clients == in_a_round else 1
+  return section
+
+
+def _aggregator(
+  rule: Any, f: int | None, config: Mapping[str, Any]
+) -> tuple[Aggregator, dict[str, Any]]:
+  """Returns the aggregator and its section."""
+  hyper = dict(config['aggregator'])
+  if f is not None:
+    if 'f' in hyper:
+      raise TypeError(f'f is given twice, as f={f} and in aggregator')
+    hyper['f'] = f
+  if isinstance(rule, Aggregator):
+    if hyper:
+      raise TypeError(
+        f'{", ".join(hyper)} must be bound when the Aggregator is made, as in '
+        'lca.stateless(rule, f=1): an Aggregator takes no more arguments'
+      )
+    return rule, names.of_aggregator(rule)
+  if not callable(rule):
+    raise TypeError(
+      'the rule must be a function of stacked updates or an lca.Aggregator, '
+      f'got {rule!r}'
+    )
+  takes, attack = inspect.signature(rule).parameters, config['attack']
+  if 'f' in takes and 'f' not in hyper and takes['f'].default is REQUIRED:
+    if attack.get('sampled'):
+      raise ValueError(
+        f'{names.of(rule)} needs f: as many attack as are drawn, so that it '
+        'cannot be their number'
+      )
+    hyper['f'] = attack.get('num_byzantine', 1)
+  section = names.of_rule(rule) | names.plain(hyper)
+  if (
+    'weights' in takes
+  ):  # Eq. 2 has equal ones; the examples' come by the round
+    weights = section['weights'] = hyper.pop('weights', 'uniform')
+    if weights == 'uniform':
+      hyper['weights'] = None
+    elif weights != 'examples':
+      raise ValueError(
+        f"weights must be 'uniform' or 'examples', got {weights!r}"
+      )
+  return stateless(rule, **hyper), section
+
+
+def _checksum(dataset: Dataset) -> str:
+  """Returns a checksum of all examples, so that another data set is noticed."""
+  total = zlib.crc32(repr((dataset.train, dataset.test)).encode())
+  for split in (dataset.train, dataset.test):
+    total = zlib.crc32(np.ascontiguousarray(split.labels), total)
+    for start in range(0, len(split), 1000):
+      rows = np.arange(start, min(start + 1000, len(split)))
+      total = zlib.crc32(np.ascontiguousarray(split.read(rows)), total)
+  return f'{total:08x}'

@@ -1,0 +1,93 @@
+"""Every rule without jit, and with JAX looking for NaN.
+
+Both are how a researcher debugs. On finite updates no rule makes a NaN on its
+way, and none needs to be compiled.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pool
+import pytest
+from cases import ONCE, cases
+from comparison import TOLERANCE
+
+import lca
+
+N = 11
+MODES = {
+  'without_jit': jax.disable_jit,
+  'debug_nans': functools.partial(jax.debug_nans, True),
+}
+modes = pytest.mark.parametrize('mode', MODES.values(), ids=MODES)
+PRE_AGGREGATORS = {
+  'arc': {'f': 2},
+  'bucketing': {'key': jax.random.key(0)},
+  'clip_to_median_norm': {},
+  'nnm': {'f': 2},
+  'static_clip': {'threshold': 1.0},
+}
+AGGREGATORS = {
+  'centered_clip': lca.centered_clip(threshold=1.0, num_iters=2),
+  'clipped_clustering': lca.clipped_clustering(window=2 * N),
+  'layerwise': lca.layerwise(lca.clipped_clustering(window=2 * N)),
+  'legato': lca.legato(window=3),
+  'spectral': lca.legato(window=3, norm='spectral'),
+}
+FORMS = {
+  'chain': lca.chain(lca.nnm, lca.bulyan),
+  'clip_by_leaf': lca.cosine(lca.bulyan, clip_by='leaf'),
+  'layerwise_chain': lca.layerwise(lca.chain(lca.nnm, lca.median)),
+}
+
+
+@functools.cache
+def tree():
+  return jax.tree.map(jnp.asarray, pool.stack('pair', N, 0))
+
+
+def same(mode, function, tolerance=2e-6):
+  """Under a mode the function returns what it returns compiled."""
+  want = jax.jit(function)(tree())
+  with mode():
+    got = function(tree())
+  for x, y in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    assert np.all(np.isfinite(x))
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance)
+
+
+@modes
+@cases(ONCE)
+def test_rules(case, mode):
+  hyper = case.extra(tree()) | case.hyper(N)
+  tolerance = TOLERANCE.get(case.name, 2e-6)
+  same(mode, lambda x: case.rule(x, **hyper), tolerance)
+
+
+@modes
+@pytest.mark.parametrize('name', PRE_AGGREGATORS)
+def test_pre_aggregators(name, mode):
+  same(mode, lambda x: getattr(lca, name)(x, **PRE_AGGREGATORS[name]))
+
+
+@modes
+@pytest.mark.parametrize('name', FORMS)
+def test_forms(name, mode):
+  same(mode, lambda x: FORMS[name](x, f=1))
+
+
+@modes
+@pytest.mark.parametrize('name', AGGREGATORS)
+def test_aggregators(name, mode):
+  aggregator = AGGREGATORS[name]
+
+  def rounds(x):
+    state = aggregator.init(jax.tree.map(lambda leaf: leaf[0], x))
+    for factor in (1, 2, 3):
+      rows = jax.tree.map(lambda leaf, by=factor: by * leaf, x)
+      update, state = aggregator.update(rows, state)
+    return update
+
+  same(mode, rounds)

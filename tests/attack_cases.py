@@ -1,0 +1,103 @@
+"""What tests of attacks share: labels, updates, and options of each attack."""
+
+import functools
+
+import jax
+import numpy as np
+
+import lca
+from lca import attacks
+
+KEY = jax.random.key(3)
+IDS = np.array([7, 2, 9, 4])
+BYZANTINE = np.array([True, False, True, False])
+
+
+def labels(size=3000, num_classes=10):
+  return np.random.default_rng(0).integers(
+    0, num_classes, (len(IDS), size), dtype=np.int32
+  )
+
+
+# The updates ---------------------------------------------------------------
+
+
+def stack(n=11, seed=0, dtype=np.float32):
+  """Random updates `[n, ...]` with a common part, so that a mean stands out."""
+  rng = np.random.default_rng([seed, n])
+
+  def one(*shape):
+    common = rng.normal(size=shape)
+    return (common + rng.normal(size=(n, *shape))).astype(dtype)
+
+  return {'params': {'Conv_0': {'kernel': one(3, 2, 5)}, 'scale': one()}}
+
+
+def vectors(n=11, seed=0):
+  """Of one leaf."""
+  return stack(n, seed)['params']['Conv_0']['kernel'][:, 0, 0]
+
+
+def mask(n, m, seed=0):
+  """m Byzantine clients at random positions."""
+  chosen = np.zeros(n, bool)
+  chosen[np.random.default_rng([seed, n, m]).permutation(n)[:m]] = True
+  return chosen
+
+
+def flat(tree):
+  """Stacked updates as rows `[n, d]` in float64."""
+  leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+  return np.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1)
+
+
+def flat_update(update):
+  return flat(jax.tree.map(lambda x: np.asarray(x)[None], update))[0]
+
+
+RULE = functools.partial(lca.krum, f=2)
+
+OPTIONS = {
+  'alie': {},
+  'constant': {'value': -3.0},
+  'fall_of_empires': {'epsilon': 0.7},
+  'fang_krum': {'f': 2},
+  'fang_trimmed_mean': {},
+  'gaussian': {'sigma': 2.0, 'mu': 1.0},
+  'mimic': {},
+  'min_max': {},
+  'min_sum': {'direction': 'unit'},
+  'non_finite': {'value': '-inf'},
+  'optimized': {'aggregate': RULE, 'num_strengths': 4},
+  'sign_flip': {'scale': 2.0},
+  'zero': {},
+}
+
+
+def plain(name, tree, byzantine, key=KEY, **options):
+  attack = getattr(attacks, name)
+  return attack(tree, byzantine=byzantine, key=key, **(OPTIONS[name] | options))
+
+
+def compiled(name, tree, byzantine, key=KEY, **options):
+  return _compiled(name, tuple(options.items()), tree, byzantine, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(name, options, tree, byzantine, key):
+  return plain(name, tree, byzantine, key, **dict(options))
+
+
+def sent(name, tree, byzantine, **options):
+  """What the Byzantine clients send, `[m, d]`."""
+  return flat(compiled(name, tree, byzantine, **options))[byzantine]
+
+
+# Fang et al. ---------------------------------------------------------------
+
+
+def krum_index(rows, f):
+  between = np.sum((rows[:, None] - rows) ** 2, axis=2)
+  np.fill_diagonal(between, np.inf)
+  nearest = np.sort(between, axis=1)[:, : len(rows) - f - 2]
+  return np.argmin(nearest.sum(axis=1))

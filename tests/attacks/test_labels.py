@@ -1,0 +1,92 @@
+"""Flipped labels and boosted updates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attack_cases import BYZANTINE, IDS, KEY, labels
+
+import lca
+from lca import attacks
+
+
+def flip(labels, num_classes=10, ids=IDS, byzantine=BYZANTINE, **options):
+  attack = functools.partial(
+    attacks.flip_labels, num_classes=num_classes, **options
+  )
+  return np.asarray(
+    jax.jit(attack)(labels, byzantine=byzantine, client_ids=ids, key=KEY)
+  )
+
+
+def test_flipped_labels_are_other_ones_and_uniform():
+  before = labels()
+  after = flip(before)
+  assert after.dtype == before.dtype
+  np.testing.assert_array_equal(after[~BYZANTINE], before[~BYZANTINE])
+  assert np.all(after[BYZANTINE] != before[BYZANTINE])
+  steps = (after - before)[BYZANTINE] % 10
+  counts = np.bincount(steps.ravel(), minlength=10)
+  # 6000 flips over 9 steps: 667 each, with a deviation of 24: five of them.
+  assert counts[0] == 0 and np.all(np.abs(counts[1:] - 667) < 120)
+
+
+def test_with_two_classes_a_flip_is_a_fair_coin():
+  before = labels(num_classes=2)
+  changed = (flip(before, num_classes=2) != before)[BYZANTINE]
+  assert abs(changed.mean() - 0.5) < 5 * 0.5 / np.sqrt(changed.size)
+
+
+def test_flip_fraction():
+  before = labels()
+  changed = (flip(before, flip_fraction=0.3) != before)[BYZANTINE]
+  deviation = np.sqrt(0.3 * 0.7 / changed.size)
+  assert abs(changed.mean() - 0.3) < 5 * deviation
+  np.testing.assert_array_equal(flip(before, flip_fraction=0.0), before)
+
+
+def test_a_clients_flips_are_its_own():
+  before = labels(size=50)
+  after = flip(before)
+  turned = slice(None, None, -1)
+  np.testing.assert_array_equal(
+    flip(before[turned], ids=IDS[turned], byzantine=BYZANTINE[turned]),
+    after[turned],
+  )
+  np.testing.assert_array_equal(flip(before[:, :20]), after[:, :20])
+  assert np.any(after[0] - before[0] != after[2] - before[2])
+
+
+def test_model_replacement_boosts_the_byzantine_rows():
+  updates = {'w': jnp.ones((4, 2)), 'b': jnp.full((4,), 2.0, jnp.bfloat16)}
+  for boost, factor in [('replace', 1.0), ('n', 4.0), (5.0, 5.0)]:
+    boosted = attacks.model_replacement(
+      updates, byzantine=BYZANTINE, boost=boost
+    )
+    np.testing.assert_array_equal(
+      boosted['w'][:, 0], np.where(BYZANTINE, factor, 1.0)
+    )
+    assert boosted['b'].dtype == jnp.bfloat16
+  alone = np.arange(100) == 17
+  boosted = attacks.model_replacement(
+    jnp.ones(100), byzantine=alone, boost='replace'
+  )
+  assert boosted[17] == 99  # the published code's
+
+
+def test_model_replacement_replaces_the_mean():
+  updates = jnp.zeros((20, 3)).at[4].set(jnp.array([1.0, -2.0, 3.0]))
+  byzantine = np.arange(20) == 4
+  boosted = attacks.model_replacement(updates, byzantine=byzantine, boost='n')
+  np.testing.assert_allclose(lca.mean(boosted), updates[4], rtol=1e-6)
+
+
+def test_without_attackers_nothing_happens():
+  nobody = np.zeros(4, bool)
+  updates = jnp.arange(8.0).reshape(4, 2)
+  for boost in ('replace', 'n', 3.0):
+    np.testing.assert_array_equal(
+      attacks.model_replacement(updates, byzantine=nobody, boost=boost), updates
+    )
+  np.testing.assert_array_equal(flip(labels(5), byzantine=nobody), labels(5))

@@ -1,0 +1,32 @@
+"""Archives in the published formats."""
+
+import published
+import pytest
+
+from lca.data import load
+
+
+@pytest.fixture
+def archive_dir(tmp_path):
+  directory = tmp_path / 'archives'
+  directory.mkdir()
+  return directory
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  return tmp_path / 'data'
+
+
+@pytest.fixture
+def loads(monkeypatch, archive_dir, data_dir):
+  """Writes the small archives, changed or not, and loads them."""
+
+  def write_and_load(name, *, image_size=None, **changes):
+    published.WRITERS[name](archive_dir, **changes)
+    published.publish(monkeypatch, name, archive_dir)
+    return load(
+      name, data_dir=data_dir, archive_dir=archive_dir, image_size=image_size
+    )
+
+  return write_and_load

@@ -1,0 +1,232 @@
+"""What is saved is found again, or it is said what is wrong with it."""
+
+import os
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lca.experiment.checkpoints import CheckpointError, Checkpoints
+from lca.federated.round import ServerState
+
+# Where one part of a checkpoint fails, Orbax drops those that it has begun.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
+
+CONFIG = {'num_rounds': 6, 'seed': 0, 'parallel': {'chunk_size': None}}
+PARAMS = {'kernel': jnp.zeros((40, 30)), 'bias': jnp.zeros(3, jnp.bfloat16)}
+
+
+def state(number):
+  """Of every kind of leaf: random, typed, scalar, none at all."""
+  params = jax.tree.map(
+    lambda x: jax.random.normal(jax.random.key(number), x.shape, x.dtype),
+    PARAMS,
+  )
+  opt_state = optax.adam(1e-3).init(params)
+  return ServerState({'params': params}, opt_state, jnp.full((), number), ())
+
+
+def rows(number):
+  return [{'round': i + 1, 'loss': 1 / (i + 3)} for i in range(number)]
+
+
+def save(path, numbers, config=CONFIG, keep=2):
+  with Checkpoints(path, config, keep) as checkpoints:
+    for number in numbers:
+      so_far = rows(number)
+      checkpoints.save(state(number), so_far)
+      so_far.append({'round': number + 1})  # as the next round does
+
+
+def restore(path, initial=None, config=CONFIG):
+  with Checkpoints(path, config, 2) as checkpoints:
+    return checkpoints.restore(state(0) if initial is None else initial)
+
+
+def check_found(found, number):
+  found_state, found_rows = found
+  assert found_rows == rows(number)
+  jax.tree.map(np.testing.assert_array_equal, found_state, state(number))
+  assert isinstance(found_state, ServerState)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """Rounds 2 and 4, the last with a metric that is not a number."""
+  path = tmp_path_factory.mktemp('run of two') / 'checkpoints'
+  save(path, (2, 4))
+  return path
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / 'checkpoints')
+
+
+def steps(path):
+  return sorted(int(each.name) for each in path.iterdir())
+
+
+@pytest.mark.quick
+def test_the_newest_is_found_and_old_ones_go(tmp_path):
+  initial = state(0)
+  found, none = restore(tmp_path, initial)
+  assert found is initial and none == []
+  save(tmp_path, (1, 2, 3))
+  assert steps(tmp_path) == [2, 3]
+  check_found(restore(tmp_path), 3)
+  with Checkpoints(tmp_path, CONFIG, 3) as checkpoints:
+    checkpoints.restore(initial)
+    checkpoints.save(state(4), [*rows(3), {'round': 4, 'loss': float('nan')}])
+  assert steps(tmp_path) == [2, 3, 4]
+  assert np.isnan(restore(tmp_path)[1][-1]['loss'])
+
+
+def test_rounds_may_grow_and_machines_change(copy):
+  other = {'num_rounds': 9, 'seed': 0, 'parallel': {'chunk_size': 3}}
+  check_found(restore(copy, config=other), 4)
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(copy):
+  killed = copy / '6.orbax-checkpoint-tmp'
+  shutil.copytree(copy / '4', killed)
+  (killed / 'commit_success.txt').unlink(missing_ok=True)
+  check_found(restore(copy), 4)
+  save(copy, (5,))
+  assert steps(copy) == [4, 5]
+
+
+def test_another_config_is_refused(copy):
+  message = r'checkpoints/4 holds the run of another config: seed was 0 .* 1 '
+  with pytest.raises(CheckpointError, match=message):
+    restore(copy, config=CONFIG | {'seed': 1})
+  assert steps(copy) == [2, 4]
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'message'),
+  [
+    (
+      jnp.zeros((40, 31)),
+      r'float32 \[40, 30\] there and is float32 \[40, 31\]',
+    ),
+    (jnp.zeros((40, 30), jnp.float16), r'float32 .* and is float16 \[40, 30\]'),
+    (None, r'float32 \[40, 30\] there and is absent now'),
+  ],
+)
+def test_another_tree_is_refused(copy, kernel, message):
+  initial = state(0)
+  initial.variables['params']['kernel'] = kernel
+  message = f'4 holds .* other code: variables/params/kernel was {message}'
+  with pytest.raises(CheckpointError, match=message):
+    restore(copy, initial)
+  assert steps(copy) == [2, 4]
+
+
+def files(path):
+  return sorted(each for each in path.rglob('*') if each.is_file())
+
+
+DAMAGES = {
+  'empty': lambda content: b'',
+  'half': lambda content: content[: len(content) // 2],
+  'a byte short': lambda content: content[:-1],
+  'another bit': lambda content: (
+    content[: len(content) // 2]
+    + bytes([content[len(content) // 2] ^ 1])
+    + content[len(content) // 2 + 1 :]
+  ),
+  'gone': None,
+}
+
+
+def damage(file, how):
+  if how == 'gone':
+    file.unlink()
+  else:
+    file.write_bytes(DAMAGES[how](file.read_bytes()))
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+def test_any_damaged_file_of_the_newest(saved, tmp_path, how, capfd):
+  """Nothing is lost but what was damaged: the same bits, or those before."""
+  fallen_back = 0
+  for i, name in enumerate(files(saved / '4')):
+    path = shutil.copytree(saved, tmp_path / str(i))
+    damage(path / name.relative_to(saved), how)
+    found = restore(path)
+    whole = len(found[1]) == 4  # not every file tells something
+    check_found(found, 4 if whole else 2)
+    out, _ = capfd.readouterr()
+    said = re.escape(f'deleting a damaged checkpoint, {path}/4 (')
+    assert bool(re.search(said, out)) != whole
+    assert steps(path) == ([2, 4] if whole else [2])
+    if not whole and not fallen_back:
+      save(path, (4,))
+      check_found(restore(path), 4)
+    fallen_back += not whole
+  # At least the rows, the table of the arrays and the arrays themselves.
+  assert fallen_back >= 3
+
+
+def test_what_cannot_be_read_is_not_deleted(saved, tmp_path):
+  """A link to itself is an error of the system's when it is opened."""
+  refused = 0
+  for i, name in enumerate(files(saved / '4' / 'state')):
+    if name.name == '_METADATA':  # where Orbax takes a link for no file
+      continue
+    path = shutil.copytree(saved, tmp_path / str(i))
+    file = path / name.relative_to(saved)
+    file.unlink()
+    file.symlink_to(file.name)
+    try:
+      check_found(restore(path), 4)  # not every file is read
+    except CheckpointError as error:
+      assert f'cannot read {path}/4 (' in str(error)
+      assert 'Too many levels of symbolic links' in str(error)
+      refused += 1
+    assert steps(path) == [2, 4]
+  # The arrays, their table and what Orbax says of them.
+  assert refused >= 3
+
+
+@pytest.mark.parametrize(
+  'error', [PermissionError(13, 'Permission denied'), MemoryError()]
+)
+def test_an_error_of_the_machine_is_no_damage(copy, monkeypatch, error):
+  def failing(self, step, name, args):
+    raise error
+
+  monkeypatch.setattr(Checkpoints, '_item', failing)
+  with pytest.raises(CheckpointError, match=r'cannot read .*checkpoints/4 \('):
+    restore(copy)
+  assert steps(copy) == [2, 4]
+
+
+def test_no_good_one_left(copy):
+  for step in (2, 4):
+    for file in files(copy / str(step) / 'state'):
+      os.truncate(file, 0)
+  with pytest.raises(
+    CheckpointError, match='no checkpoint can be read'
+  ) as info:
+    restore(copy)
+  for part in ('checkpoints/2 (', 'checkpoints/4 (', f'delete {copy}'):
+    assert part in str(info.value)
+  assert '\n' not in str(info.value)
+  assert steps(copy) == [2, 4]
+
+
+def test_what_cannot_be_written_is_said(tmp_path):
+  path = tmp_path / 'checkpoints'
+  with pytest.raises(CheckpointError, match='cannot write a checkpoint into'):
+    with Checkpoints(path, CONFIG, 2) as checkpoints:
+      shutil.rmtree(path)
+      path.touch()
+      checkpoints.save(state(2), rows(2))

@@ -1,0 +1,72 @@
+"""A run's directory: what it refuses, and what it writes."""
+
+import errno
+import fcntl
+
+import pytest
+from run_files import CONFIG, finished
+
+from lca.experiment.rundir import RunDirectory
+
+
+def test_a_directory_is_one_process_s_at_a_time(tmp_path):
+  first, second = (RunDirectory(tmp_path, {'seed': 0}) for _ in range(2))
+  with first:
+    first.open()
+    with second, pytest.raises(OSError, match=f'running in {tmp_path}'):
+      second.open()
+  with second:
+    second.open()
+  with pytest.raises(ValueError, match='seed was 0 there and is 1 now'):
+    RunDirectory(tmp_path, {'seed': 1})
+
+
+def test_a_run_that_came_first_is_not_overwritten(tmp_path):
+  late = RunDirectory(tmp_path, {'seed': 1})
+  with RunDirectory(tmp_path, {'seed': 0}) as first:
+    first.open()
+  with late, pytest.raises(ValueError, match='seed was 0 there and is 1 now'):
+    late.open()
+
+
+def test_what_a_killed_process_has_opened_is_no_strangers(tmp_path):
+  for name in ('lock', 'config.json.tmp'):
+    (tmp_path / name).touch()
+  with RunDirectory(tmp_path, {'seed': 0}) as directory:
+    directory.open()
+  assert (tmp_path / 'config.json').exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+  def flock(file, operation):
+    raise OSError(errno.ENOSYS, 'Function not implemented')
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+  with RunDirectory(tmp_path, {'seed': 0}) as directory:
+    directory.open()
+  assert f'run no second process in {tmp_path}' in capsys.readouterr().out
+
+
+def contents(path):
+  return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_a_finished_run_without_checkpoints_does_not_grow(tmp_path):
+  finished(tmp_path)
+  before = contents(tmp_path)
+  with pytest.raises(ValueError, match=rf'{tmp_path} .*1 rounds.*num_rounds=2'):
+    RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
+  assert contents(tmp_path) == before
+  RunDirectory(tmp_path, CONFIG)
+  (tmp_path / 'checkpoints' / '1').mkdir(parents=True)
+  RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
+
+
+def test_a_run_may_lose_its_checkpoints_before_it_opens(tmp_path):
+  finished(tmp_path)
+  checkpoint = tmp_path / 'checkpoints' / '1'
+  checkpoint.mkdir(parents=True)
+  late = RunDirectory(tmp_path, CONFIG | {'num_rounds': 2})
+  checkpoint.rmdir()
+  with late, pytest.raises(ValueError, match='no checkpoint'):
+    late.open()

@@ -1,0 +1,253 @@
+"""Sweeps: which runs, where, and what is left to do."""
+
+import concurrent.futures
+import fcntl
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import processes
+import pytest
+from run_files import PATIENCE, checkpoints, last_row
+
+from configs import digits
+from lca.experiment import index, sweep
+from lca.experiment.rundir import RunDirectory
+
+
+def tiny(rule, **changes):
+  config = digits.get_config(rule).unlock()
+  small = {
+    'num_rounds': 1,
+    'model.features': (2,),
+    'model.hidden': (4,),
+    'client.local_epochs': 1,
+  }
+  config.update_from_flattened_dict(small | changes)
+  return config
+
+
+RUNS = {
+  'a/krum': tiny('krum'),
+  'a/median': tiny('median'),
+  'b/krum': tiny('krum'),
+  'b/wrong': tiny('krum', **{'data.min_examples': 10_000}),
+}
+
+
+def test_choosing_by_parts_and_seeds():
+  assert list(sweep.choose(RUNS)) == [f'{name}/0' for name in RUNS]
+  chosen = sweep.choose(RUNS, ['a', 'kr.*|median'], [3, 4])
+  assert list(chosen) == [
+    *('a/krum/3', 'a/krum/4'),
+    *('a/median/3', 'a/median/4'),
+  ]
+  assert [config.seed for config in chosen.values()] == [3, 4, 3, 4]
+  assert list(sweep.choose(RUNS, ['wrong|median', 'b'])) == ['b/wrong/0']
+  with pytest.raises(ValueError, match='no run has parts like'):
+    sweep.choose(RUNS, ['kru'])
+  assert RUNS['a/krum'].seed == 0  # as it was
+
+
+def test_values_are_of_their_keys_type():
+  values = {'client.learning_rate': '0.5', 'data.name': 'other'}
+  config = sweep.choose(RUNS, ['median'], values=values)['a/median/0']
+  assert config.client.learning_rate == 0.5
+  assert config.data.name == 'other'
+  with pytest.raises(ValueError, match=r"num_rounds is a int, got 'many'"):
+    sweep.choose(RUNS, values={'num_rounds': 'many'})
+  values = {'attack.sampled': 'False', 'model.features': '(4, 8)'}
+  config = sweep.choose({'a': tiny('krum,zero')}, values=values)['a/0']
+  assert config.attack.sampled is False
+  assert config.model.features == (4, 8)
+  with pytest.raises(ValueError, match=r"num_rounds is a int, got '0\.5'"):
+    sweep.choose(RUNS, values={'num_rounds': '0.5'})
+  with pytest.raises(ValueError, match='no config key rounds'):
+    sweep.choose(RUNS, values={'rounds': '3'})
+
+
+def test_the_seed_is_no_value():
+  with pytest.raises(ValueError, match='seed is set with --seeds'):
+    sweep.choose(RUNS, seeds=[0], values={'seed': '3'})
+
+
+def test_a_line_is_of_one_config(tmp_path):
+  def record(name, seed, **values):
+    runs = sweep.choose({name: RUNS['a/krum']}, (), [seed], values)
+    return index.record(runs, tmp_path)
+
+  (first,) = record('a/krum', 0).values()
+  RunDirectory(first, tiny('krum').to_dict()).open()
+  recorded = index.names(tmp_path)
+  (free,) = record('a/krum', 0, **{'checkpoint.every': '7'}).values()
+  assert free == first
+  for seed in (0, 1):
+    with pytest.raises(ValueError, match='a/krum: num_rounds is 1 in') as info:
+      record('a/krum', seed, num_rounds='7')
+    assert f'in {first} and 7 in {tmp_path}/' in str(info.value)
+  assert index.names(tmp_path) == recorded
+  record('b/krum', 1, num_rounds='7')
+  record('a/krum', 1)
+  assert list(index.names(tmp_path)) == ['a/krum/0', 'a/krum/1', 'b/krum/1']
+
+
+def test_the_command_refuses_another_config_of_a_line(tmp_path):
+  (tmp_path / 'sweep.py').write_text(ENDLESS)
+  (endless,) = sweep.choose(sweep.load(tmp_path / 'sweep.py')).values()
+  (place,) = index.record({'endless/0': endless}, tmp_path).values()
+  RunDirectory(place, endless.to_dict()).open()
+  command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
+  command += [f'--config={tmp_path / "sweep.py"}', '--set=num_rounds=5']
+  done = subprocess.run(
+    command, cwd=processes.ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 1 and done.stdout == ''
+  assert done.stderr.startswith('lca.sweep: error: endless: num_rounds is 100')
+
+
+def test_two_sweeps_at_once_lose_no_name(tmp_path):
+  runs = sweep.choose(RUNS, ['a'], range(4))
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    done = [
+      pool.submit(index.record, {k: v}, tmp_path) for k, v in runs.items()
+    ]
+  for one in done:
+    one.result()
+  assert set(index.names(tmp_path)) == set(runs)
+
+
+def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
+  runs = sweep.choose(RUNS)
+  failed = sweep.run_all(runs, tmp_path, jobs=2)
+  logs = [path.read_text() for path in tmp_path.glob('*.log')]
+  assert failed == ['b/wrong/0'], logs
+  places = json.loads((tmp_path / 'sweep.json').read_text())
+  assert places['a/krum/0'] == places['b/krum/0'] != places['a/median/0']
+  (log,) = tmp_path.glob('*.log')
+  assert log.stem == places['b/wrong/0']
+  assert log.read_text().count('min_examples=10000') >= 2  # tried twice
+  (said, _) = re.findall('FAILED: b/wrong/0: (.*)', capfd.readouterr().out)
+  assert 'min_examples=10000' in said and f'(see {log})' in said
+  finished = sorted(path.parent for path in tmp_path.glob('*/summary.json'))
+  assert len(finished) == 2
+  assert not list(tmp_path.glob('*/checkpoints'))
+  cores = len(os.sched_getaffinity(0))
+  for path in finished:  # two runs at a time share the cores
+    (where,) = json.loads((path / 'config.json').read_text())['environments']
+    assert len(where['devices']) in (max(1, cores // 2), (cores + 1) // 2)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/*')}
+  assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
+  assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
+  assert index.names(tmp_path) == places
+
+
+def test_processes_that_cannot_start_fail_alone(tmp_path, capfd, monkeypatch):
+  class NoMore:
+    def __init__(self, **_):
+      pass
+
+    def start(self):
+      raise OSError('no more processes')
+
+  context = multiprocessing.get_context('spawn')
+  monkeypatch.setattr(context, 'Process', NoMore)
+  runs = sweep.choose(RUNS, ['a'])
+  assert sweep.run_all(runs, tmp_path) == ['a/krum/0', 'a/median/0']
+  assert capfd.readouterr().out.count('/0: no more processes') == 4
+
+
+def test_a_directory_that_is_no_run_fails_alone(tmp_path, capsys):
+  runs = sweep.choose(RUNS, ['a'])
+  places = index.record(runs, tmp_path)
+  for place in places.values():
+    place.mkdir()
+    (place / 'notes.txt').touch()
+  assert sweep.run_all(runs, tmp_path) == list(places)
+  printed = capsys.readouterr().out
+  for name, place in places.items():
+    assert printed.count(f'{place.name} FAILED: {name}') == 2  # tried twice
+
+
+def test_what_is_no_sweep(tmp_path):
+  with pytest.raises(ValueError, match='no sweep'):
+    sweep.load(tmp_path / 'none.py')
+  (tmp_path / 'empty.py').touch()
+  with pytest.raises(ValueError, match='no get_runs'):
+    sweep.load(tmp_path / 'empty.py')
+  assert 'fig5/krum' in sweep.load('configs/legato_figures.py')
+
+
+def test_a_scale_is_of_those_that_have_several():
+  tables, attacks = 'configs/tables.py', 'configs/attacks.py'
+  assert len(sweep.load(tables)) == len(sweep.load(tables, 'full')) == 144
+  assert 'reduced/table1/fashion_mnist/plain' in sweep.load(tables, 'reduced')
+  with pytest.raises(ValueError, match="unknown scale 'half'"):
+    sweep.load(tables, 'half')
+  with pytest.raises(ValueError, match="one scale only, got 'full'"):
+    sweep.load(attacks, 'full')
+  chosen = sweep.choose(sweep.load(tables), ['table1', 'fashion_mnist'])
+  assert [name.split('/')[2] for name in chosen] == [
+    *('plain', 'layerwise', 'cosine', 'layerwise_cosine')
+  ]
+
+
+def free(workdir):
+  """Whether no process holds the directory."""
+  with open(workdir / 'lock', 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return False
+    return True
+
+
+ENDLESS = """
+from configs import digits
+
+def get_runs():
+  config = digits.get_config('krum').unlock()
+  config.update_from_flattened_dict({
+    'num_rounds': 100_000,
+    'checkpoint.every': 100_000,
+    'model.features': (2,),
+    'model.hidden': (),
+    'client.local_epochs': 1,
+  })
+  return {'endless': config.lock()}
+"""
+
+
+def test_a_sweep_leaves_no_process_behind(tmp_path):
+  (tmp_path / 'sweep.py').write_text(ENDLESS)
+  command = [sys.executable, '-m', 'lca.sweep', f'--workdir={tmp_path}']
+  command.append(f'--config={tmp_path / "sweep.py"}')
+
+  def started():
+    return subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE)
+
+  reached = 0
+  ends = [(signal.SIGTERM, 143), (signal.SIGINT, 143), (signal.SIGKILL, -9)]
+  for sign, code in ends:
+    with started() as process:
+      deadline = time.monotonic() + PATIENCE
+      while (
+        not (runs_of := list(tmp_path.glob('*/metrics.csv')))
+        or last_row(runs_of[0].parent) < reached + 2
+      ):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+      (workdir,) = (file.parent for file in runs_of)
+      assert not free(workdir)
+      process.send_signal(sign)
+      assert process.wait(PATIENCE) == code
+      deadline = time.monotonic() + PATIENCE
+      while not free(workdir):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert checkpoints(workdir)[0][-1] == last_row(workdir) > reached
+    reached = last_row(workdir)

@@ -1,0 +1,83 @@
+"""Evaluation over the test set."""
+
+import numpy as np
+import pytest
+from simulations import CLASSIFIER, simulation
+
+import lca
+from lca import data as datasets
+
+
+@pytest.mark.parametrize(
+  ('devices', 'batch_size'), [(1, 50), (2, 7), (4, 1000), (1, 360)]
+)
+def test_evaluation_is_exact_over_the_test_set(data, devices, batch_size):
+  sim = simulation(data, devices=devices, eval_batch_size=batch_size)
+  state = sim.init()
+  test = data.dataset.test
+  logits = np.asarray(CLASSIFIER.logits(state.variables, test.inputs), float)
+  shifted = logits - logits.max(1, keepdims=True)
+  log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+  losses = -log_probabilities[np.arange(len(test)), test.labels]
+  metrics = sim.evaluate(state)
+  np.testing.assert_allclose(metrics['test_loss'], losses.mean(), rtol=1e-5)
+  assert metrics['test_accuracy'] == np.mean(logits.argmax(1) == test.labels)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_a_large_test_set_is_evaluated_block_by_block(
+  data, devices, monkeypatch
+):
+  whole = simulation(data, devices=devices, eval_batch_size=7)
+  state = whole.init()
+  # Batches of 7 images of 64 bytes: at most three of them on a device.
+  monkeypatch.setattr(
+    lca.federated.evaluation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
+  )
+  read, sizes = datasets.Split.read, []
+
+  def counted(split, rows):
+    sizes.append(len(rows))
+    return read(split, rows)
+
+  monkeypatch.setattr(datasets.Split, 'read', counted)
+  blocks = simulation(data, devices=devices, eval_batch_size=7)
+  expected, got = whole.evaluate(state), blocks.evaluate(state)
+  assert got['test_accuracy'] == expected['test_accuracy']
+  np.testing.assert_allclose(got['test_loss'], expected['test_loss'], rtol=1e-6)
+  # At once, and then in 18 or 5 blocks of three batches a device.
+  assert sizes[0] == 360
+  assert sizes[1:] == {1: [21] * 17 + [3], 4: [84] * 4 + [24]}[devices]
+  # A small test set stays on the devices, a large one does not.
+  whole.evaluate(state)
+  assert len(sizes) == 1 + len(range(0, 360, sizes[1]))
+  blocks.evaluate(state)
+  assert len(sizes) == 1 + 2 * len(range(0, 360, sizes[1]))
+
+
+def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
+  monkeypatch.setattr(lca.federated.evaluation, 'BLOCK_BYTES', 120 * 64)
+  sim = simulation(data, eval_batch_size=60)
+  read, events = datasets.Split.read, []
+
+  class Awaited:
+    def __array__(self, *args, **kwargs):
+      events.append('awaited')
+      return np.float32(90)
+
+  def recorded(split, rows):
+    events.append('read')
+    return read(split, rows)
+
+  def test(variables, images, labels, weights):
+    events.append('tested')
+    return Awaited(), np.float32(36)
+
+  monkeypatch.setattr(datasets.Split, 'read', recorded)
+  monkeypatch.setattr(sim, '_test', test)
+  metrics = sim.evaluate(sim.init())
+  assert events == [
+    *('read', 'tested', 'read', 'awaited', 'tested'),
+    *('read', 'awaited', 'tested', 'awaited'),
+  ]
+  assert metrics == {'test_loss': 3 * 90 / 360, 'test_accuracy': 3 * 36 / 360}

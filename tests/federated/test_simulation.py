@@ -1,0 +1,71 @@
+"""Reading ahead, and what a round leaves behind."""
+
+import queue
+import threading
+
+import jax
+import numpy as np
+import pytest
+from simulations import POPULATION, simulation
+
+import lca
+from lca import data as datasets
+
+
+def test_the_next_rounds_clients_are_read_ahead(data, monkeypatch):
+  gather, gathered = datasets.FederatedDataset.gather, queue.Queue()
+
+  def recorded(self, ids, rows):
+    assert threading.current_thread() is not threading.main_thread()
+    gathered.put(ids.tolist())
+    return gather(self, ids, rows)
+
+  monkeypatch.setattr(datasets.FederatedDataset, 'gather', recorded)
+  sim = simulation(data)
+  state, _ = sim.run_round(sim.init(), 0)
+  state, _ = sim.run_round(state, 1)
+  state, _ = sim.run_round(state, 5)
+  sim.run_round(state, 6, last=True)  # there is no round 7 to read for
+  for round_idx in (0, 1, 2, 5, 6):
+    ids, _ = POPULATION.sample(3, round_idx)
+    assert gathered.get(timeout=60) == ids.tolist()
+  assert gathered.empty()
+
+
+def test_a_round_depends_on_its_number_alone(data):
+  sim, other = simulation(data), simulation(data)
+  state = sim.init()
+  sim.run_round(state, 0)
+  after, metrics = sim.run_round(state, 1)
+  for round_idx in (7, 1, 1):
+    again, same = other.run_round(state, round_idx)
+  assert same == metrics
+  jax.tree.map(np.testing.assert_array_equal, again, after)
+
+
+def test_an_error_in_reading_is_raised_in_its_own_round(data, monkeypatch):
+  gather, broken = datasets.FederatedDataset.gather, {1}
+
+  def failing(self, ids, rows):
+    if any(np.array_equal(ids, POPULATION.sample(3, i)[0]) for i in broken):
+      raise OSError('the disk is gone')
+    return gather(self, ids, rows)
+
+  monkeypatch.setattr(datasets.FederatedDataset, 'gather', failing)
+  sim = simulation(data)
+  state, _ = sim.run_round(sim.init(), 0)
+  with pytest.raises(OSError, match='the disk is gone'):
+    sim.run_round(state, 1)
+  broken.clear()
+  sim.run_round(state, 1)
+
+
+def test_what_is_remembered_is_written_to_in_place(data):
+  sim = simulation(data, aggregator=lca.legato(window=30), momentum=0.75)
+  state = sim.init()
+  variables, _, *memory = map(jax.tree.leaves, state)
+  size = sum(x.nbytes for leaves in memory for x in leaves)
+  assert sim.programs.apply.memory_analysis().alias_size_in_bytes == size
+  sim.run_round(state, 0)
+  assert all(x.is_deleted() for leaves in memory for x in leaves)
+  assert not any(x.is_deleted() for x in variables)

@@ -1,0 +1,58 @@
+"""Bulyan: a selection, then a rule on every coordinate of the selected."""
+
+import numpy as np
+
+from oracles.coordinates import mean_of_nearest, trimmed_mean
+from oracles.krum import krum_scores
+from oracles.rows import distance_matrix, equal_weights, mix, rejected
+
+
+def trimmed_scores(rows, *, trim=None, **hyper):
+  """Those of Krum, whatever is trimmed afterwards."""
+  return krum_scores(rows, **hyper)
+
+
+def bulyan_members(
+  rows, *, f, kind='euclidean', power=2, prefer=None, slack=0.0
+):
+  """Krum again and again on what is left, n - 2f times: in that order.
+
+  With `prefer`, a client of that set is taken where its score is within
+  `slack` of the lowest.
+  """
+  n = len(rows)
+  bad = rejected(rows)
+  if np.sum(~bad) < n - 2 * f:
+    return np.flatnonzero(~bad).tolist()
+  matrix = distance_matrix(rows, kind, power)
+  remaining, chosen = list(range(n)), []
+  for k in range(n - 2 * f):
+    count = max(1, n - k - f - 2)
+    scores = {
+      i: sum(sorted(matrix[i, j] for j in remaining if j != i)[:count])
+      for i in remaining
+      if not bad[i]
+    }
+    best = min(scores.values())
+    liked = [
+      i for i in scores if prefer and i in prefer and scores[i] <= best + slack
+    ]
+    winner = min(liked or scores, key=lambda i: (scores[i], i))
+    remaining.remove(winner)
+    chosen.append(winner)
+  return chosen
+
+
+def bulyan(rows, members, *, f, **unused):
+  """The second stage of El Mhamdi et al., on the members' (clipped) rows."""
+  own, theta = rows[list(members)], len(rows) - 2 * f
+  if len(members) < theta:
+    return mix(rows, equal_weights(len(rows), members))
+  return mean_of_nearest(own, theta - 2 * f)
+
+
+def bulyan_trimmed(rows, members, *, f, m, trim=None, **unused):
+  """The trimmed mean of the m best, or the mean of fewer."""
+  if len(members) < m:
+    return mix(rows, equal_weights(len(rows), members))
+  return trimmed_mean(rows[list(members)], f=f if trim is None else trim)

@@ -1,0 +1,59 @@
+"""Clips: rows -> a matrix `[n, n]` of weights, trees, or one row."""
+
+import math
+
+import numpy as np
+
+from oracles.rows import clip_factors, lengths, rejected
+from oracles.trees import leaves, rebuild, rows_of
+
+
+def static_clip_matrix(rows, *, threshold):
+  """Every row at most as long as the threshold; a rejected one is nothing."""
+  size = lengths(rows)
+  return np.diag([min(1, threshold / max(s, 1e-300)) for s in size])
+
+
+def arc_matrix(rows, *, f):
+  """Clipped to the (k + 1)-th largest norm, k = floor(2 (f / n) (n - f))."""
+  n = len(rows)
+  k = 2 * f * (n - f) // n
+  size = lengths(rows)
+  threshold = np.sort(size)[::-1][k]
+  factors = [
+    np.nan if s == math.inf else 1.0 if s <= threshold else threshold / s
+    for s in size
+  ]
+  return np.where(np.eye(n) > 0, factors, 0.0)
+
+
+def centered_clip(rows, state, *, threshold, num_iters=1, init='last'):
+  """Karimireddy et al.; the state is the last aggregate, None at first."""
+  good = ~rejected(rows)
+  v = np.zeros(rows.shape[1])
+  if init == 'last' and state is not None:
+    v = state
+  elif init == 'mean':
+    v = np.mean(rows[good], axis=0)
+  for _ in range(num_iters):
+    total = np.zeros(rows.shape[1])
+    for row in rows[good]:
+      gap = float(np.linalg.norm(row - v))
+      total += (row - v) * (min(1, threshold / gap) if gap else 1)
+    v = v + total / len(rows)
+  return v, v
+
+
+def clip_to_median_norm(tree, kind='interpolated'):
+  """Every row scaled down to the median norm; rejected rows are NaN."""
+  arrays = [array for _, array in leaves(tree)]
+  rows = rows_of(arrays)
+  bad, factors = rejected(rows), clip_factors(rows, kind)
+  answer = []
+  for array in arrays:
+    out = np.full(array.shape, np.nan)
+    for i in range(len(array)):
+      if not bad[i]:
+        out[i] = factors[i] * array[i]
+    answer.append(out)
+  return rebuild(tree, answer)

@@ -1,0 +1,89 @@
+"""LEGATO: Algorithm 2 of the paper, with the log of everybody's gradients."""
+
+import math
+
+import numpy as np
+
+from oracles.rows import rejected, squared_norm
+from oracles.trees import groups, leaves, rebuild, rows_of
+
+
+def legato(
+  tree,
+  log,
+  *,
+  window,
+  by='leaf',
+  norm='frobenius',
+  normalize='sum',
+  divisor='past',
+):
+  """One round: (the update, the log, the factors [layers]).
+
+  The log lists the last rounds, this one included and the oldest first: each
+  as (the gradients of all workers, a list of arrays `[n, ...]`; who is not
+  rejected, [n]). It is empty at first, and a round in which everybody is
+  rejected leaves it as it was.
+  """
+  arrays = [array for _, array in leaves(tree)]
+  layers = groups(tree, by)
+  now = arrays, ~rejected(rows_of(arrays))
+  if np.any(now[1]):
+    log = [*log, now]  # lines 25 to 27
+    log = log[-window:]
+  factors = legato_factors(legato_norms(log, layers, norm), normalize)
+  if not np.any(now[1]):
+    nothing = [np.full(array.shape[1:], np.nan) for array in arrays]
+    return rebuild(tree, nothing), log, factors
+  past = {'past': len(log) - 1, 'window': window - 1}[divisor]
+  total = [np.zeros(array.shape[1:]) for array in arrays]
+  for worker in range(len(now[1])):  # lines 18 to 22
+    for w, positions in zip(factors, layers, strict=True):
+      for p in positions:
+        total[p] += w * legato_gradient(now, worker, p)
+        for before in log[:-1]:
+          gradient = legato_gradient(before, worker, p)
+          total[p] += (1 - w) / past * gradient
+  update = [t / len(now[1]) for t in total]  # line 23
+  return rebuild(tree, update), log, factors
+
+
+def legato_gradient(entry, worker, position):
+  """One worker's gradient of one leaf in one round of the log.
+
+  Of a rejected worker nothing is there, and the others count for more: the
+  mean of a round is that of the workers it has.
+  """
+  arrays, accepted = entry
+  if not accepted[worker]:
+    return np.zeros(arrays[position].shape[1:])
+  return arrays[position][worker] * len(accepted) / np.sum(accepted)
+
+
+def legato_norms(log, layers, norm='frobenius'):
+  """Lines 7 to 14, Eq. 2: `[rounds, layers]` of the log."""
+  order = {'frobenius': 'fro', 'spectral': 2}[norm]
+  table = np.zeros((len(log), len(layers)))
+  for i, (arrays, accepted) in enumerate(log):
+    x = [math.sqrt(squared_norm(row)) for row in rows_of(arrays)[accepted]]
+    for layer, positions in enumerate(layers):
+      matrix = rows_of([arrays[p] for p in positions])[accepted]
+      if matrix.size and sum(x) > 0:
+        table[i, layer] = np.linalg.norm(matrix, order) / sum(x)
+  return table
+
+
+def legato_factors(table, normalize='sum', floor=1e-6):
+  """Lines 15 to 17: `[layers]` of the norms `[rounds, layers]`.
+
+  The floor keeps a layer without variance from being divided by zero: it is a
+  share of the largest of the layers' mean norms.
+  """
+  if len(table) < 2:
+    return np.ones(table.shape[1])
+  deviation = np.sqrt(np.var(table, axis=0))
+  deviation = deviation + floor * np.max(np.mean(table, axis=0))
+  if not np.any(deviation):  # nobody sent anything
+    deviation = np.ones(table.shape[1])
+  factors = 1 / deviation
+  return factors / {'sum': np.sum, 'max': np.max}[normalize](factors)

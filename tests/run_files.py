@@ -1,0 +1,69 @@
+"""What a run's directory holds, as tests read it."""
+
+import os
+import struct
+
+from tensorboardX.proto import event_pb2
+
+from configs import digits
+from lca.experiment.rundir import RunDirectory
+
+
+def config(presets='layerwise_cosine_krum,label_flipping', **changes):
+  config = digits.get_config(presets)
+  small = {
+    'num_rounds': 3,
+    'model.features': (2, 3),
+    'model.hidden': (8,),
+    'client.local_epochs': 1,
+    'checkpoint.every': 2,
+    'parallel.mesh': 2,
+  }
+  config.update_from_flattened_dict(small | changes)
+  return config
+
+
+def event_steps(workdir, tag):
+  """Steps of a scalar in the event files, parsed as TFRecords."""
+  steps = []
+  for path in sorted(workdir.glob('events.*')):
+    content = path.read_bytes()
+    while content:
+      (size,) = struct.unpack('<Q', content[:8])
+      event = event_pb2.Event.FromString(content[12 : 12 + size])
+      steps += [event.step for v in event.summary.value if v.tag == tag]
+      content = content[16 + size :]
+  return steps
+
+
+ROW = {'round': 1, 'test_loss': 0.5, 'test_accuracy': 0.75}
+CONFIG = {'num_rounds': 1, 'seed': 0}
+
+
+def finished(path, summary=None):
+  """What a run of one round leaves, but its checkpoints."""
+  with RunDirectory(path, CONFIG) as directory:
+    directory.open()
+    directory.start([ROW])
+    directory.finish(summary or {'num_rounds': 1, 'final_test_loss': 0.5})
+
+
+PATIENCE = 120  # seconds, where a second or two would do
+
+
+def read(file):
+  return file.read_text() if file.exists() else ''
+
+
+def last_row(workdir):
+  """The last round in metrics.csv; 0 if there is none."""
+  *_, last = ['0', *read(workdir / 'metrics.csv').splitlines()[1:]]
+  return int(last.split(',')[0])
+
+
+def checkpoints(workdir):
+  """The rounds whose checkpoints are whole, and what is under way."""
+  folder = workdir / 'checkpoints'
+  names = os.listdir(folder) if folder.exists() else []
+  whole = sorted(int(name) for name in names if name.isdigit())
+  return whole, [name for name in names if not name.isdigit()]

@@ -1,0 +1,231 @@
+"""Rules on updates that are spread over devices by their coordinates."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import RULES, Case
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import lca
+from lca import attacks
+from lca.federated.placement import clients_mesh
+from lca.stacked import sharding
+
+MESH = clients_mesh(4)
+N = 11
+
+
+def tree(width=1024):
+  """Leaves that are split in one or the other axis, and one that is not."""
+  shapes = {
+    'conv': (3, 3, 2, 8),
+    'dense': (width, 9),
+    'tied': (6, 5),  # nothing of it is divided by 4
+    'bias': (12,),
+  }
+  rng = np.random.default_rng(0)
+  return {
+    name: jnp.float32(rng.normal(size=(N, *shape)))
+    * (1 + jnp.arange(N)[:, None] if not shape[1:] else 1)
+    for name, shape in shapes.items()
+  }
+
+
+def spread(updates):
+  def place(x):
+    spec = sharding.by_coordinate(x.shape, len(MESH.devices))
+    return jax.device_put(x, NamedSharding(MESH, spec))
+
+  return jax.tree.map(place, updates)
+
+
+def check_agrees(function, *trees, rtol, atol):
+  """What one device computes, and what four do of their coordinates."""
+  want = jax.jit(function)(*trees)
+  with jax.set_mesh(MESH):
+    got = jax.jit(function)(*map(spread, trees))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol),
+    got,
+    want,
+  )
+
+
+def test_the_longest_axis_is_split():
+  specs = {name: x.sharding.spec for name, x in spread(tree()).items()}
+  assert specs == {
+    'conv': P(None, None, None, None, 'clients'),
+    'dense': P(None, 'clients'),
+    'tied': P(),
+    'bias': P(None, 'clients'),
+  }
+  # Not the rows, though there are more of them; and nothing is split of none.
+  assert sharding.by_coordinate((400, 8), 4) == P(None, 'clients')
+  assert sharding.by_coordinate((400, 0, 3), 4) == P()
+  assert sharding.by_coordinate((12,), 4, lead=0) == P('clients')
+
+
+# One of every way to look at the updates; the others with --thorough.
+FEW = {
+  ('krum', 'cosine', 'leaf'),
+  ('bulyan', 'euclidean', 'model'),
+  ('dnc', 'euclidean', 'model'),
+  ('fltrust', 'euclidean', 'model'),
+  ('geometric_median', 'euclidean', 'leaf'),
+  ('lasa', 'euclidean', 'model'),
+  ('meamed', 'euclidean', 'model'),
+  ('sign_guard', 'euclidean', 'model'),
+}
+CASES = [
+  pytest.param(case, marks=() if case in FEW else pytest.mark.thorough)
+  for name, spec in RULES.items()
+  for case in (
+    Case(name, 'euclidean', 'model'),
+    Case(name, 'cosine' if spec.cosine else 'euclidean', 'leaf'),
+  )
+  if spec.layers or case.by == 'model'
+]
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_rules_agree_with_one_device(case):
+  updates = tree(64)
+  updates['conv'] = updates['conv'].at[3, 0, 0, 0, 0].set(jnp.nan)
+  rule = functools.partial(case.rule, **case.extra(updates), **case.hyper(N))
+  check_agrees(rule, updates, rtol=2e-4, atol=1e-5)
+
+
+AGGREGATORS = {
+  'legato': lca.legato(window=3),
+  'centered_clip': lca.centered_clip(threshold=2.0, num_iters=3),
+  'clipped_clustering': lca.clipped_clustering(window=2 * N),
+}
+
+
+@pytest.mark.filterwarnings('ignore:with . layers and window=3')
+@pytest.mark.parametrize('name', AGGREGATORS)
+def test_aggregators_agree_with_one_device(name):
+  agg, rounds = AGGREGATORS[name], [tree(64), jax.tree.map(jnp.sin, tree(64))]
+  one = jax.tree.map(lambda x: x[0], rounds[0])
+
+  def both(updates, again):
+    state = agg.init(one)
+    _, state = agg.update(updates, state)
+    return agg.update(again, state)[0]
+
+  check_agrees(both, *rounds, rtol=2e-4, atol=1e-5)
+
+
+def collectives(rule, updates):
+  """Name and shape of what the compiled rule sends between devices."""
+  with jax.set_mesh(MESH):
+    text = jax.jit(rule).lower(spread(updates)).compile().as_text()
+  found = re.findall(
+    r'= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|'
+    r'reduce-scatter)(?:-start)?\(',
+    text,
+  )
+  return {
+    (kind, shape)
+    for shapes, kind in found
+    for shape in re.findall(r'\w+\[([\d,]*)\]', shapes)
+  }
+
+
+def split(updates):
+  return {k: v for k, v in updates.items() if k != 'tied'}
+
+
+@pytest.mark.parametrize(
+  'rule',
+  [
+    functools.partial(lca.layerwise(lca.cosine(lca.krum)), f=2),
+    functools.partial(lca.krum, f=2),
+    functools.partial(lca.geometric_median),
+  ],
+  ids=['layerwise_cosine_krum', 'krum', 'geometric_median'],
+)
+def test_devices_exchange_inner_products_alone(rule):
+  assert collectives(rule, split(tree())) == {('all-reduce', f'{N},{N}')}
+
+
+@pytest.mark.parametrize(
+  'rule',
+  [lca.median, functools.partial(lca.trimmed_mean, f=2), lca.mean],
+  ids=['median', 'trimmed_mean', 'mean'],
+)
+def test_coordinatewise_rules_exchange_nothing(rule):
+  assert collectives(rule, split(tree())) == set()
+
+
+def test_legatos_state_is_split_as_well():
+  agg, updates = lca.legato(window=4), split(tree(2**14))
+  state = jax.eval_shape(agg.init, jax.tree.map(lambda x: x[0], updates))
+  place = functools.partial(NamedSharding, MESH)
+  state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape,
+      x.dtype,
+      sharding=place(sharding.by_coordinate(x.shape, 4) if x.ndim > 2 else P()),
+    ),
+    state,
+  )
+  with jax.set_mesh(MESH):
+    compiled = jax.jit(agg.update).lower(spread(updates), state).compile()
+  whole = sum(x.nbytes for x in jax.tree.leaves(updates)) + sum(
+    x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
+  )
+  used = compiled.memory_analysis()
+  assert used.argument_size_in_bytes < 0.3 * whole
+  assert used.output_size_in_bytes + used.temp_size_in_bytes < 0.3 * whole
+
+
+@pytest.mark.parametrize('rule', [lca.krum, lca.median], ids=['krum', 'median'])
+def test_a_device_needs_its_share_of_memory(rule):
+  updates = split(tree(2**14))
+  whole = sum(x.nbytes for x in jax.tree.leaves(updates))
+  rule = functools.partial(rule, f=2) if rule is lca.krum else rule
+  with jax.set_mesh(MESH):
+    compiled = jax.jit(rule).lower(spread(updates)).compile()
+  used = compiled.memory_analysis()
+  assert used.argument_size_in_bytes < 0.26 * whole
+  assert used.temp_size_in_bytes < 0.2 * whole
+
+
+def test_gradients_are_those_of_one_device():
+  updates = tree(64)
+
+  def loss(updates):
+    out = lca.layerwise(lca.cosine(lca.multi_krum))(updates, f=2, m=3)
+    middle = lca.median(updates)
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves((out, middle)))
+
+  check_agrees(jax.grad(loss), updates, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['min_max', 'gaussian', 'optimized'])
+def test_attacks_agree_with_one_device(name):
+  options = {
+    'min_max': {'direction': 'std'},
+    'gaussian': {'mu': 0.0, 'sigma': 2.0, 'layers': None},
+    'optimized': {
+      'direction': 'alie',
+      'num_strengths': 4,
+      'max_strength': 4.0,
+      'batch_size': 2,
+      'aggregate': functools.partial(lca.krum, f=3),
+    },
+  }[name]
+
+  def run(updates):
+    return getattr(attacks, name)(
+      updates, byzantine=jnp.arange(N) < 3, key=jax.random.key(1), **options
+    )
+
+  updates = tree(64)
+  check_agrees(run, updates, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,60 @@
+"""The aggregators with a memory, and their oracles."""
+
+import functools
+
+import jax
+import numpy as np
+import oracles
+
+# name -> how it is made
+MADE = {
+  'centered_clip': {'threshold': 6.0},
+  'centered_clip, three times': {'threshold': 3.0, 'num_iters': 3},
+  'clipped_clustering': {},
+  'clipped_clustering, short, at most': {'window': 22, 'threshold': 7.0},
+}
+
+
+# Sums of rounded products, five rounds of them.
+CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
+
+
+class Oracle:
+  """The rule in every group, with a state for each."""
+
+  def __init__(self, form):
+    self.name, self.hyper = form[0].split(',')[0], MADE[form[0]]
+    self.by = form[1]
+    self.states = {}
+
+  def check(self, tree, out):
+    arrays = [array for _, array in oracles.leaves(tree)]
+    outs = [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
+    for group, positions in enumerate(oracles.groups(tree, self.by)):
+      rows = oracles.rows_of([arrays[p] for p in positions])
+      got = np.concatenate([outs[p].ravel() for p in positions])
+      state = self.states.get(group)
+      if self.name == 'centered_clip':
+        want, self.states[group] = oracles.centered_clip(
+          rows, state, **self.hyper
+        )
+        wants = [want]
+      else:
+        # Cosine distances have an error of some 1e-7.
+        choices, factors, self.states[group] = (
+          oracles.clipped_clustering_choices(
+            rows, state, slack=1e-6, **self.hyper
+          )
+        )
+        wants = [self.mean(rows, factors, chosen) for chosen in choices]
+      gaps = [np.max(np.abs(got - want), initial=0) for want in wants]
+      best = wants[int(np.argmin(np.where(np.isnan(gaps), np.inf, gaps)))]
+      CLOSE(got, best)
+
+  @staticmethod
+  def mean(rows, factors, chosen):
+    weights = oracles.equal_weights(len(rows), np.flatnonzero(chosen))
+    if np.any(np.isnan(weights)):
+      return np.full(rows.shape[1], np.nan)
+    # A row that is clipped to nothing counts.
+    return oracles.weighted_sum(rows, weights * factors)
