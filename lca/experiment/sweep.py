@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
     runs = choose(
       load(args.config, args.scale),
       only,
-      [int(seed) for seed in itertools.chain.from_iterable(args.seeds)],
+      [*map(_seed, itertools.chain.from_iterable(args.seeds))],
       dict(map(_key_and_value, args.set)),
     )
     failed = run_all(
@@ -253,6 +253,12 @@ def main(argv: list[str]) -> None:
     sys.exit(host.STOPPED)
   if failed:
     sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
+
+
+def _seed(text: str) -> int:
+  if not text.isdecimal():
+    raise ValueError(f'--seeds={text} is no integer of at least 0')
+  return int(text)
 
 
 def _key_and_value(item: str) -> tuple[str, str]:

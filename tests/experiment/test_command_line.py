@@ -118,3 +118,16 @@ def test_flags_that_may_be_repeated_all_count():
   values['parts'].unparse()
   values([''])
   assert [*itertools.chain(*values.parts)] == ['0']
+
+
+def test_an_error_names_the_preset_that_a_key_asks_for():
+  with (
+    pytest.raises(ValueError, match=r'^takes no a\. data\.partition is best'),
+    main._hint_at_presets(['--config.data.partition=x', '--config.seed=1']),
+  ):
+    raise TypeError('takes no a')
+  with (
+    pytest.raises(TypeError, match=r'^takes no a$'),
+    main._hint_at_presets(['--config.seed=1']),
+  ):
+    raise TypeError('takes no a')
