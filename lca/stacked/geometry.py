@@ -180,8 +180,8 @@ def distances(
   is not taken for a central one. Several are each other's neighbours, and may
   be taken where the others' directions differ much.
 
-  Of the result of `gram` both are right to 1e-3 where the rows differ by 1e-6 of
-  what they share; of a plain array they are as exact as the products are.
+  Of the result of `gram` both are right to 1e-3 where the rows differ by 1e-6
+  of what they share; of a plain array they are as exact as the products are.
 
   Args:
     gram: `[n, n]` inner products.
