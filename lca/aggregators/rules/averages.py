@@ -24,7 +24,8 @@ def cge(gram: Gram, *, f: int) -> Verdict:
   Ties go to the lowest index. Rejected rows (see `lca.geometry`) have norm
   +inf; with fewer than n - f others, those are averaged, and with none the
   update is NaN. Whatever at most f clients send, the result is no longer than
-  the longest honest update.
+  the longest honest update. Norms that agree in float32, as those of rows with
+  a large common part do, rank by rounding.
 
   Promise (docs/rules.md): full.
 

@@ -38,8 +38,10 @@ def geometric_median(
 
   Rejected rows (see `lca.geometry`) have no weight; with none left the update
   is NaN. Whatever fewer than half of the clients send, the result stays within
-  a multiple of the honest updates' spread, or of nu. Its derivative is that of
-  the fixed point, by the implicit function theorem.
+  a multiple of the honest updates' spread, or of nu. Of an even number of rows
+  on one line every point between the middle two is a geometric median, and the
+  start decides which one is found. The derivative is that of the fixed point,
+  by the implicit function theorem.
 
   Promise (docs/rules.md): full, f < n/2.
 

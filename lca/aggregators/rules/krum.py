@@ -173,24 +173,29 @@ def medoid(
     power = 1
   between = geometry.distances(gram, distance, power)
   bad = geometry.rejected_rows(gram)
-  if (distance, power) == ('euclidean', 1):
-    between = _beside_a_middle_one(between, bad)
+  if distance == 'cosine' or (distance, power) == ('euclidean', 1):
+    between = _beside_a_middle_one(between, bad, distance)
   # Divided before they are summed: many distances near the limit overflow.
   scores = jnp.sum(jnp.where(bad, 0, between / len(gram)), axis=1)
   return select_lowest(gram, jnp.where(bad, jnp.inf, scores), 1)
 
 
-def _beside_a_middle_one(between: jax.Array, bad: jax.Array) -> jax.Array:
+def _beside_a_middle_one(
+  between: jax.Array, bad: jax.Array, distance: geometry.Distance
+) -> jax.Array:
   r"""Distances less those of a row r in the middle, which rank the same.
 
   .. math:: |d_{ij} - d_{rj}| \le d_{ir}
 
   Beside a row j far away it is rounding alone that breaks this, and would hide
-  all the other distances.
+  all the other distances. Under the cosine it holds of the distances' roots:
+  beside a zero row nothing is left.
   """
   middle = order_statistics.sort(between)[:, jnp.sum(~bad) // 2]
   r = jnp.argmin(middle)
   within = between[:, r, None]
+  if distance == 'cosine':
+    within = jnp.sqrt(within) * (jnp.sqrt(between) + jnp.sqrt(between[r]))
   return jnp.clip(between - between[r], -within, within)
 
 

@@ -17,7 +17,7 @@ from lca.typing import PyTree
 Normalize = Literal['sum', 'max']
 Divisor = Literal['past', 'window']
 
-_EPSILON = 1e-6  # of the largest mean norm: what a constant layer varies by
+_EPSILON = 1e-6  # of the largest mean norm: added to every layer's deviation
 
 
 class LegatoState(NamedTuple):
@@ -71,10 +71,11 @@ def legato(
   the whole update) is left out of its round, or it would spoil m of them; with
   nobody left the update is NaN and nothing is logged.
 
-  Until two rounds are logged, and with a window of 1, it is the mean. A layer
-  whose norms do not vary counts as varying by 1e-6 of the largest layer's mean
-  norm. It is then by far the most robust one, whatever it holds: next to a
-  layer whose gradient is always zero, the others' factors sum to almost 0.
+  Until two rounds are logged, and with a window of 1, it is the mean. To the
+  deviation of every layer 1e-6 of the largest layer's mean norm is added, for
+  a layer whose norms do not vary to have one. It is then by far the most robust
+  one, whatever it holds: next to a layer whose gradient is always zero, the
+  others' factors sum to almost 0.
 
   Promise (docs/rules.md): none.
 
