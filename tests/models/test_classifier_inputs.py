@@ -8,12 +8,13 @@ import pytest
 from flax import linen as nn
 
 import lca
-from lca import attacks
 from lca import data as datasets
 from lca.federated.clients import LocalTraining
-from lca.federated.placement import clients_mesh
+from lca.federated.placement import Placement, clients_mesh
+from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.simulation import Population, Simulation
+from lca.federated.round import Server
+from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier
 
 KEY = key_for(0, Purpose.INIT)
@@ -409,13 +410,12 @@ def test_clients_learn_from_any_inputs(module, draw, options):
       batch_size=10,
       local_epochs=3,
     ),
-    attack=attacks.NO_ATTACK,
-    aggregator=lca.stateless(lca.mean, weights=None),
-    optimizer=optax.sgd(1.0),
+    server=Server(
+      aggregator=lca.stateless(lca.mean, weights=None),
+      optimizer=optax.sgd(1.0),
+    ),
     seed=0,
-    mesh=clients_mesh(1),
-    chunk_size=1,
-    eval_batch_size=50,
+    placement=Placement(clients_mesh(1), 1, 50),
   )
   state = simulation.init()
   before = simulation.evaluate(state)['test_loss']
