@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import jax
+from jax.core import Tracer
 
 Check = Callable[[str, Any], Any]
 """`(name, value) -> value`, converted; raises a ValueError naming both."""
@@ -16,7 +16,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
   """A finite number in `[low, high]`; of a traced one nothing is asked."""
 
   def check(name, value):
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
       return value
     try:
       found = float(value)
@@ -34,7 +34,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
 def positive(name: str, value: Any) -> float:
   """A finite number above 0; of a traced one nothing is asked."""
   found = number()(name, value)
-  if not isinstance(found, jax.core.Tracer) and found <= 0:
+  if not isinstance(found, Tracer) and found <= 0:
     raise ValueError(f'{name} must be above 0, got {found}')
   return found
 

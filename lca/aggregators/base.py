@@ -359,6 +359,8 @@ def explain(rule: Any) -> Any:
 
 def rule_name(rule: Callable[..., Any]) -> str:
   """Returns the name that messages give a rule."""
+  if isinstance(rule, functools.partial):
+    return rule_name(rule.func)
   return getattr(rule, '__name__', None) or repr(rule)
 
 

@@ -100,9 +100,7 @@ def _take_pre_aggregators(
   return steps, {k: v for k, v in keys.items() if k not in others}
 
 
-def _in_distance(
-  rule: Callable[..., Any], keys: dict[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _in_distance(rule: Any, keys: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
   """Returns the rule in the distance that the keys name, and its other keys."""
   takes = set(inspect.signature(rule).parameters)
   clip = {k: keys[k] for k in _CLIP_KEYS if k in keys and k not in takes}

@@ -1,5 +1,6 @@
 """Pre-aggregation: one rule after the other, on mixed rows."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -71,9 +72,15 @@ def chain(*steps: Any) -> Any:
     return steps[0]
   if isinstance(steps[-1], Aggregator):
     return _before_aggregator(steps[:-1], steps[-1])
-  if all(isinstance(step, GramRule) and step.weighs_rows for step in steps):
+  rules = [_unbound(step) for step in steps]
+  if all(isinstance(rule, GramRule) and rule.weighs_rows for rule in rules):
     return _mixed_chain(steps)
   return Chain(steps)
+
+
+def _unbound(step):
+  """Returns the rule of which `functools.partial` has bound arguments."""
+  return step.func if isinstance(step, functools.partial) else step
 
 
 def _named(steps):
@@ -120,18 +127,22 @@ def _mixed_chain(steps):
   """
   *before, last = steps
 
+  def verdict_of(step, gram, hyper):
+    bound = getattr(step, 'keywords', {})
+    return _unbound(step).weigh(gram, **bound, **_given(step, hyper))
+
   def weigh(gram, **hyper):
     signature.bind(gram, **hyper)
     rejected = geometry.rejected_rows(gram)
     rows = jnp.eye(len(gram), dtype=gram.dtype)  # made so far, of those sent
     for step in before:
-      weights = step.weigh(gram, **_given(step, hyper)).scaled_weights
+      weights = verdict_of(step, gram, hyper).scaled_weights
       weights, lost = _without_lost(weights, rejected)
       rows = sums.dot(weights, rows)
       gram = geometry.without_rejected(gram, rejected)
       gram = geometry.gram_of_sums(weights, gram, lost)
       rejected = lost
-    verdict = last.weigh(gram, **_given(last, hyper))
+    verdict = verdict_of(last, gram, hyper)
     weights, lost = _without_lost(verdict.scaled_weights, rejected)
     weights = jnp.where(lost[..., None], jnp.nan, sums.dot(weights, rows))
     return Verdict(weights)
@@ -148,7 +159,7 @@ def _needs(steps):
   The norm of a sum of rows depends on the rows' inner products, the norm of a
   scaled row on its own norm alone.
   """
-  first, *later = steps
+  first, *later = map(_unbound, steps)
   if not later or (after := _needs(later)) == 'nothing':
     return first.needs
   if first.combine is mix_rows:

@@ -1,6 +1,7 @@
 """`chain`."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -176,3 +177,13 @@ def test_cases_run_without_nnm():
   x = pool.stack('leaf', 11)
   mixed, _ = run_after_nnm(case, 4)(x, {})
   assert not np.allclose(mixed, run_rule(case, 11)(x, {})[0])
+
+
+def test_bound_steps_are_combined_on_the_gram_matrix():
+  x = jax.tree.map(jnp.asarray, pool.stack('pair', 11))
+  chain = lca.chain(functools.partial(lca.nnm, f=3), lca.krum)
+  assert isinstance(chain, type(lca.chain(lca.nnm, lca.krum)))
+  assert chain.__name__ == 'chain(nnm, krum)'
+  assert list(inspect.signature(chain).parameters)[:2] == ['updates', 'f']
+  want = lca.krum(lca.nnm(x, f=3), f=1)
+  jax.tree.map(CLOSE, chain(x, f=1), want)
