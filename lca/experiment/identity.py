@@ -31,6 +31,7 @@ _ADDED_LATER = {
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',
+  'attack.changes': 'mean',
   'model.initial_weights': 'lecun_normal',
 }
 

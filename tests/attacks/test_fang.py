@@ -17,6 +17,7 @@ from attack_cases import (
 )
 
 import lca
+from lca import attacks
 
 
 def fang_strength(rows, byzantine, f, threshold=1e-5):
@@ -115,3 +116,46 @@ def test_fang_trimmed_mean_holds_the_aggregate_back(rule):
   honest = jax.tree.map(lambda x: x[~byzantine], tree)
   calm = flat_update(lca.median(honest))
   assert np.mean(signs * attacked < signs * calm) > 0.9
+
+
+def lowest_row(updates):
+  """An aggregate whose signs are not the mean's: the first row, turned."""
+  return jax.tree.map(lambda x: -x[0], updates)
+
+
+def test_fang_krum_may_push_against_the_servers_own_change():
+  tree, byzantine = stack(), mask(11, 2)
+  attacked = attacks.fang_krum(
+    tree, byzantine=byzantine, f=2, aggregate=lowest_row, changes='aggregate'
+  )
+  pushed = flat(attacked)[byzantine]
+  signs = np.sign(flat(tree)[0])  # against minus the first row
+  np.testing.assert_array_equal(np.sign(pushed), np.tile(signs, (2, 1)))
+
+
+def test_fang_trimmed_mean_may_push_against_the_servers_own_change():
+  tree, byzantine = stack(), mask(11, 2)
+  attacked = attacks.fang_trimmed_mean(
+    tree,
+    byzantine=byzantine,
+    key=jax.random.key(0),
+    aggregate=lowest_row,
+    changes='aggregate',
+  )
+  rows, honest = flat(attacked)[byzantine], flat(tree)[~byzantine]
+  falls = flat(tree)[0] > 0  # where minus the first row goes down
+  assert np.all(rows[:, falls] >= honest.max(axis=0)[falls])
+  assert np.all(rows[:, ~falls] <= honest.min(axis=0)[~falls])
+
+
+@pytest.mark.parametrize('name', ['fang_krum', 'fang_trimmed_mean'])
+def test_the_servers_own_change_is_asked_for(name):
+  own = {'f': 2} if name == 'fang_krum' else {}
+  with pytest.raises(TypeError, match='needs a function aggregate'):
+    getattr(attacks, name)(
+      stack(),
+      byzantine=mask(11, 2),
+      key=jax.random.key(0),
+      changes='aggregate',
+      **own,
+    )

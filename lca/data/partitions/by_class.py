@@ -178,6 +178,8 @@ def dirichlet(
   direction: for every *client* its mix of classes, from a Dirichlet around the
   mix of the whole data set, and give all clients the same number of examples.
   There alpha skews the mix alone, and the same alpha means another partition.
+  FedLab has both directions: by class, drawn again until no client is too
+  small, where its partition is not balanced, and by client where it is.
 
   Args:
     labels: [N] class numbers.
