@@ -31,7 +31,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
   return check
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any) -> Any:
   """A finite number above 0; of a traced one nothing is asked."""
   found = number()(name, value)
   if not isinstance(found, Tracer) and found <= 0:

@@ -13,7 +13,7 @@ would overflow. A rejected row keeps its place: its distances and its norm are
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,8 @@ def grams(layers: Sequence[Updates]) -> Gram:
   """
   for layer in layers:
     num_clients(layer)
-  return inner_products.of_layers([jax.tree.leaves(layer) for layer in layers])
+  leaves = [jax.tree.leaves(layer) for layer in layers]
+  return cast(Gram, inner_products.of_layers(leaves))
 
 
 def norms_gram(updates: Updates) -> Gram:

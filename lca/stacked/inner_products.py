@@ -193,7 +193,7 @@ def differences(gram: jax.Array) -> jax.Array:
   return jnp.where((square > 0) & most, shifted, gram.products)
 
 
-def without(gram: jax.Array, rows: jax.Array) -> jax.Array:
+def without(gram: Any, rows: jax.Array) -> Any:
   """The matrix with zeros in the rows and columns of a mask, `[n]`."""
   if not isinstance(gram, GramMatrix):
     return jnp.where(rows[:, None] | rows, 0, gram)
@@ -205,9 +205,7 @@ def without(gram: jax.Array, rows: jax.Array) -> jax.Array:
   )
 
 
-def gram_of_sums(
-  weights: jax.Array, gram: jax.Array, lost: jax.Array
-) -> jax.Array:
+def gram_of_sums(weights: jax.Array, gram: Any, lost: jax.Array) -> Any:
   """The inner products of weighted sums of the rows.
 
   Args:

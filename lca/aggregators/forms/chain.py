@@ -78,7 +78,7 @@ def chain(*steps: Any) -> Any:
   return Chain(steps)
 
 
-def _unbound(step):
+def _unbound(step: Any) -> Any:
   """Returns the rule of which `functools.partial` has bound arguments."""
   return step.func if isinstance(step, functools.partial) else step
 
