@@ -161,7 +161,7 @@ def _define_flags() -> None:
   flags.DEFINE_string(
     'config',
     str(_CONFIGS / 'digits.py'),
-    'SETTING.py:PRESET,PRESET; see configs/common.py for keys and presets. '
+    'SETTING.py:PRESET,PRESET; see configs/common.py for the presets. '
     '--config.KEY=VALUE sets a key.',
   )
   command_line.define_load()
