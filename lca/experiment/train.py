@@ -86,7 +86,8 @@ def train_and_evaluate(
   """Runs a config in a directory, or goes on with the run that it holds.
 
   Args:
-    config: nested dicts or a ConfigDict; see `lca.experiment.sections` for the keys.
+    config: nested dicts or a ConfigDict; see `lca.experiment.sections` for the
+      keys.
     workdir: of the run; see `lca.experiment.rundir` for what it will hold.
 
   Returns:
@@ -108,7 +109,8 @@ def set_up(
   nothing has been found wrong.
 
   Args:
-    config: nested dicts or a ConfigDict; see `lca.experiment.sections` for the keys.
+    config: nested dicts or a ConfigDict; see `lca.experiment.sections` for the
+      keys.
     workdir: of the run.
     jobs: processes that share the host's memory, this one included.
 
