@@ -122,8 +122,8 @@ class RunDirectory(contextlib.AbstractContextManager):
         pass
     except OSError as error:
       raise type(error)(
-        f'cannot write into {existing} ({error.strerror}): choose another '
-        '--workdir'
+        f'{self.path}: cannot write into {existing} ({error.strerror}); choose '
+        'another --workdir'
       ) from None
 
   @property
