@@ -545,7 +545,8 @@ def test_explain_gives_what_was_decided(hyper):
   trees[2] = with_row(trees[2], 5, np.nan)
   layers = NUM_LEAVES if hyper.by == 'leaf' else NUM_MODULES
   for i, (_, state, info) in enumerate(run(hyper, trees)):
-    assert sorted(info) == ['rejected', 'weights']
+    assert sorted(info) == ['factors', 'rejected', 'weights']
+    EQUAL(info['factors'], state.factors)
     rejected = np.arange(N) == (5 if i == 2 else -1)
     EQUAL(info['rejected'], rejected)
     share = ~rejected / np.sum(~rejected)
