@@ -56,11 +56,13 @@ _NOT_PARTITION = (
 
 
 def _rule(rule: Mapping[str, Any]) -> str:
-  before = f'{", ".join(rule["pre"])}, then ' if rule.get('pre') else ''
+  steps = rule.get('pre', ())
+  before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
   scope = rule.get('scope', 'model')
   of = 'the model' if scope == 'model' else f'each {scope}'
-  keys = _options(rule, ['scope', 'pre'])
-  return f'{before}{rule["name"]} of {of}{keys}'
+  keys = _options(rule, ['scope', 'pre', *steps])
+  then = f'{", ".join(before)}, then ' if before else ''
+  return f'{then}{rule["name"]} of {of}{keys}'
 
 
 def _attack(attack: Mapping[str, Any], population: Population) -> str:

@@ -151,12 +151,12 @@ class Stopping:
     if again:
       os._exit(STOPPED)
     if not self():
-      self._asked.set()
       print(
         'stopping after this round; a second signal ends it at once, and so '
         f'do {self._grace:g} seconds',
         flush=True,
       )
+      self._asked.set()  # only now: the process may end right after
       end = threading.Timer(self._grace, os._exit, (STOPPED,))
       end.daemon = True
       end.start()

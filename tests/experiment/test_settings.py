@@ -92,7 +92,7 @@ def test_an_unknown_key_names_the_nearest(key, near, monkeypatch):
   *path, last = key.split('.')
   section = wrong[path[0]] if path else wrong
   section[last] = 1
-  message = f"takes no {last}; did you mean '{near}'"
+  message = rf"takes no \['{last}'\]; did you mean '{near}'"
   with pytest.raises(TypeError, match=message):
     settings.from_config(wrong)
   with pytest.raises(TypeError, match=message):
@@ -224,7 +224,7 @@ def test_a_line_of_what_runs():
     'clients, 1 in a round; cnn on digits, iid; 15 of 20 clients a round'
   )
   (line,) = lines_of(config('nnm,median,dirichlet'))
-  assert line.startswith('nnm, then median of the model (f=1, ')
+  assert line.startswith('nnm (f=1), then median of the model (median=')
   assert 'no attack; cnn on digits, dirichlet (alpha=0.5)' in line
 
 

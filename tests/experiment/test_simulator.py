@@ -261,15 +261,23 @@ def test_the_servers_options(dataset, result):
 @pytest.mark.parametrize(
   ('options', 'error', 'message'),
   [
-    ({'num_round': 3}, TypeError, "no num_round; did you mean 'num_rounds'"),
-    ({'attak': None}, TypeError, "no attak; did you mean 'attack'"),
-    ({'eval': {'evry': 2}}, TypeError, "takes no evry; did you mean 'every'"),
-    ({'crp': 2}, TypeError, "takes no crp; did you mean 'crop'"),
+    (
+      {'num_round': 3},
+      TypeError,
+      r"\['num_round'\]; did you mean 'num_rounds'",
+    ),
+    ({'attak': None}, TypeError, r"no \['attak'\]; did you mean 'attack'"),
+    (
+      {'eval': {'evry': 2}},
+      TypeError,
+      r"\['evry'\]; did you mean 'every'",
+    ),
+    ({'crp': 2}, TypeError, r"takes no \['crp'\]; did you mean 'crop'"),
     ({'crop': 9}, ValueError, r'no middle of model\.crop=9'),
     ({'num_byzantine': 2}, ValueError, 'num_byzantine=2, but attack=None'),
     ({'f': 9}, ValueError, 'krum needs .* got n=6, f=9'),
     ({'f': 1, 'aggregator': {'f': 1}}, TypeError, 'f is given twice'),
-    ({'g': 1}, TypeError, 'takes no g'),
+    ({'g': 1}, TypeError, r"takes no \['g'\]"),
     ({'learning_rate': 0.0}, ValueError, r'^client\.learning_rate must be'),
     ({'server_learning_rate': 0.0}, ValueError, r'^server\.learning_rate must'),
     (
