@@ -112,7 +112,7 @@ def test_inputs_come_to_the_model_as_they_are(kind):
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
 def test_blocks_are_cut_by_bytes(dtype, monkeypatch):
-  split = Examples(np.zeros((60, 5), dtype), np.zeros(60, int))
+  split = datasets.Split(np.zeros((60, 5), dtype), np.zeros(60, int))
   each = 5 * np.dtype(dtype).itemsize
   monkeypatch.setattr(evaluation, 'BLOCK_BYTES', 20 * each)
   blocks = evaluation.make_blocks(split, clients_mesh(2), 5)

@@ -203,7 +203,7 @@ def test_jobs_share_the_machine(monkeypatch):
 def test_a_run_that_does_not_fit_is_an_error_before_it_starts(
   tmp_path, monkeypatch
 ):
-  from test_train import config
+  from run_files import config
 
   monkeypatch.setattr(plan, 'memory_limit', lambda mesh, jobs: 1000.0)
   with pytest.raises(ValueError, match='into the 1 kB of a device'):
