@@ -116,7 +116,7 @@ class Registry(dict[str, F]):
       ValueError: the function is unknown.
       TypeError: an option that it does not take, or one that it lacks.
     """
-    check_options(f'{self.kind} {name}', self.parameters(name), given)
+    check_options(f'{self.kind} {name!r}', self.parameters(name), given)
 
 
 def options_of(
@@ -159,11 +159,12 @@ def check_options(
   if others := sorted(given - parameters.keys()):
     near = ''.join(_near(name, parameters) for name in others)
     raise TypeError(
-      f'{who} takes no {others};{near} it takes {sorted(parameters)}'
+      f'{who} takes no {", ".join(others)};{near} it takes: '
+      f'{", ".join(sorted(parameters)) or "nothing"}'
     )
   required = {k for k, p in parameters.items() if p.default is REQUIRED}
   if lacking := sorted(required - given):
-    raise TypeError(f'{who} needs {lacking}')
+    raise TypeError(f'{who} needs {", ".join(lacking)}')
 
 
 def type_of(parameter: inspect.Parameter) -> type | None:

@@ -92,7 +92,7 @@ def test_an_unknown_key_names_the_nearest(key, near, monkeypatch):
   *path, last = key.split('.')
   section = wrong[path[0]] if path else wrong
   section[last] = 1
-  message = rf"takes no \['{last}'\]; did you mean '{near}'"
+  message = f"takes no {last}; did you mean '{near}'"
   with pytest.raises(TypeError, match=message):
     settings.from_config(wrong)
   with pytest.raises(TypeError, match=message):
