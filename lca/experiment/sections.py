@@ -258,7 +258,7 @@ which type the key is otherwise.
 
 
 ATTACKERS = {'num_attackers': None, 'sampled': False}
-"""Who attacks, where the section `attack` does not say: a fifth of the clients,
+"""The attackers where the section `attack` names none: a fifth of the clients,
 of which as many take part in a round as its `num_byzantine`."""
 
 

@@ -1,4 +1,4 @@
-"""What one client does in a round: its training, its gradient, its momentum.
+"""One client's part of a round: its training, its gradient, its momentum.
 
 Clients hold different numbers of examples, in arrays padded to the same length
 `S`. Padding never changes a result: the last batch of an epoch is short, as in

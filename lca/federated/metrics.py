@@ -1,4 +1,4 @@
-"""What is measured of a round: one function a metric, in the order of columns.
+"""The metrics of a round: one function each, in the order of columns.
 
 A metric is a function of what a round has `Seen`. It returns a number, or
 `[layers]` numbers, or None in a run that the metric does not apply to. To add
@@ -26,7 +26,7 @@ from lca.typing import PyTree, Update, Updates
 
 
 class Seen(NamedTuple):
-  """What is known at the end of a round, of `n` clients.
+  """Holds all that is known of `n` clients at the end of a round.
 
   Attributes:
     losses: `[n]`, the clients' mean training losses in nats.

@@ -21,7 +21,7 @@ BATCH_STATS = ('rule', 'mean', 'server')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-  """What happens between the clients' updates and the model, in every round.
+  """Takes the clients' updates to the model, in every round alike.
 
   Attributes:
     aggregator: of the updates.
@@ -78,7 +78,7 @@ class Server:
 
 
 class ServerState(NamedTuple):
-  """What the server carries from round to round.
+  """Holds all that the server carries from round to round.
 
   Attributes:
     variables: of the model, a Flax dict with `'params'` and maybe
@@ -96,7 +96,7 @@ class ServerState(NamedTuple):
 
 
 class Sent(NamedTuple):
-  """What a round's training has computed.
+  """Holds the results of a round's training.
 
   Attributes:
     updates: of the `n` clients, stacked `[n, ...]`, like the variables.

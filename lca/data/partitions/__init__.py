@@ -1,4 +1,4 @@
-"""Who holds which training examples.
+"""Partitions: which client holds which training examples.
 
 A partition takes the labels of the training split, the number of clients, a
 seed and options of its own, and returns the example indices of each client;
