@@ -283,6 +283,7 @@ class ExplainedUpdate:
         what the round brings, by the names of `ROUND_BRINGS`.
       takes_scope: see the class.
     """
+    functools.update_wrapper(self, function)  # who made it, for descriptions
     self._function, self.takes_scope = function, takes_scope
 
   def __call__(

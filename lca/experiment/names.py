@@ -51,11 +51,10 @@ def of_aggregator(aggregator: Aggregator) -> Keys:
     >>> of_aggregator(lca.centered_clip(threshold=3.0))['name']
     'centered_clip'
   """
-  update = getattr(aggregator.update, 'explain', aggregator.update)
-  held = _closure(update)
+  held = _closure(aggregator.update)
   if callable(held.get('rule')) and 'hyper' in held:  # of lca.stateless
     return of_rule(held['rule']) | plain(held['hyper'])
-  return _made(update)
+  return _made(aggregator.update)
 
 
 def of_attack(attack: Attack) -> Keys:

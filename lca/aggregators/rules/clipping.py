@@ -174,8 +174,8 @@ def centered_clip(
     >>> state = aggregator.init(jnp.zeros(1))
     >>> updates = jnp.array([[1.], [.5], [1e9]])
     >>> update, state = aggregator.update(updates, state)
-    >>> print(update)
-    [0.8333333]
+    >>> print(update.round(4))
+    [0.8333]
 
   References:
     Karimireddy, He and Jaggi, Learning from history for Byzantine robust

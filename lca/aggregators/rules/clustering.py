@@ -19,12 +19,15 @@ from lca.aggregators.rules.selection import average, check_integers
 from lca.stacked import geometry, sums
 from lca.typing import Update, Updates
 
+_ROUNDING = 8  # times eps: so far apart are averages that would be equal
+
 
 def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
   """The larger of two clusters by average linkage.
 
   Clusters whose members are the least far apart on average are joined until
-  two are left; in a tie those that hold the lowest index.
+  two are left; in a tie, which rounding does not break, those that hold the
+  lowest index.
 
   Args:
     distances: `[n, n]`.
@@ -34,7 +37,7 @@ def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
     `[n]` mask of its members; of two that are equally large, the one that
     holds the lowest index.
   """
-  n = len(distances)
+  n, eps = len(distances), jnp.finfo(distances.dtype).eps
   distances = jnp.minimum(distances, distances.T)  # symmetric to the last bit
   apart = jnp.eye(n, dtype=bool) | absent[:, None] | absent
   start = (
@@ -45,7 +48,8 @@ def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
 
   def join(carry):
     between, sizes, members = carry
-    i, j = jnp.divmod(jnp.argmin(between), n)  # i < j, as it is symmetric
+    tied = between <= jnp.min(between) * (1 + _ROUNDING * eps)
+    i, j = jnp.divmod(jnp.argmax(tied), n)  # i < j, as it is symmetric
     both = sizes[i] * between[i] + sizes[j] * between[j]
     average = (both / (sizes[i] + sizes[j])).at[jnp.array([i, j])].set(jnp.inf)
     between = between.at[i].set(average).at[:, i].set(average)

@@ -109,7 +109,7 @@ def multi_krum(
   Examples:
     >>> import jax.numpy as jnp, lca
     >>> updates = jnp.array([[1.], [1.1], [1.2], [0.8], [99.]])
-    >>> print(lca.multi_krum(updates, f=1, m=3))
+    >>> print(lca.multi_krum(updates, f=1, m=3).round(4))
     [1.1]
 
   References:

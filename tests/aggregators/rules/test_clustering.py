@@ -11,6 +11,7 @@ import pytest
 from stateful_cases import Oracle
 
 import lca
+from lca.aggregators.rules.clustering import larger_cluster
 
 # Similarity, trust, signs --------------------------------------------------
 
@@ -100,6 +101,20 @@ def test_clipped_clustering_takes_the_larger_cluster():
   # Of two as large, the one with client 0.
   _, _, info = lca.explain(pair)(x[:4].at[3].set(x[4]), pair.init(x[0]))
   assert np.flatnonzero(info['selected']).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_rounding_breaks_no_ties(seed):
+  """Clients on a grid, at distances of which many are the same."""
+  rng = np.random.default_rng(seed)
+  places = rng.integers(0, 5, size=(11, 2))
+  apart = np.linalg.norm(places[:, None] - places, axis=-1)
+  absent = jnp.zeros(11, bool)
+  want = larger_cluster(jnp.float32(apart), absent)
+  for _ in range(10):
+    rounded = apart * (1 + rng.uniform(-1e-7, 1e-7, apart.shape))
+    got = larger_cluster(jnp.float32(rounded), absent)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_rejected_norms_do_not_count():
