@@ -58,6 +58,9 @@ class Registry(dict[str, F]):
   def register(self, function: F | None = None, *, name: str | None = None):
     """Adds a function; usable as a decorator, with or without a name.
 
+    A function that is defined again, as when a notebook's cell runs twice,
+    takes the place of its former self.
+
     Args:
       function: the one to add.
       name: its name in configs; None is the function's own.
@@ -71,7 +74,7 @@ class Registry(dict[str, F]):
     if function is None:
       return lambda function: self.register(function, name=name)
     name = name or function.__name__
-    if self.get(name, function) is not function:
+    if _origin(self.get(name, function)) != _origin(function):
       raise ValueError(f'there is another {self.kind} {name!r} already')
     self[name] = function
     return function
@@ -204,6 +207,12 @@ def unknown(kind: str, name: str, known: Mapping[str, Iterable[str]]) -> str:
     return f'{start} {", ".join(sorted(names))}'
   lines = [f'  {k}: {", ".join(sorted(names))}' for k, names in known.items()]
   return '\n'.join([start, *lines])
+
+
+def _origin(function: Callable[..., Any]) -> Any:
+  """Returns where a function was defined, or itself where it does not tell."""
+  name = getattr(function, '__qualname__', None)
+  return (function.__module__, name) if name else function
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Aggregation rules over stacked pytrees, their combinators, and `make`."""
 
+from lca.aggregators import rules
 from lca.aggregators.base import (
   ROUND_BRINGS,
   Aggregator,
@@ -13,41 +14,9 @@ from lca.aggregators.base import (
 from lca.aggregators.forms import cosine, layerwise, stateless
 from lca.aggregators.forms.chain import chain
 from lca.aggregators.make import make
-from lca.aggregators.rules import (
-  AGGREGATORS,
-  PRE_AGGREGATORS,
-  RULES,
-  LegatoState,
-  arc,
-  bucketing,
-  bulyan,
-  bulyan_trimmed,
-  caf,
-  centered_clip,
-  cge,
-  clip_to_median_norm,
-  clipped_clustering,
-  dnc,
-  fltrust,
-  foolsgold,
-  geometric_median,
-  krum,
-  lasa,
-  legato,
-  mda,
-  meamed,
-  mean,
-  median,
-  medoid,
-  monna,
-  multi_krum,
-  nnm,
-  sign_guard,
-  sign_majority,
-  smea,
-  static_clip,
-  trimmed_mean,
-)
+from lca.aggregators.rules import *
+from lca.aggregators.rules import AGGREGATORS, PRE_AGGREGATORS, RULES
+from lca.aggregators.rules.legato import LegatoState
 from lca.stacked.layer_norms import normalized_norms
 from lca.stacked.trees import Scope, layer_names
 
@@ -63,42 +32,14 @@ __all__ = [
   'Rule',
   'Scope',
   'Verdict',
-  'arc',
-  'bucketing',
-  'bulyan',
-  'bulyan_trimmed',
-  'caf',
-  'centered_clip',
-  'cge',
   'chain',
-  'clip_to_median_norm',
-  'clipped_clustering',
   'cosine',
-  'dnc',
   'explain',
-  'fltrust',
-  'foolsgold',
-  'geometric_median',
   'gram_rule',
-  'krum',
-  'lasa',
   'layer_names',
   'layerwise',
-  'legato',
   'make',
-  'mda',
-  'meamed',
-  'mean',
-  'median',
-  'medoid',
-  'monna',
-  'multi_krum',
-  'nnm',
   'normalized_norms',
-  'sign_guard',
-  'sign_majority',
-  'smea',
   'stateless',
-  'static_clip',
-  'trimmed_mean',
 ]
+__all__ += rules.__all__

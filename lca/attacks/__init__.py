@@ -60,3 +60,21 @@ __all__ = [
   'update_attack',
   'zero',
 ]
+
+for _attack in (
+  alie,
+  constant,
+  fall_of_empires,
+  fang_krum,
+  fang_trimmed_mean,
+  gaussian,
+  label_flipping,
+  mimic,
+  min_max,
+  min_sum,
+  non_finite,
+  optimized,
+  sign_flip,
+  zero,
+):
+  ATTACKS.register(_attack)

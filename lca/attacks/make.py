@@ -1,41 +1,17 @@
 """From the keys of a config to an Attack."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lca.attacks.base import NO_ATTACK, ROUND_BRINGS, Attack, from_function
-from lca.attacks.collusion import alie, fall_of_empires, mimic, sign_flip
-from lca.attacks.distance import min_max, min_sum
-from lca.attacks.fang import fang_krum, fang_trimmed_mean
-from lca.attacks.labels import label_flipping
-from lca.attacks.noise import constant, gaussian, non_finite, zero
-from lca.attacks.optimized import optimized
 from lca.registry import Registry, unknown
 
-ATTACKS = Registry(
-  'attack',
-  (
-    alie,
-    constant,
-    fall_of_empires,
-    fang_krum,
-    fang_trimmed_mean,
-    gaussian,
-    label_flipping,
-    mimic,
-    min_max,
-    min_sum,
-    non_finite,
-    optimized,
-    sign_flip,
-    zero,
-  ),
-  brought=ROUND_BRINGS,
-  of_data=True,
+ATTACKS: Registry[Callable[..., Any]] = Registry(
+  'attack', brought=ROUND_BRINGS, of_data=True
 )
 """Functions of the updates, `(updates, *, byzantine, ...) -> updates`, and
-functions of options that return an Attack."""
+functions of options that return an Attack; `lca.attacks` fills it."""
 
 POPULATION_KEYS = ('num_attackers', 'num_byzantine', 'sampled')
 

@@ -2,7 +2,8 @@
 
 `RULES` are functions of the updates, `PRE_AGGREGATORS` those of them that make
 updates again, and `AGGREGATORS` functions of hyper-parameters that return an
-Aggregator with a state. A new rule is entered here.
+Aggregator with a state. A new rule is entered here alone: `lca` and
+`lca.aggregators` export all that `__all__` names.
 """
 
 from lca.aggregators.base import ROUND_BRINGS
@@ -24,7 +25,7 @@ from lca.aggregators.rules.coordinates import (
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
 from lca.aggregators.rules.lasa import lasa
-from lca.aggregators.rules.legato import LegatoState, legato
+from lca.aggregators.rules.legato import legato
 from lca.aggregators.rules.mean import mean
 from lca.aggregators.rules.mixing import bucketing, nnm
 from lca.aggregators.rules.spectral import caf, dnc
@@ -76,10 +77,6 @@ PRE_AGGREGATORS = Registry(
 """Functions from updates to updates."""
 
 __all__ = [
-  'AGGREGATORS',
-  'PRE_AGGREGATORS',
-  'RULES',
-  'LegatoState',
   'arc',
   'bucketing',
   'bulyan',
