@@ -56,7 +56,13 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   rule, keys = _in_distance(rule, keys)
   if name in RULES:
     if 'weights' in inspect.signature(rule).parameters:
-      _bind_weights(keys)
+      weights = keys.pop('weights', 'uniform')
+      if weights == 'uniform':
+        keys['weights'] = None
+      elif weights != 'examples':  # which come with each round
+        raise ValueError(
+          f"weights must be 'uniform' or 'examples', got {weights!r}"
+        )
     rule = chain(*before, rule)
     if scope != 'model':
       rule = layerwise(rule, by=scope)
@@ -116,14 +122,3 @@ def _in_distance(rule: Any, keys: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
   if clip:
     raise ValueError(f'{sorted(clip)} apply to the cosine distance alone')
   return rule, keys
-
-
-def _bind_weights(keys: dict[str, Any]) -> None:
-  """Binds equal weights; the examples' come with each round."""
-  weights = keys.pop('weights', 'uniform')
-  if weights == 'uniform':
-    keys['weights'] = None
-  elif weights != 'examples':
-    raise ValueError(
-      f"weights must be 'uniform' or 'examples', got {weights!r}"
-    )

@@ -67,15 +67,21 @@ def update_attack(
   """
 
   def decorate(function: Any) -> Any:
-    needs_key = _is_required(inspect.signature(function).parameters['key'])
+    default = inspect.signature(function).parameters['key'].default
+    needs_key = default is inspect.Parameter.empty
 
     def checked(updates, *, byzantine, key=None, **options):
       updates = jax.tree.map(jnp.asarray, updates)
-      byzantine = _checked_mask(byzantine, geometry.num_clients(updates))
+      n, mask = geometry.num_clients(updates), jnp.asarray(byzantine)
+      if mask.shape != (n,) or mask.dtype != bool:
+        raise ValueError(
+          f'byzantine must be a boolean mask [n] with n={n}, got '
+          f'{mask.dtype.name}{list(mask.shape)}'
+        )
       if key is None and needs_key:
         raise TypeError(f'{function.__name__} draws at random: it needs a key')
       options = _checked_options(attack, options)
-      return function(updates, byzantine=byzantine, key=key, **options)
+      return function(updates, byzantine=mask, key=key, **options)
 
     attack: Any = functools.wraps(function)(checked)
     attack.checks = checks
@@ -122,10 +128,6 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
   return Attack(keep_labels, on_updates)
 
 
-def _is_required(parameter):
-  return parameter.default is inspect.Parameter.empty
-
-
 def _checked_options(function, options):
   """The options, each converted by its check if it has one."""
   checks = getattr(function, 'checks', {})
@@ -136,16 +138,6 @@ def _checked_options(function, options):
     return value if unset else checks[name](name, value)
 
   return {n: checked(n, v) if n in checks else v for n, v in options.items()}
-
-
-def _checked_mask(byzantine, n):
-  mask = jnp.asarray(byzantine)
-  if mask.shape != (n,) or mask.dtype != bool:
-    raise ValueError(
-      f'byzantine must be a boolean mask [n] with n={n}, got '
-      f'{mask.dtype.name}{list(mask.shape)}'
-    )
-  return mask
 
 
 def replace(

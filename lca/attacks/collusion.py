@@ -129,17 +129,15 @@ def alie(
   honest = among.honest_rows(updates, byzantine)
   mean = among.mean(updates, honest)
   std = among.std(updates, honest, mean)
-  far = _largest_z(byzantine) if z is None else z
+  far = z
+  if far is None:
+    n, m = len(byzantine), jnp.sum(byzantine)
+    others = jnp.maximum(n - m, 1)
+    supporters = n // 2 + 1 - m
+    inside = jnp.clip(n - m - supporters, 0.5, others - 0.5)
+    far = ndtri(inside / others)
   rows = jax.tree.map(lambda m, s: m - far * s, mean, std)
   return replace(updates, byzantine, rows)
-
-
-def _largest_z(byzantine):
-  n, m = len(byzantine), jnp.sum(byzantine)
-  others = jnp.maximum(n - m, 1)
-  supporters = n // 2 + 1 - m
-  inside = jnp.clip(n - m - supporters, 0.5, others - 0.5)
-  return ndtri(inside / others)
 
 
 @update_attack(target=options.whole(0))
@@ -181,18 +179,13 @@ def mimic(
     raise ValueError(f'mimic needs target < n, got n={n}, target={target}')
   honest = among.honest_rows(updates, byzantine)
   if target is None:
-    chosen = _most_extreme(updates, honest)
+    centred = among.centred_gram(updates, honest, among.mean(updates, honest))
+    scale = jnp.max(jnp.diagonal(centred))  # eigh squares, and may overflow
+    _, vectors = jnp.linalg.eigh(centred / jnp.where(scale > 0, scale, 1))
+    chosen = jnp.argmax(jnp.where(honest, jnp.abs(vectors[:, -1]), -1))
   else:
     rank = jnp.cumsum(honest) - 1
     chosen = jnp.argmax(honest & (rank == jnp.minimum(target, rank[-1])))
   found = jnp.any(honest)
   rows = jax.tree.map(lambda x: jnp.where(found, x[chosen], 0), updates)
   return replace(updates, byzantine, rows)
-
-
-def _most_extreme(updates, honest):
-  """The row farthest out along the first principal direction."""
-  centred = among.centred_gram(updates, honest, among.mean(updates, honest))
-  scale = jnp.max(jnp.diagonal(centred))  # eigh squares, and may overflow
-  _, vectors = jnp.linalg.eigh(centred / jnp.where(scale > 0, scale, 1))
-  return jnp.argmax(jnp.where(honest, jnp.abs(vectors[:, -1]), -1))

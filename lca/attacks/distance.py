@@ -62,17 +62,14 @@ def min_max(
   mean = among.mean(updates, honest)
   p = _unit_direction(direction, updates, honest, mean)
   gram = among.centred_gram(updates, honest, mean, p)
-  squared = jnp.diagonal(gram)[:-1] - among.largest_distance(gram, honest) ** 2
-  roots = _larger_root(-gram[:-1, -1], squared)
+  # The larger root of x**2 + 2 b x + c, with c <= 0, without cancellation.
+  b = -gram[:-1, -1]
+  c = jnp.diagonal(gram)[:-1] - among.largest_distance(gram, honest) ** 2
+  c = jnp.minimum(c, 0)
+  root = jnp.sqrt(b * b - c)
+  roots = jnp.where(b > 0, -c / jnp.where(b > 0, b + root, 1), root - b)
   length = jnp.min(jnp.where(honest, roots, jnp.inf))
   return _send(updates, byzantine, mean, p, jnp.where(honest.any(), length, 0))
-
-
-def _larger_root(b, c):
-  """Of x**2 + 2 b x + c with c <= 0, without cancellation."""
-  root = jnp.sqrt(b * b + jnp.maximum(-c, 0))
-  below = jnp.where(b > 0, b + root, 1)
-  return jnp.where(b > 0, jnp.maximum(-c, 0) / below, root - b)
 
 
 @update_attack(direction=_direction)

@@ -85,8 +85,12 @@ def fang_krum(
   square = geometry.gram(geometry.one_client(signs))[0, 0]
 
   def refused(strength):
-    products, squared = -strength * along, strength**2 * square
-    sent = _with_copies(gram, byzantine, products, squared)
+    # The Gram matrix with copies of one row in the place of the Byzantine.
+    products = -strength * along
+    sent = jnp.where(byzantine[:, None], products, gram)
+    sent = jnp.where(byzantine, products[:, None], sent)
+    both = byzantine[:, None] & byzantine
+    sent = jnp.where(both, strength**2 * square, sent)
     weights = krum.weigh(sent, f=f).weights
     return (strength > threshold) & ~jnp.any(byzantine & (weights > 0))
 
@@ -105,13 +109,6 @@ def _change(changes, updates, honest, aggregate):
   return jax.tree.map(
     lambda x: x.astype(sums.wide(x.dtype)), aggregate(updates)
   )
-
-
-def _with_copies(gram, byzantine, products, square):
-  """The Gram matrix with copies of one row in the place of the Byzantine."""
-  mixed = jnp.where(byzantine[:, None], products, gram)
-  mixed = jnp.where(byzantine, products[:, None], mixed)
-  return jnp.where(byzantine[:, None] & byzantine, square, mixed)
 
 
 def _largest_strength(updates, gram, byzantine, honest):

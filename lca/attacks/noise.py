@@ -61,7 +61,14 @@ def gaussian(
     SGD, 2018; Varma et al., LEGATO, 2021, section V (`sigma` 20 to 200).
   """
   leaves, structure = jax.tree.flatten(updates)
-  chosen = _matching(updates, layers)
+  paths = layer_names(updates)
+  chosen = [
+    i
+    for i, path in enumerate(paths)
+    if layers is None or re.search(layers, path)
+  ]
+  if not chosen:
+    raise ValueError(f'layers={layers!r} is found in none of {paths}')
 
   def row(k, numbers):
     del k  # all leaves alike
@@ -72,17 +79,6 @@ def gaussian(
   for i, leaf in zip(chosen, rows, strict=True):
     leaves[i] = leaf
   return jax.tree.unflatten(structure, leaves)
-
-
-def _matching(tree, layers):
-  """Positions of the leaves in whose paths the expression is found."""
-  paths = layer_names(tree)
-  if layers is None:
-    return list(range(len(paths)))
-  chosen = [i for i, path in enumerate(paths) if re.search(layers, path)]
-  if not chosen:
-    raise ValueError(f'layers={layers!r} is found in none of {paths}')
-  return chosen
 
 
 @update_attack()

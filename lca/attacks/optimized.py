@@ -101,7 +101,11 @@ def optimized(
     return replace(updates, byzantine, jax.tree.map(at, start, step))
 
   def distance(strength):
-    return _distance(aggregate(attacked(strength)), mean)
+    update = aggregate(attacked(strength))
+    apart = jax.tree.map(lambda x, y: x.astype(y.dtype) - y, update, mean)
+    squared = geometry.gram(geometry.one_client(apart))[0, 0]
+    # An update that is not finite is infinitely far.
+    return jnp.where(jnp.isnan(squared), jnp.inf, jnp.sqrt(squared))
 
   return attacked(_best(distance, num_strengths, max_strength, batch_size))
 
@@ -119,13 +123,6 @@ def _line(direction, updates, honest, mean):
   return mean, jax.tree.map(
     lambda x: -spread.astype(x.dtype) * x, among.unit(mean)
   )
-
-
-def _distance(update, mean):
-  """Euclidean; infinite where the update is not finite."""
-  apart = jax.tree.map(lambda x, y: x.astype(y.dtype) - y, update, mean)
-  squared = geometry.gram(geometry.one_client(apart))[0, 0]
-  return jnp.where(jnp.isnan(squared), jnp.inf, jnp.sqrt(squared))
 
 
 def _best(distance, num, largest, batch_size):

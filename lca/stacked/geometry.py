@@ -209,36 +209,32 @@ def distances(
     ValueError: unknown distance or power, or a power without the Euclidean
       distance.
   """
-  if distance == 'euclidean':
-    between = _euclidean(gram, 2 if power is None else power)
-  elif distance == 'cosine' or callable(distance):
-    if power is not None:
-      raise ValueError(
-        f'power belongs to the Euclidean distance, got power={power} with '
-        f'distance={distance!r}'
-      )
-    between = distance(gram) if callable(distance) else _cosine(gram)
-  else:
+  if distance not in ('euclidean', 'cosine') and not callable(distance):
     raise ValueError(
       f"distance must be 'euclidean' or 'cosine', got {distance!r}"
     )
+  if power is not None and distance != 'euclidean':
+    raise ValueError(
+      f'power belongs to the Euclidean distance, got power={power} with '
+      f'distance={distance!r}'
+    )
+  if power not in (None, 1, 2, 4):
+    raise ValueError(f'power must be 1, 2 or 4, got {power}')
+
+  if callable(distance):
+    between = distance(gram)
+  elif distance == 'cosine':
+    zero = inner_products.diagonal(gram) == 0
+    between = inner_products.one_less_cosines(gram)
+    between = jnp.where(zero[:, None] ^ zero, 2, between)
+    between = jnp.where(zero[:, None] & zero, 0, between)
+  else:
+    between = inner_products.squared_distances(gram)
+    if power in (1, 4):
+      between = jnp.sqrt(between) if power == 1 else jnp.square(between)
   between = jnp.where(jnp.eye(len(gram), dtype=bool), 0, between)
   bad = rejected_rows(gram)
   return jnp.where(bad[:, None] | bad, jnp.inf, between)
-
-
-def _euclidean(gram: Gram, power: int) -> jax.Array:
-  if power not in (1, 2, 4):
-    raise ValueError(f'power must be 1, 2 or 4, got {power}')
-  squared = inner_products.squared_distances(gram)
-  return {1: jnp.sqrt, 2: jnp.asarray, 4: jnp.square}[power](squared)
-
-
-def _cosine(gram: Gram) -> jax.Array:
-  zero = jnp.diagonal(gram) == 0
-  apart = inner_products.one_less_cosines(gram)
-  apart = jnp.where(zero[:, None] ^ zero, 2, apart)
-  return jnp.where(zero[:, None] & zero, 0, apart)
 
 
 def median_norm(

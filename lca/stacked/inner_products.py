@@ -81,21 +81,19 @@ class GramMatrix:
     return repr(self.products)
 
 
-def _as_products(name):
-  def method(self, *others):
-    others = [getattr(x, 'products', x) for x in others]
-    return getattr(operator, name)(self.products, *others)
+def _as_products(name, turned=False):
+  """Returns a method that is an operator on the products."""
+
+  def method(*operands):
+    operands = [getattr(x, 'products', x) for x in operands]
+    return getattr(operator, name)(*operands[:: -1 if turned else 1])
 
   return method
 
 
-def _as_products_after(name):
-  return lambda self, other: getattr(operator, name)(other, self.products)
-
-
 for _name in ('add', 'sub', 'mul', 'truediv', 'matmul', 'pow'):
   setattr(GramMatrix, f'__{_name}__', _as_products(_name))
-  setattr(GramMatrix, f'__r{_name}__', _as_products_after(_name))
+  setattr(GramMatrix, f'__r{_name}__', _as_products(_name, turned=True))
 for _name in ('neg', 'abs', 'eq', 'ne', 'lt', 'le', 'gt', 'ge'):
   setattr(GramMatrix, f'__{_name}__', _as_products(_name))
 

@@ -220,7 +220,10 @@ def clipped_clustering(
     whole_rounds = jnp.arange(window) < window // len(gram) * len(gram)
     seen = jnp.concatenate([lengths, state])
     past = jnp.where(whole_rounds, seen[:window], jnp.inf)
-    limit = _median_of_finite(past)
+    # The median of the finite entries, or +inf if there are none; NaN, of
+    # states that were saved long ago, comes last in the order.
+    ordered, last = jnp.sort(past), jnp.sum(jnp.isfinite(past)) - 1
+    limit = ordered[last // 2] / 2 + ordered[(last + 1) // 2] / 2
     if threshold is not None:
       limit = jnp.minimum(limit, threshold)
     chosen = larger_cluster(geometry.distances(gram, 'cosine'), bad)
@@ -231,10 +234,3 @@ def clipped_clustering(
     return update, past, verdict.info(gram)
 
   return Aggregator(init, ExplainedUpdate(explain))
-
-
-def _median_of_finite(x: jax.Array) -> jax.Array:
-  """Returns the median of the finite entries; +inf if there are none."""
-  ordered = jnp.sort(x)  # NaN, of states that were saved long ago, comes last
-  last = jnp.sum(jnp.isfinite(x)) - 1
-  return ordered[last // 2] / 2 + ordered[(last + 1) // 2] / 2

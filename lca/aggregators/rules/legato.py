@@ -1,7 +1,6 @@
 """LEGATO: layers that vary over the rounds lean on their past."""
 
 import warnings
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -162,12 +161,14 @@ def legato(
       in_past = jnp.arange(window - 1) < logged - 1
       rounds = jnp.sum(in_past) if divisor == 'past' else window - 1
       history = geometry.mix(past, in_past / jnp.maximum(rounds, 1))
-      parts = zip(
-        factors, layers.split(mean), layers.split(history), strict=True
-      )
-      update = layers.join(
-        [jax.tree.map(_blend(w), *pair) for w, *pair in parts]
-      )
+
+      def blend(factor, new, old):  # line 20, on the means
+        return jax.tree.map(
+          lambda x, y: (factor * x + (1 - factor) * y).astype(x.dtype), new, old
+        )
+
+      parts = factors, layers.split(mean), layers.split(history)
+      update = layers.join(list(map(blend, *parts)))
       past = _with_round(past, mean, count % (window - 1), update)
     log = jax.tree.map(
       lambda new, old: jnp.where(anybody, new, old),
@@ -215,12 +216,3 @@ def _with_round(
     return ring.at[slot].set(jnp.where(jnp.isnan(of_it), ring[slot], new))
 
   return jax.tree.map(one, past, mean, update)
-
-
-def _blend(factor: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """Line 20, on the means."""
-
-  def blend(new, old):
-    return (factor * new + (1 - factor) * old).astype(new.dtype)
-
-  return blend
