@@ -130,7 +130,12 @@ def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
       with contextlib.closing(Draft(path)) as draft:
         yield draft
         draft.finish(metadata)
-      _publish(path, directory)
+      try:
+        path.rename(directory)
+      except OSError:
+        # A folder in the way is a whole cache, renamed by another process.
+        if not directory.is_dir():
+          raise
     finally:
       shutil.rmtree(path, ignore_errors=True)
 
@@ -165,15 +170,6 @@ def clearing(directory: Path, drafts: str) -> Iterator[None]:
 def _sync(file) -> None:
   file.flush()
   os.fsync(file.fileno())
-
-
-def _publish(draft: Path, directory: Path) -> None:
-  try:
-    draft.rename(directory)
-  except OSError:
-    # A folder in the way is a whole cache, renamed by another process.
-    if not directory.is_dir():
-      raise
 
 
 def read(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:

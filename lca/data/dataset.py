@@ -2,7 +2,6 @@
 
 import dataclasses
 import mmap
-from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +45,10 @@ class Split:
       value = getattr(self, field)
       if value is None or isinstance(value, np.ndarray):
         continue
-      array = _array(field, value)
+      try:
+        array = np.asarray(value)
+      except ValueError as error:  # of lists that are not all equally long
+        raise ValueError(f'{field} make no array: {error}') from error
       held = as_held(array) if field == 'inputs' else array
       object.__setattr__(self, field, held)
     self._check_inputs()
@@ -76,19 +78,19 @@ class Split:
       )
     if not inputs.size:
       raise ValueError(f'a split without pixels or other numbers: {got}')
-    if not np.issubdtype(inputs.dtype, np.integer):
-      self._check_finite()
-
-  def _check_finite(self):
-    size = len(self.inputs)
-    step = max(1, _BLOCK_BYTES * size // self.inputs.nbytes)
+    if np.issubdtype(inputs.dtype, np.integer):
+      return
+    # Floats must be finite. They are read block by block, for a memory map may
+    # be larger than memory.
+    size = len(inputs)
+    step = max(1, _BLOCK_BYTES * size // inputs.nbytes)
     for start in range(0, size, step):
       block = self.read(np.arange(start, min(start + step, size)))
       finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
       if not finite.all():
         raise ValueError(
           f'inputs must be finite, but example {start + np.argmin(finite)} of '
-          f'these {self.inputs.dtype} numbers has a NaN or an infinity: leave '
+          f'these {inputs.dtype} numbers has a NaN or an infinity: leave '
           'such examples out, or fill the gaps'
         )
 
@@ -180,13 +182,6 @@ def _is_number(dtype: np.dtype) -> bool:
   )
 
 
-def _array(field: str, values: Any) -> np.ndarray:
-  try:
-    return np.asarray(values)
-  except ValueError as error:  # of lists that are not all equally long
-    raise ValueError(f'{field} make no array: {error}') from error
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
   """A training and a test split of the same classes.
@@ -215,7 +210,14 @@ class Dataset:
 
   def __post_init__(self):
     for split in ('train', 'test'):
-      self._check_labels(split, getattr(self, split).labels)
+      labels = getattr(self, split).labels
+      for label in (labels.min(), labels.max()):
+        if not 0 <= label < self.num_classes:
+          raise ValueError(
+            f'{self.name}: label {label} in the {split} split is not in '
+            f'[0, {self.num_classes}): classes are numbered from 0, and '
+            'num_classes is how many there are'
+          )
     train, test = self.train.input_spec, self.test.input_spec
     if train != test:
       raise ValueError(
@@ -227,10 +229,9 @@ class Dataset:
         'mean and std go together: give both or neither, got '
         f'mean={self.mean}, std={self.std}'
       )
-    if self.mean is not None:
-      self._check_statistics(train.shape[-1])
-
-  def _check_statistics(self, width: int):
+    if self.mean is None:
+      return
+    width = train.shape[-1]
     for field in ('mean', 'std'):
       if len(getattr(self, field)) not in (1, width):
         raise ValueError(
@@ -238,12 +239,3 @@ class Dataset:
         )
     if min(self.std) <= 0:
       raise ValueError(f'std must be positive, got {self.std}')
-
-  def _check_labels(self, split: str, labels: np.ndarray):
-    for label in (labels.min(), labels.max()):
-      if not 0 <= label < self.num_classes:
-        raise ValueError(
-          f'{self.name}: label {label} in the {split} split is not in '
-          f'[0, {self.num_classes}): classes are numbered from 0, and '
-          'num_classes is how many there are'
-        )

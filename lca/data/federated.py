@@ -143,7 +143,11 @@ class FederatedDataset:
     Raises:
       ValueError: An id out of range.
     """
-    ids = self._checked(client_ids)
+    ids = np.asarray(client_ids)
+    # NumPy would take -1 as the last client.
+    unknown = ids[(ids < 0) | (ids >= len(self._holdings))]
+    if unknown.size:
+      raise ValueError(f'client {unknown[0]} is not in [0, {self.num_clients})')
     train = self.dataset.train
     shape = (len(ids) if rows is None else rows, self.max_examples)
     spec = train.input_spec
@@ -157,14 +161,6 @@ class FederatedDataset:
       labels[row, : len(indices)] = train.labels[indices]
       counts[row] = len(indices)
     return ClientData(inputs, labels, counts)
-
-  def _checked(self, client_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    ids = np.asarray(client_ids)
-    # NumPy would take -1 as the last client.
-    unknown = ids[(ids < 0) | (ids >= len(self._holdings))]
-    if unknown.size:
-      raise ValueError(f'client {unknown[0]} is not in [0, {self.num_clients})')
-    return ids
 
 
 def _spread(counts: np.ndarray, what: str) -> str:
@@ -212,7 +208,16 @@ def federate(
       'has nothing to train on'
     )
   train = dataset.train
-  root, rest = _hold_out(len(train), root_examples, seed)
+  size = len(train)
+  if not 0 <= root_examples < size:
+    raise ValueError(
+      f'root_examples must lie in [0, {size}), got {root_examples}'
+    )
+  root, rest = None, np.arange(size)
+  if root_examples:
+    # Clients keep the order of the file, as they do without a server's part.
+    order = np.random.default_rng([seed, root_examples]).permutation(size)
+    root, rest = order[:root_examples], np.sort(order[root_examples:])
   clients = partitions.make(
     partition,
     train.labels[rest],
@@ -228,17 +233,3 @@ def federate(
       f'examples; the largest has {max(map(len, clients))}'
     )
   return FederatedDataset(dataset, kept, root)
-
-
-def _hold_out(
-  size: int, root_examples: int, seed: int
-) -> tuple[np.ndarray | None, np.ndarray]:
-  """The server's examples, if any, and those of the clients in file order."""
-  if not 0 <= root_examples < size:
-    raise ValueError(
-      f'root_examples must lie in [0, {size}), got {root_examples}'
-    )
-  if not root_examples:
-    return None, np.arange(size)
-  order = np.random.default_rng([seed, root_examples]).permutation(size)
-  return order[:root_examples], np.sort(order[root_examples:])

@@ -25,7 +25,13 @@ def decode(content: bytes, *, size: int | None = None) -> np.ndarray:
     ValueError: Not a whole JPEG, or not one in colour.
   """
   with _opened(content) as image:
-    return np.asarray(image if size is None else _square(image, size))
+    if size is None:
+      return np.asarray(image)
+    # Rounded as torchvision rounds.
+    width, height = (size * side // min(image.size) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
@@ -53,11 +59,3 @@ def _opened(content: bytes) -> Iterator[Image.Image]:
       yield image
   except OSError as error:
     raise ValueError(f'not a whole JPEG ({error})') from error
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-  # Rounded as torchvision rounds.
-  width, height = (size * side // min(image.size) for side in image.size)
-  resized = image.resize((width, height), Image.Resampling.BICUBIC)
-  left, top = round((width - size) / 2), round((height - size) / 2)
-  return resized.crop((left, top, left + size, top + size))

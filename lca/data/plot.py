@@ -10,7 +10,6 @@ import numpy as np
 from lca.data.federated import FederatedDataset
 
 if TYPE_CHECKING:
-  from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
 # Beyond these, bars and their colours can't be told apart.
@@ -45,6 +44,8 @@ def plot_partition(
     >>> plot_partition(clients).axes[0].get_ylabel()
     'examples'
   """
+  from matplotlib import colormaps
+
   # Not pyplot, which would choose a backend and keep the figure.
   from matplotlib.figure import Figure
 
@@ -53,9 +54,22 @@ def plot_partition(
   counts = data.label_histogram()
   num_clients, num_classes = counts.shape
   if num_clients <= _MAX_BARS and num_classes <= _MAX_COLORS:
-    _draw_bars(axes, counts)
+    colors = colormaps['tab10' if num_classes <= 10 else 'tab20']
+    bottoms = np.cumsum(counts, axis=1) - counts
+    for label in range(num_classes):
+      axes.bar(
+        np.arange(num_clients),
+        counts[:, label],
+        bottom=bottoms[:, label],
+        color=colors(label),
+        label=str(label),
+      )
+    axes.set_ylabel('examples')
+    figure.legend(title='class', loc='outside center right', reverse=True)
   else:
-    _draw_heat_map(axes, counts)
+    image = axes.imshow(counts.T, aspect='auto', origin='lower')
+    axes.set_ylabel('class')
+    figure.colorbar(image, label='examples')
   axes.set_xlabel('client')
   axes.set_title(data.describe(), loc='left', fontsize='small')
   axes.xaxis.get_major_locator().set_params(integer=True)
@@ -63,27 +77,3 @@ def plot_partition(
   if path is not None:
     figure.savefig(path)
   return figure
-
-
-def _draw_bars(axes: Axes, counts: np.ndarray) -> None:
-  from matplotlib import colormaps
-
-  num_clients, num_classes = counts.shape
-  colors = colormaps['tab10' if num_classes <= 10 else 'tab20']
-  bottoms = np.cumsum(counts, axis=1) - counts
-  for label in range(num_classes):
-    axes.bar(
-      np.arange(num_clients),
-      counts[:, label],
-      bottom=bottoms[:, label],
-      color=colors(label),
-      label=str(label),
-    )
-  axes.set_ylabel('examples')
-  axes.figure.legend(title='class', loc='outside center right', reverse=True)
-
-
-def _draw_heat_map(axes: Axes, counts: np.ndarray) -> None:
-  image = axes.imshow(counts.T, aspect='auto', origin='lower')
-  axes.set_ylabel('class')
-  axes.figure.colorbar(image, label='examples')

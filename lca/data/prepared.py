@@ -7,7 +7,7 @@ milliseconds and, for our own builders, without importing TFDS.
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ Decode = Callable[[bytes], np.ndarray]
 
 
 class Prepared(NamedTuple):
-  """What a cache holds of a data set, on memory maps."""
+  """A cached data set, on memory maps."""
 
   train: Split
   test: Split
@@ -90,79 +90,66 @@ def load_tfds(
     ModuleNotFoundError: Preparing it takes TensorFlow, which is missing.
   """
   with _asking_for_tensorflow(name):
-    make_builder = functools.partial(_tfds_builder, name, _root(data_dir))
-    builder = make_builder()
-    _check_features(builder)
+    import tensorflow_datasets as tfds
+
+    make_builder = functools.partial(
+      tfds.builder, name, data_dir=_root(data_dir)
+    )
+    try:
+      builder = make_builder()
+    except tfds.core.DatasetNotFoundError as error:
+      raise ValueError(
+        f'TFDS finds no data set {name!r}. Its catalogue is '
+        'https://www.tensorflow.org/datasets/catalog/overview; some of it '
+        'needs TensorFlow: pip install tensorflow-cpu'
+      ) from error
+    features = builder.info.features
+    if not (
+      isinstance(features, tfds.features.FeaturesDict)
+      and {'image', 'label'} <= set(features)
+      and features['image'].np_dtype == np.uint8
+      and len(features['image'].shape) == 3
+      and isinstance(features['label'], tfds.features.ClassLabel)
+    ):
+      raise ValueError(
+        f'{builder.name} is not an image classification data set: it needs a '
+        f'uint8 "image" [H, W, C] and a class "label", and has {features}'
+      )
     arrays = Path(builder.data_dir) / 'arrays'
     if not arrays.exists():
-      _check_folder(archive_dir)
+      # In place of a missing folder TFDS would try the internet, for minutes.
+      if (
+        archive_dir is not None and not Path(archive_dir).expanduser().is_dir()
+      ):
+        raise FileNotFoundError(f'no such folder: archive_dir={archive_dir}')
       _cache(_prepare(make_builder, archive_dir), arrays)
   return _read(arrays)
 
 
 def _root(data_dir: str | Path | None) -> Path:
-  """The folder itself, or what TFDS takes when none is named."""
+  """Returns the folder itself, or what TFDS takes when none is named."""
   if data_dir is None:
     data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   return Path(data_dir).expanduser()
 
 
-def _tfds_builder(name: str, data_dir: Path):
-  import tensorflow_datasets as tfds
-
-  try:
-    return tfds.builder(name, data_dir=data_dir)
-  except tfds.core.DatasetNotFoundError as error:
-    raise ValueError(
-      f'TFDS finds no data set {name!r}. Its catalogue is '
-      'https://www.tensorflow.org/datasets/catalog/overview; some of it needs '
-      'TensorFlow: pip install tensorflow-cpu'
-    ) from error
-
-
-def _check_features(builder) -> None:
-  import tensorflow_datasets as tfds
-
-  features = builder.info.features
-  if not (
-    isinstance(features, tfds.features.FeaturesDict)
-    and {'image', 'label'} <= set(features)
-    and features['image'].np_dtype == np.uint8
-    and len(features['image'].shape) == 3
-    and isinstance(features['label'], tfds.features.ClassLabel)
-  ):
-    raise ValueError(
-      f'{builder.name} is not an image classification data set: it needs a '
-      f'uint8 "image" [H, W, C] and a class "label", and has {features}'
-    )
-
-
 @contextlib.contextmanager
 def _asking_for_tensorflow(name: str) -> Iterator[None]:
+  """Tells how to install TensorFlow where its absence is behind an error."""
   try:
     yield
   except Exception as error:
-    if not _lacks_tensorflow(error):
-      raise
+    cause = error
+    while not (
+      isinstance(cause, ModuleNotFoundError) and cause.name == 'tensorflow'
+    ):
+      cause = cause.__cause__ or cause.__context__
+      if cause is None:
+        raise
     raise ModuleNotFoundError(
       f'TFDS needs TensorFlow to prepare {name}, once: '
       'pip install tensorflow-cpu'
     ) from error
-
-
-def _lacks_tensorflow(error: BaseException | None) -> bool:
-  """Whether the error or one behind it is TensorFlow's absence."""
-  while error is not None:
-    if isinstance(error, ModuleNotFoundError) and error.name == 'tensorflow':
-      return True
-    error = error.__cause__ or error.__context__
-  return False
-
-
-def _check_folder(archive_dir: str | Path | None) -> None:
-  # TFDS would try the internet instead, for minutes.
-  if archive_dir is not None and not Path(archive_dir).expanduser().is_dir():
-    raise FileNotFoundError(f'no such folder: archive_dir={archive_dir}')
 
 
 def _prepare(make_builder: Callable, archive_dir: str | Path | None):
@@ -210,36 +197,40 @@ def _write_split(
   draft: cache.Draft, builder, split: str, decode: Decode | None
 ) -> None:
   """Copies a split's records into arrays, a batch at a time."""
-  source = _source(builder, split, decode)
+  import tensorflow_datasets as tfds
+
+  # Images that we decode ourselves are read as they are encoded.
+  skip = {'image': tfds.decode.SkipDecoding()}
+  source = builder.as_data_source(split, decoders=skip if decode else None)
   decode = decode or np.asarray
   size = len(source)
   with _naming(builder, split, range(1)):
     shape = decode(source[0]['image']).shape
   images = draft.array(f'{split}_images', (size, *shape), np.uint8)
   numbers = {'label': draft.array(f'{split}_labels', (size,), np.int32)}
-  if _has_owners(builder.info.features):
+  features = builder.info.features
+  if (
+    'owner' in features
+    and features['owner'].shape == ()
+    and np.issubdtype(features['owner'].np_dtype, np.integer)
+  ):
     numbers['owner'] = draft.array(f'{split}_owners', (size,), np.int64)
   # One by one takes three times as long.
   for start in range(0, size, _BATCH):
     rows = range(start, min(start + _BATCH, size))
     records = source.__getitems__(rows)
+    pixels = np.empty((len(records), *shape), np.uint8)
     with _naming(builder, split, rows):
-      images.append(_decoded(records, decode, shape))
+      for i, record in enumerate(records):
+        image = decode(record['image'])
+        if image.shape != shape:
+          raise ValueError(
+            f'images of different shapes: {shape} and {image.shape}'
+          )
+        pixels[i] = image
+      images.append(pixels)
     for key, array in numbers.items():
       array.append(np.array([r[key] for r in records], array.dtype))
-
-
-def _decoded(
-  records: Sequence[dict], decode: Decode, shape: tuple[int, ...]
-) -> np.ndarray:
-  """The images of some records, [k, *shape]."""
-  images = np.empty((len(records), *shape), np.uint8)
-  for i, record in enumerate(records):
-    image = decode(record['image'])
-    if image.shape != shape:
-      raise ValueError(f'images of different shapes: {shape} and {image.shape}')
-    images[i] = image
-  return images
 
 
 @contextlib.contextmanager
@@ -251,22 +242,6 @@ def _naming(builder, split: str, rows: range) -> Iterator[None]:
       f'{builder.name}, examples {rows.start} to {rows.stop - 1} of its '
       f'{split} split: {error}'
     ) from error
-
-
-def _source(builder, split: str, decode: Decode | None):
-  """The records of a split, their images encoded where we decode them."""
-  import tensorflow_datasets as tfds
-
-  skip = {'image': tfds.decode.SkipDecoding()}
-  return builder.as_data_source(split, decoders=skip if decode else None)
-
-
-def _has_owners(features) -> bool:
-  return (
-    'owner' in features
-    and features['owner'].shape == ()
-    and np.issubdtype(features['owner'].np_dtype, np.integer)
-  )
 
 
 def _read(directory: Path) -> Prepared:

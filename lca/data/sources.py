@@ -75,7 +75,13 @@ def load(name: str, **options: Any) -> Dataset:
     >>> load('digits').train
     Split(1437 examples of 8x8x1)
   """
-  source = _source(name)
+  if name.startswith(_TFDS):
+    source = functools.partial(_tfds, name)
+  elif name in SOURCES:
+    source = SOURCES[name]
+  else:
+    known = {'data set': [*SOURCES, f'{_TFDS}NAME']}
+    raise ValueError(unknown('data set', name, known))
   takes = options_of(source)
   # A config has the options of all sources, None where they do not apply.
   given = {k: v for k, v in options.items() if k in takes or v is not None}
@@ -87,15 +93,6 @@ def load(name: str, **options: Any) -> Dataset:
       f'returns, but its function returned a {type(dataset).__name__}'
     )
   return dataset
-
-
-def _source(name: str) -> Callable[..., Dataset]:
-  if name.startswith(_TFDS):
-    return functools.partial(_tfds, name)
-  if name not in SOURCES:
-    known = {'data set': [*SOURCES, f'{_TFDS}NAME']}
-    raise ValueError(unknown('data set', name, known))
-  return SOURCES[name]
 
 
 def _digits() -> Dataset:

@@ -129,7 +129,8 @@ class Classifier:
       logits, variables = self.module.init_with_output(key, x, **arguments)
     except Exception as error:  # of anybody's module
       raise ValueError(
-        f'{name} cannot take an input of {_described(input_spec)}: {error}'
+        f'{name} cannot take an input of '
+        f'{"x".join(map(str, input_spec.shape))} {input_spec.dtype}: {error}'
       ) from error
     if getattr(logits, 'ndim', None) != 2:
       raise ValueError(
@@ -264,10 +265,6 @@ class Classifier:
 
 
 _drawn = jax.jit(Classifier._draw, static_argnums=(0, 1))
-
-
-def _described(spec):
-  return f'{"x".join(map(str, spec.shape))} {spec.dtype}'
 
 
 def _masked(

@@ -1,4 +1,4 @@
-"""What our builders share: archives from a folder or from the internet."""
+"""Builders of data sets from archives, of a folder or of the internet."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -101,7 +101,7 @@ class ArchiveBuilder(
     labels: np.ndarray,
     owners: np.ndarray | None = None,
   ) -> Split:
-    """The arrays as a split of this data set; ValueError if they are none."""
+    """Returns the arrays as a split of this data set, or a ValueError."""
     split = Split(images, labels, owners)
     shape = self.info.features['image'].shape
     if images.shape[1:] != shape:

@@ -115,8 +115,10 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
     with self.ARCHIVES.reading(_IMAGES):
       # Closed with the last of the iterators.
       archive = zipfile.ZipFile(paths[_IMAGES])
+      members = set(archive.namelist())
       for examples in splits.values():
-        _check_members(archive, examples)
+        names = [_member(example.file_name) for example in examples]
+        _refuse_missing([name for name in names if name not in members])
     return {
       split: [
         functools.partial(
@@ -128,7 +130,7 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
     }
 
   def _read_lists(self, paths) -> dict[str, list[Example]]:
-    """The examples of each split, as the three text files tell."""
+    """Returns the examples of each split, as the three text files tell."""
     with self.ARCHIVES.reading(_PARTITION):
       partition = _read_numbers(paths[_PARTITION])
     with self.ARCHIVES.reading(_ATTRIBUTES):
@@ -162,12 +164,6 @@ def _member(file_name: str) -> str:
   return f'{_FOLDER}/{file_name}'
 
 
-def _check_members(archive: zipfile.ZipFile, examples: list[Example]) -> None:
-  members = set(archive.namelist())
-  names = [_member(example.file_name) for example in examples]
-  _refuse_missing([name for name in names if name not in members])
-
-
 def _check_names(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
   _refuse_missing([name for name in expected if name not in found])
   if extra := [name for name in found if name not in expected]:
@@ -180,12 +176,12 @@ def _refuse_missing(names: list[str]) -> None:
 
 
 def _read_numbers(path: Path) -> dict[str, int]:
-  """A number for each file name, of lines "000001.jpg 7"."""
+  """Returns a number for each file name, of lines "000001.jpg 7"."""
   return _by_name(path.read_text().splitlines(), column=0, columns=1)
 
 
 def _read_attribute(path: Path, attribute: str) -> dict[str, int]:
-  """0 or 1 for each file name, of -1 or 1 in an attribute's column.
+  """Returns 0 or 1 for each file name, of -1 or 1 in an attribute's column.
 
   The first line counts the files, the second one names the attributes.
   """
@@ -204,7 +200,7 @@ def _read_attribute(path: Path, attribute: str) -> dict[str, int]:
 
 
 def _by_name(lines: list[str], column: int, columns: int) -> dict[str, int]:
-  """One column's numbers, by the file name that begins each line."""
+  """Returns a column's numbers, by the file name that begins each line."""
   numbers = {}
   for line in lines:
     words = line.split()

@@ -1,7 +1,6 @@
 """CIFAR-10: 60,000 colour 32x32 photographs of ten kinds of things."""
 
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -78,35 +77,27 @@ class Cifar10(ArchiveBuilder):
 
   def _splits(self, paths):
     with self.ARCHIVES.reading(_NAME):
-      batches = _read_members(paths[_NAME])
+      batches = {}
+      with tarfile.open(paths[_NAME], 'r:gz') as tar:
+        for member in tar:
+          if member.isfile() and member.name in _TRAIN + _TEST:
+            batches[member.name] = tar.extractfile(member).read()
+      missing = [name for name in _TRAIN + _TEST if name not in batches]
+      if missing:
+        raise ValueError(f'no {", ".join(missing)} in it')
       return {
         'train': self._parse(batches, _TRAIN),
         'test': self._parse(batches, _TEST),
       }
 
   def _parse(self, batches, names):
-    rows = np.concatenate([_rows(name, batches[name]) for name in names])
+    for name in names:
+      size = len(batches[name])
+      if not size or size % _RECORD:
+        raise ValueError(
+          f'{name} has {size} bytes, which are no records of {_RECORD}'
+        )
+    content = b''.join(batches[name] for name in names)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
     images = rows[:, 1:].reshape(-1, *_PLANES).transpose(0, 2, 3, 1)
     return self._checked(images, rows[:, 0])
-
-
-def _read_members(path: Path) -> dict[str, bytes]:
-  """The content of each batch, by name."""
-  batches = {}
-  with tarfile.open(path, 'r:gz') as tar:
-    for member in tar:
-      if member.isfile() and member.name in _TRAIN + _TEST:
-        batches[member.name] = tar.extractfile(member).read()
-  missing = [name for name in _TRAIN + _TEST if name not in batches]
-  if missing:
-    raise ValueError(f'no {", ".join(missing)} in it')
-  return batches
-
-
-def _rows(name: str, content: bytes) -> np.ndarray:
-  """[N, bytes of a record] uint8."""
-  if not content or len(content) % _RECORD:
-    raise ValueError(
-      f'{name} has {len(content)} bytes, which are no records of {_RECORD}'
-    )
-  return np.frombuffer(content, np.uint8).reshape(-1, _RECORD)

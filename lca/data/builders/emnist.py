@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -68,61 +67,48 @@ class EmnistDigits(ArchiveBuilder):
 
   def _splits(self, paths):
     with self.ARCHIVES.reading(_NAME, _MEMBER):
-      dataset = _read_dataset(paths[_NAME])
+      with zipfile.ZipFile(paths[_NAME]) as archive:
+        content = archive.read(_MEMBER)
+      try:
+        variables = loadmat(io.BytesIO(content), variable_names=['dataset'])
+      except (MatReadError, TypeError) as error:
+        raise ValueError(f'no MATLAB file ({error})') from error
+      if 'dataset' not in variables:
+        raise ValueError('no variable "dataset" in it')
       return {
-        split: self._parse(_field(dataset, split))
+        split: self._parse(_field(variables['dataset'], split))
         for split in ('train', 'test')
       }
 
   def _parse(self, split):
-    images = _images(_field(split, 'images'))
-    labels, writers = (
-      _column(name, _field(split, name), len(images))
-      for name in ('labels', 'writers')
-    )
-    return self._checked(images, labels, writers)
-
-
-def _read_dataset(path: Path) -> np.ndarray:
-  """The MATLAB structure of the digits."""
-  with zipfile.ZipFile(path) as archive:
-    content = archive.read(_MEMBER)
-  try:
-    variables = loadmat(io.BytesIO(content), variable_names=['dataset'])
-  except (MatReadError, TypeError) as error:
-    raise ValueError(f'no MATLAB file ({error})') from error
-  if 'dataset' not in variables:
-    raise ValueError('no variable "dataset" in it')
-  return variables['dataset']
+    rows = _field(split, 'images')
+    if rows.dtype != np.uint8 or rows.shape[1:] != (_SIDE**2,):
+      raise ValueError(
+        f'images must be uint8 [N, {_SIDE**2}], got {rows.dtype} '
+        f'{list(rows.shape)}'
+      )
+    # The pixels of an image stand column by column; transposed it is upright.
+    images = rows.reshape(-1, _SIDE, _SIDE).transpose(0, 2, 1)[..., None]
+    columns = []
+    for name in ('labels', 'writers'):
+      values = _field(split, name)
+      if values.shape != (len(images), 1) or values.dtype.kind not in 'iuf':
+        raise ValueError(
+          f'{name} must be numbers [{len(images)}, 1], got {values.dtype} '
+          f'{list(values.shape)}'
+        )
+      # MATLAB's numbers may be doubles; one that is no number becomes some
+      # integer here, which is then not equal to it.
+      with np.errstate(invalid='ignore'):
+        numbers = values[:, 0].astype(np.int64)
+      if not np.array_equal(numbers, values[:, 0]):
+        raise ValueError(f'{name} must be whole numbers')
+      columns.append(numbers)
+    return self._checked(images, *columns)
 
 
 def _field(struct: np.ndarray, name: str) -> np.ndarray:
-  """A field of a MATLAB structure, which SciPy reads as a [1, 1] array."""
+  """Returns a field of a MATLAB structure, to SciPy an array [1, 1]."""
   if name not in (struct.dtype.names or ()) or struct.size != 1:
     raise ValueError(f'no field "{name}" in {struct.dtype} {struct.shape}')
   return struct[name].item()
-
-
-def _images(rows: np.ndarray) -> np.ndarray:
-  """[N, 28, 28, 1] upright images of [N, 784] pixels column by column."""
-  if rows.dtype != np.uint8 or rows.shape[1:] != (_SIDE**2,):
-    raise ValueError(
-      f'images must be uint8 [N, {_SIDE**2}], got {rows.dtype} '
-      f'{list(rows.shape)}'
-    )
-  images = rows.reshape(-1, _SIDE, _SIDE).transpose(0, 2, 1)
-  return images[..., None]
-
-
-def _column(name: str, values: np.ndarray, size: int) -> np.ndarray:
-  """[N] int64 of an [N, 1] column; MATLAB's numbers may be doubles."""
-  if values.shape != (size, 1) or values.dtype.kind not in 'iuf':
-    raise ValueError(
-      f'{name} must be numbers [{size}, 1], got {values.dtype} '
-      f'{list(values.shape)}'
-    )
-  with np.errstate(invalid='ignore'):  # not a number: no whole one
-    numbers = values[:, 0].astype(np.int64)
-  if not np.array_equal(numbers, values[:, 0]):
-    raise ValueError(f'{name} must be whole numbers')
-  return numbers

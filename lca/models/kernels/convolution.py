@@ -68,10 +68,22 @@ def conv(
   if pads is not None and feature_group_count == 1:
     if pool and strides == (1, 1) and _winograd_pays(lhs, rhs, pads):
       return _conv2d_max_pool(lhs, rhs, pads, precision)
-    y = _one_group(lhs, rhs, strides, pads, precision)
-  elif pads is not None and _one_filter_each(
-    lhs, rhs, strides, feature_group_count
+    if strides != (1, 1):
+      # One matrix product, of which every gradient is one too.
+      seen = windows(lhs, rhs.shape, pads, strides)
+      columns = jnp.concatenate([window for _, _, window in seen], axis=-1)
+      flat = rhs.reshape(-1, rhs.shape[-1])
+      y = jnp.dot(columns, flat, precision=precision)
+    elif rhs.shape[:2] == (1, 1):
+      y = jnp.dot(lhs, rhs[0, 0], precision=precision)
+    else:
+      y = _conv2d(lhs, rhs, pads, precision)
+  elif (
+    pads is not None
+    and feature_group_count == lhs.shape[3] == rhs.shape[3]
+    and all(map(operator.ge, rhs.shape[:2], strides))
   ):
+    # Each channel has one filter, which is not smaller than its strides.
     y = depthwise.conv(lhs, rhs, strides, pads)
   else:
     y = lax.conv_general_dilated(
@@ -93,17 +105,13 @@ def conv(
 conv_max_pool = functools.partial(conv, pool=True)
 
 
-def _one_filter_each(lhs, rhs, strides, groups):
-  """Whether each channel has one filter, not smaller than its strides."""
-  return groups == lhs.shape[3] == rhs.shape[3] and all(
-    map(operator.ge, rhs.shape[:2], strides)
-  )
-
-
 def _plain_pads(
   lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
 ):
-  """The padding of an undilated one in Flax's layout, or else None."""
+  """Returns the padding of a convolution that may be fast, or else None.
+
+  It has two dimensions, no dilation and Flax's layout.
+  """
   ones = (1,) * len(strides)
   layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   if (
@@ -116,29 +124,13 @@ def _plain_pads(
   sides, kernel = lhs.shape[1:3], rhs.shape[:2]
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(sides, kernel, strides, padding)
-  if not _inside(sides, kernel, padding):
+  # Each window must see the image, in whole or in part.
+  if not all(
+    k <= size + low + high and 0 <= low < k and 0 <= high < k
+    for size, k, (low, high) in zip(sides, kernel, padding, strict=True)
+  ):
     return None
   return tuple((int(low), int(high)) for low, high in padding)
-
-
-def _one_group(x, kernel, strides, padding, precision):
-  if strides != (1, 1):
-    return _strided(x, kernel, strides, padding, precision)
-  if kernel.shape[:2] == (1, 1):
-    return jnp.dot(x, kernel[0, 0], precision=precision)
-  return _conv2d(x, kernel, padding, precision)
-
-
-def _inside(
-  image: Sequence[int],
-  kernel: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-) -> bool:
-  """Whether each window sees the image, in whole or in part."""
-  return all(
-    k <= size + low + high and 0 <= low < k and 0 <= high < k
-    for size, k, (low, high) in zip(image, kernel, padding, strict=True)
-  )
 
 
 def _winograd_pays(x, kernel, padding):
@@ -305,14 +297,6 @@ def _kernel_gradient(x, g, kernel, padding, precision):
   if kernel.shape[2] == 1:
     return single_channel(x, g)
   return lax.platform_dependent(x, g, cpu=by_convolution, default=by_position)
-
-
-def _strided(x, kernel, strides, padding, precision):
-  """One matrix product, of which every gradient is one too."""
-  seen = windows(x, kernel.shape, padding, strides)
-  columns = jnp.concatenate([window for _, _, window in seen], axis=-1)
-  flat = kernel.reshape(-1, kernel.shape[-1])
-  return jnp.dot(columns, flat, precision=precision)
 
 
 def dropout(

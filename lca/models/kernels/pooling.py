@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Square = Sequence[Sequence[jax.Array]]
-"""Of 2 x 2 places, in every one an array over all squares."""
+"""Two rows of two places, in every one an array over all squares."""
 
 
 @jax.custom_vjp
@@ -59,7 +59,7 @@ def shares(winners: jax.Array, g: jax.Array) -> Square:
 
 
 def squares(x: jax.Array) -> Square:
-  """What lies at even and odd places; an odd last row or column is dropped."""
+  """Splits even from odd places; drops an odd last row or column."""
   batch, height, width, channels = x.shape
   h, w = height // 2, width // 2
   x = x[:, : 2 * h, : 2 * w].reshape(batch, h, 2, w, 2, channels)

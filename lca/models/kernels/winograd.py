@@ -189,7 +189,7 @@ def _num_tiles(x, padding):
 
 
 def _input_padding(x, padding):
-  """Of images, to whole tiles with the pixel around it that each sees."""
+  """Returns images' padding to whole tiles and the pixel around each."""
   tiles = _num_tiles(x, padding)
   return [
     (low, 2 * t + 2 - low - side)

@@ -1,7 +1,7 @@
 """EfficientNet-B0, and the variant without squeeze-and-excitation, Lite0."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -240,26 +240,25 @@ class EfficientNet(nn.Module):
       mask = mask[:, None, None, None]
     stem = conv_norm(32, kernel=3, stride=2, name='stem')
     x = activation(stem(x, mask))
-    count = sum(stage.repeats for stage in self.stages)
-    for place, (name, stage, stride) in enumerate(self._blocks()):
+    # Names sort as the blocks do. Only a stage's first block has its stride.
+    blocks = [
+      (f'block{s}_{i}', stage, stage.stride if i == 0 else 1)
+      for s, stage in enumerate(self.stages, start=1)
+      for i in range(stage.repeats)
+    ]
+    for place, (name, stage, stride) in enumerate(blocks):
       block = MBConv(
         stage, stride, self.squeeze, activation, conv_norm, name=name
       )
       y = block(x, mask)
       if stride == 1 and y.shape == x.shape:
-        rate = self.stochastic_depth * place / count
+        rate = self.stochastic_depth * place / len(blocks)
         ones = jnp.ones((len(x), 1, 1, 1), x.dtype)
         y = x + y * dropout(ones, rate, keys, place)
       x = y
     x = activation(conv_norm(1280, name='head')(x, mask))
-    x = dropout(jnp.mean(x, axis=(1, 2)), self.dropout, keys, count)
+    x = dropout(jnp.mean(x, axis=(1, 2)), self.dropout, keys, len(blocks))
     return nn.Dense(self.num_classes, name='classifier')(x)
-
-  def _blocks(self) -> Iterator[tuple[str, Stage, int]]:
-    """Name, stage and stride of every block; names sort as the blocks do."""
-    for s, stage in enumerate(self.stages, start=1):
-      for i in range(stage.repeats):
-        yield f'block{s}_{i}', stage, stage.stride if i == 0 else 1
 
 
 EfficientNetLite0 = functools.partial(

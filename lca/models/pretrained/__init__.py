@@ -55,7 +55,11 @@ def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
   leaves = traverse_util.flatten_dict(variables)
   try:
     names = names_of(leaves, tensors)
-    _check_names(names.values(), tensors)
+    for name in names.values():
+      if name not in tensors:
+        raise ValueError(f'{name} is missing')
+    if extra := sorted(set(tensors) - set(names.values())):
+      raise ValueError(f'the model has no place for {extra[0]}')
     loaded = {
       path: _converted(names[path], tensors, path, leaf)
       for path, leaf in leaves.items()
@@ -66,14 +70,29 @@ def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
 
 
 def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
-  """The file of `load_pretrained`'s source, downloaded if that is a name.
+  """Returns the file of `load_pretrained`'s source, downloaded if it is a name.
 
   Raises:
     ValueError: there is no such file, or none of this kind can be read.
     ImportError, OSError: see `load_pretrained`.
   """
   if source in HUB:
-    path = _download(source)
+    try:
+      import huggingface_hub
+    except ImportError as error:
+      raise ImportError(
+        f'the weights {source!r} are downloaded by huggingface_hub, which is '
+        'not installed: install it, or give the path of a file'
+      ) from error
+    try:
+      path = pathlib.Path(
+        huggingface_hub.hf_hub_download(HUB[source], 'model.safetensors')
+      )
+    except Exception as error:  # of several libraries below it
+      raise OSError(
+        f'cannot download model.safetensors of {HUB[source]} from the Hugging '
+        f'Face hub ({error}): give the path of a file'
+      ) from error
   else:
     path = pathlib.Path(source).expanduser()
   if path.suffix not in READERS:
@@ -86,35 +105,8 @@ def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
   return path
 
 
-def _download(name):
-  try:
-    import huggingface_hub
-  except ImportError as error:
-    raise ImportError(
-      f'the weights {name!r} are downloaded by huggingface_hub, which is not '
-      'installed: install it, or give the path of a file'
-    ) from error
-  try:
-    path = huggingface_hub.hf_hub_download(HUB[name], 'model.safetensors')
-  except Exception as error:  # of several libraries below it
-    raise OSError(
-      f'cannot download model.safetensors of {HUB[name]} from the Hugging Face '
-      f'hub ({error}): give the path of a file'
-    ) from error
-  return pathlib.Path(path)
-
-
-def _check_names(needed, tensors):
-  for name in needed:
-    if name not in tensors:
-      raise ValueError(f'{name} is missing')
-  extra = sorted(set(tensors) - set(needed))
-  if extra:
-    raise ValueError(f'the model has no place for {extra[0]}')
-
-
 def _converted(name, tensors, path, leaf):
-  """A tensor as this leaf: PyTorch puts the output channels first."""
+  """Returns a tensor as this leaf; PyTorch puts the output channels first."""
   tensor = tensors[name]
   axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(leaf.ndim, (0,))
   shape = tuple(leaf.shape[axis] for axis in np.argsort(axes))

@@ -150,4 +150,4 @@ READERS: dict[str, Callable[[pathlib.Path], Tensors]] = {
   '.safetensors': _read_safetensors,
   '.pth': _read_pth,
 }
-"""What reads a file, by its suffix."""
+"""Functions that read a file, by its suffix."""

@@ -1,11 +1,11 @@
-"""What three libraries call the tensors of an EfficientNet."""
+"""Names that three libraries give the tensors of an EfficientNet."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class _Naming(NamedTuple):
-  """What a library calls a network's modules.
+  """Names that a library gives a network's modules.
 
   Attributes:
     stem: convolution and normalisation.
