@@ -3,7 +3,7 @@
 A plain `pytest` sets all of it here, also for the workers, processes and
 notebooks that it starts; an environment that says otherwise is left alone.
 
-`-m quick` runs a cross-section of some two CPU minutes: every rule and attack
+`-m quick` runs a cross-section of some forty CPU seconds: every rule and attack
 once, a run and its restart, configs, a report. `--thorough` adds the tests
 marked so: every rule at n = 100, in every scope, over 60 leaves.
 """

@@ -268,6 +268,9 @@ def _parted(layers):
   parts = jnp.pad(finite, ((0, 0), (0, 1), (0, 1)))
   present = jnp.pad(good, ((0, 0), (0, 1)), constant_values=True)
 
+  # The row c is the one of the least median distance from the others, by what
+  # is known of the distances so far. A row that the products alone have put in
+  # the middle may turn out to be far from it, and then another one is c.
   def look_again(carry):
     parts, shares, middle, lost, passes = carry
     medians = _medians(parts[:, :-1, :-1], shares)
@@ -335,12 +338,12 @@ def _shares(products, middle):
 
 
 def _pairs(rows):
-  """The pairs of rows of a mask, `[..., n]`."""
+  """Returns the mask of pairs of rows of a mask `[..., n]`."""
   return rows[..., :, None] & rows[..., None, :]
 
 
 def _at(numbers, places):
-  """One of the last axis."""
+  """Takes one entry along the last axis, of the index `places[...]`."""
   return jnp.take_along_axis(numbers, places[..., None], axis=-1)[..., 0]
 
 
