@@ -75,7 +75,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       self._manager.save(rows[-1]['round'], args=parts)
 
   def restore(self, initial: PyTree) -> tuple[PyTree, list[Row]]:
-    """The newest checkpoint that is whole; damaged ones after it are deleted.
+    """Reads the newest checkpoint that is whole; deletes damaged newer ones.
 
     Args:
       initial: the state before the first round.
@@ -111,7 +111,20 @@ class Checkpoints(contextlib.AbstractContextManager):
     with self._reading(step):
       about = self._item(step, 'about', ocp.args.JsonRestore())
       config, leaves, rows = (about[k] for k in ('config', 'leaves', 'rows'))
-    self._check_same(step, config, leaves, _named(initial))
+    path = f'{self._path}/{step}'
+    try:
+      identity.check_same_run(path, config, self._config)
+    except ValueError as error:
+      raise CheckpointError(error) from None
+    own_leaves = _named(initial)
+    for name in [*own_leaves, *leaves]:
+      then, now = leaves.get(name), own_leaves.get(name)
+      was, own = then and then[:2], None if now is None else _kind(now)
+      if was != own:
+        raise CheckpointError(
+          f'{path} holds the state of other code: {name} was {_array(was)} '
+          f'there and is {_array(own)} now'
+        )
     with self._reading(step):
       state = self._item(step, 'state', ocp.args.StandardRestore(initial))
       sums = [
@@ -125,29 +138,20 @@ class Checkpoints(contextlib.AbstractContextManager):
     parts = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))
     return parts[name]
 
-  def _check_same(self, step: int, config, leaves, own_leaves) -> None:
-    path = f'{self._path}/{step}'
-    try:
-      identity.check_same_run(path, config, self._config)
-    except ValueError as error:
-      raise CheckpointError(error) from None
-    for name in [*own_leaves, *leaves]:
-      then, now = leaves.get(name), own_leaves.get(name)
-      was, own = then and then[:2], None if now is None else _kind(now)
-      if was != own:
-        raise CheckpointError(
-          f'{path} holds the state of other code: {name} was {_array(was)} '
-          f'there and is {_array(own)} now'
-        )
-
   @contextlib.contextmanager
   def _reading(self, step: int) -> Iterator[None]:
     try:
       yield
     except Exception as error:
-      cause = _first_cause(error)
+      # A library's error is often raised again by the libraries above it.
+      cause: BaseException = error
+      while cause.__cause__ is not None:
+        cause = cause.__cause__
       checkpoint = f'{self._path}/{step} ({_first_line(cause)})'
-      if _is_damage(cause):
+      # Wrong bytes will fail once more; the system's errors, of a disk say,
+      # may pass. TensorStore raises those as ValueErrors, too.
+      of_the_system = 'os_error_code' in str(cause)
+      if isinstance(cause, _OF_BYTES) and not of_the_system:
         raise _Damaged(checkpoint) from error
       raise CheckpointError(
         f'cannot read {checkpoint}. It may be whole, and nothing is deleted: '
@@ -176,20 +180,6 @@ _OF_BYTES = (
   TypeError,
   ValueError,
 )
-
-
-def _is_damage(error: BaseException) -> bool:
-  """Whether reading once more would fail once more."""
-  # TensorStore raises the system's errors, of a disk say, as ValueErrors.
-  of_the_system = 'os_error_code' in str(error)
-  return isinstance(error, _OF_BYTES) and not of_the_system
-
-
-def _first_cause(error: BaseException) -> BaseException:
-  """What a library raised before another one raised it again."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  return error
 
 
 Leaf = list[Any]

@@ -61,8 +61,18 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
   """
   for key in keys_of(arguments):
     check_key(config, key)
+  # ml_collections would parse the None of a key that is None as a number, or
+  # keep it as a text. These arguments are left out, and with each of them what
+  # earlier ones set its key to.
+  left: list[str] = []
+  for argument in arguments:
+    match = _FLAG.fullmatch(argument)
+    if match and match[2] == 'None' and _value(config, match[1]) is None:
+      left = [each for each in left if keys_of([each]) != [match[1]]]
+    else:
+      left.append(argument)
   # The parser takes the first argument for the name of the program.
-  argv = ['', *_without_none(config, arguments)]
+  argv = ['', *left]
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
   try:
@@ -72,22 +82,6 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     return values(argv, known_only=True)[1:]
   except flags.Error as error:
     raise ValueError(str(error).strip().splitlines()[-1]) from None
-
-
-def _without_none(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
-  """Returns the arguments but those that set a key to None that is None.
-
-  ml_collections would parse 'None' as a number, or keep it as a text.
-  """
-  left: list[str] = []
-  for argument in arguments:
-    match = _FLAG.fullmatch(argument)
-    if match and match[2] == 'None' and _value(config, match[1]) is None:
-      # What an earlier argument sets the key to does not count.
-      left = [each for each in left if keys_of([each]) != [match[1]]]
-    else:
-      left.append(argument)
-  return left
 
 
 def _value(config: ConfigDict, key: str) -> Any:

@@ -23,13 +23,26 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   rule, attack, data = (config[k] for k in ('aggregator', 'attack', 'data'))
   population = parts.population
   gradient = config['client']['mode'] == 'gradient'
+  if population.num_byzantine is not None:
+    attackers = in_a_round = population.num_byzantine
+  else:  # as many as are drawn: their share of the population, on average
+    share = population.num_attackers / population.num_clients
+    attackers = round(share * population.clients_per_round, 1)
+    in_a_round = 'as drawn'
+  attacks = 'no attack'
+  if attack['name'] != 'none':
+    keys = _options(attack, [*ATTACKERS, 'num_byzantine'])
+    attacks = (
+      f'{attack["name"]}{keys} by {population.num_attackers} clients, '
+      f'{in_a_round} in a round'
+    )
   yield (
-    f'{_rule(rule)}; {_attack(attack, population)}; {config["model"]["name"]} '
+    f'{_rule(rule)}; {attacks}; {config["model"]["name"]} '
     f'on {data["name"]}, {data["partition"]}{_options(data, _NOT_PARTITION)}; '
     f'{population.clients_per_round} of {population.num_clients} clients a '
     f'round{", one gradient each" if gradient else ""}'
   )
-  attackers, f = _attackers(population), rule.get('f')
+  f = rule.get('f')
   if f is not None and attackers > f:
     yield (
       f'note: aggregator.f={f} is less than the {attackers:g} attackers of a '
@@ -65,17 +78,6 @@ def _rule(rule: Mapping[str, Any]) -> str:
   return f'{then}{rule["name"]} of {of}{keys}'
 
 
-def _attack(attack: Mapping[str, Any], population: Population) -> str:
-  if attack['name'] == 'none':
-    return 'no attack'
-  num_byzantine = population.num_byzantine
-  keys = _options(attack, [*ATTACKERS, 'num_byzantine'])
-  return (
-    f'{attack["name"]}{keys} by {population.num_attackers} clients, '
-    f'{"as drawn" if num_byzantine is None else num_byzantine} in a round'
-  )
-
-
 def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
   """Returns the keys that are set, in brackets; '' if none is."""
   texts = [
@@ -84,14 +86,6 @@ def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
     if v is not None and k not in ('name', 'module', *without)
   ]
   return f' ({", ".join(texts)})' if texts else ''
-
-
-def _attackers(population: Population) -> float:
-  """Returns how many attack in a round, on average if that is drawn."""
-  if population.num_byzantine is not None:
-    return population.num_byzantine
-  share = population.num_attackers / population.num_clients
-  return round(share * population.clients_per_round, 1)
 
 
 def _deviations(attack: Attack, population: Population) -> float:

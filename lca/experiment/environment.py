@@ -12,21 +12,10 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def describe() -> dict[str, Any]:
-  """Returns versions, devices and commit, as JSON can hold them."""
-  return {
-    'python': platform.python_version(),
-    'platform': platform.platform(),
-    'packages': {name: metadata.version(name) for name in _PACKAGES},
-    'devices': [str(d) for d in jax.devices()],
-    'device_kind': jax.devices()[0].device_kind,
-    'commit': _commit(),
-  }
+  """Returns versions, devices and commit, as JSON can hold them.
 
-
-def _commit() -> str | None:
-  """Returns the checkout's commit, with `-dirty` when files differ.
-
-  Outside of a checkout it is None.
+  The commit is the checkout's, with `-dirty` when files differ; outside of a
+  checkout it is None.
   """
   root = pathlib.Path(__file__).resolve().parents[2]
   # Without --git-dir, git would also look in the folders above. An installed
@@ -35,6 +24,14 @@ def _commit() -> str | None:
   git += ['describe', '--always', '--dirty', '--abbrev=40']
   try:
     done = subprocess.run(git, capture_output=True, text=True, check=True)
+    commit = done.stdout.strip()
   except (OSError, subprocess.CalledProcessError):
-    return None
-  return done.stdout.strip()
+    commit = None
+  return {
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'packages': {name: metadata.version(name) for name in _PACKAGES},
+    'devices': [str(d) for d in jax.devices()],
+    'device_kind': jax.devices()[0].device_kind,
+    'commit': commit,
+  }

@@ -31,14 +31,12 @@ def use_all_cores(job: int = 0, jobs: int = 1) -> None:
   if jobs > 1 and not any(map(os.getenv, _GPU_SHARES)):
     os.environ[_GPU_SHARES[0]] = str(0.75 / jobs)  # XLA takes 0.75 by itself
   if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
-    jax.config.update('jax_num_cpu_devices', _num_cores())
-
-
-def _num_cores() -> int:
-  """Returns how many cores this process may use, or all where none can tell."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
+    # This process may be kept to some of the cores. Not every system tells.
+    if hasattr(os, 'sched_getaffinity'):
+      num_cores = len(os.sched_getaffinity(0))
+    else:
+      num_cores = os.cpu_count() or 1
+    jax.config.update('jax_num_cpu_devices', num_cores)
 
 
 _SLURM_TASKS, _TPU_WORKERS = 'SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES'
@@ -81,14 +79,12 @@ def join_processes(
       f'num_processes={num_processes} and process_id={process_id} need the '
       'coordinator'
     )
-  elif coordinator == 'auto' or _of_several():
+  elif (
+    coordinator == 'auto'
+    or int(os.getenv(_SLURM_TASKS, '1')) > 1
+    or ',' in os.getenv(_TPU_WORKERS, '')  # which lists them all
+  ):
     jax.distributed.initialize()
-
-
-def _of_several() -> bool:
-  tasks = int(os.getenv(_SLURM_TASKS, '1'))
-  workers = os.getenv(_TPU_WORKERS, '').split(',')
-  return tasks > 1 or len(workers) > 1
 
 
 STOPPED = 128 + signal.SIGTERM

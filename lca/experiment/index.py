@@ -69,27 +69,18 @@ def record(
   places = {k: identity.run_id(config.to_dict()) for k, config in runs.items()}
   with files.locked(workdir):
     known = names(workdir)
-    _check_lines(workdir, known, runs, places)
+    # Runs of an earlier sweep that have not begun may be of any config.
+    begun: dict[str, list[pathlib.Path]] = {}
+    for name, place in known.items():
+      if (workdir / place / 'config.json').exists():
+        begun.setdefault(line_of(name), []).append(workdir / place)
+    for name, config in runs.items():
+      line = line_of(name)
+      configs = {path: rundir.read_config(path) for path in begun.get(line, ())}
+      new = json.loads(json.dumps(config.to_dict()))
+      identity.check_same_line(line, configs | {workdir / places[name]: new})
     files.write(
       workdir / 'sweep.json',
       json.dumps(known | places, indent=1, sort_keys=True) + '\n',
     )
   return {name: workdir / place for name, place in places.items()}
-
-
-def _check_lines(
-  workdir: pathlib.Path,
-  known: Mapping[str, str],
-  runs: Mapping[str, ConfigDict],
-  places: Mapping[str, str],
-) -> None:
-  """Refuses a line's second config; runs that have not begun do not count."""
-  begun: dict[str, list[pathlib.Path]] = {}
-  for name, place in known.items():
-    if (workdir / place / 'config.json').exists():
-      begun.setdefault(line_of(name), []).append(workdir / place)
-  for name, config in runs.items():
-    line = line_of(name)
-    configs = {path: rundir.read_config(path) for path in begun.get(line, ())}
-    new = json.loads(json.dumps(config.to_dict()))
-    identity.check_same_line(line, configs | {workdir / places[name]: new})

@@ -87,7 +87,19 @@ class RunDirectory(contextlib.AbstractContextManager):
     if file.exists():
       old, self._environments = _read_config(file)
       check_same_run(self.path, old, self.config)
-      self._check_growth()
+      summary = self.summary()
+      # More rounds of a finished run begin anew where there is no checkpoint,
+      # and what the run has reached would be lost.
+      if (
+        summary is not None
+        and not self.finished(self.config['num_rounds'])
+        and not any(each.name.isdigit() for each in self.checkpoints.glob('*'))
+      ):
+        raise ValueError(
+          f'{self.path} holds a finished run of {summary["num_rounds"]} '
+          'rounds, and no checkpoint from which it could go on to '
+          f'num_rounds={self.config["num_rounds"]}; choose another --workdir'
+        )
     elif self.path.exists():
       # A process that was killed in `open` may have left these.
       opened = {'lock', file.name, files.draft(file).name}
@@ -95,21 +107,6 @@ class RunDirectory(contextlib.AbstractContextManager):
         raise ValueError(
           f'{self.path} has files in it but no run: choose another --workdir'
         )
-
-  def _check_growth(self) -> None:
-    """Refuses more rounds for a finished run that has no checkpoint.
-
-    The run would begin anew, and what it has reached would be lost.
-    """
-    summary = self.summary()
-    if summary is None or self.finished(self.config['num_rounds']):
-      return
-    if not any(each.name.isdigit() for each in self.checkpoints.glob('*')):
-      raise ValueError(
-        f'{self.path} holds a finished run of {summary["num_rounds"]} rounds, '
-        'and no checkpoint from which it could go on to '
-        f'num_rounds={self.config["num_rounds"]}; choose another --workdir'
-      )
 
   def _check_access(self) -> None:
     """Checks that the directory can be opened, and leaves no trace of that."""

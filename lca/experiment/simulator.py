@@ -195,7 +195,22 @@ def simulate(
     (3, 10)
   """
   config = _config(options)
-  _check_kinds(dataset, model, attack)
+  if not isinstance(dataset, Dataset):
+    raise TypeError(
+      'the first argument must be a data set, as from lca.data.from_arrays or '
+      f'lca.data.load, got {type(dataset).__name__}'
+    )
+  if not isinstance(model, nn.Module):
+    kind = 'the class ' if isinstance(model, type) else 'a '
+    raise TypeError(
+      'the model must be a flax.linen.Module, such as MLP(), got '
+      f'{kind}{names.of(model)}'
+    )
+  if attack is not None and not isinstance(attack, Attack):
+    raise TypeError(
+      'the attack must be an lca.attacks.Attack, such as '
+      f'attacks.from_function(my_attack), got {names.of(attack)}'
+    )
   has_attack = attack is not None and attack != NO_ATTACK
   config['attack'] = _attack_section(config, attack if has_attack else None)
   aggregator, config['aggregator'] = _aggregator(rule, f, config)
@@ -274,25 +289,6 @@ def _config(options: Mapping[str, Any]) -> dict[str, Any]:
       f'data={given} does not apply: the data set itself is the first argument'
     )
   return config
-
-
-def _check_kinds(dataset: Any, model: Any, attack: Any) -> None:
-  if not isinstance(dataset, Dataset):
-    raise TypeError(
-      'the first argument must be a data set, as from lca.data.from_arrays or '
-      f'lca.data.load, got {type(dataset).__name__}'
-    )
-  if not isinstance(model, nn.Module):
-    kind = 'the class ' if isinstance(model, type) else 'a '
-    raise TypeError(
-      'the model must be a flax.linen.Module, such as MLP(), got '
-      f'{kind}{names.of(model)}'
-    )
-  if attack is not None and not isinstance(attack, Attack):
-    raise TypeError(
-      'the attack must be an lca.attacks.Attack, such as '
-      f'attacks.from_function(my_attack), got {names.of(attack)}'
-    )
 
 
 def _attack_section(

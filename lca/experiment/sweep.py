@@ -139,7 +139,11 @@ def run_all(
       done = before.finished(config.num_rounds) or _in_a_process(
         (config.to_dict(), path, (job, jobs), load, grace), stopping
       )
-      why = '' if done else _end_of_log(path)
+      # The last line that the run has said tells why it has failed.
+      log = path.with_suffix('.log')
+      failed = not done and log.exists()
+      lines = log.read_text().splitlines() if failed else []
+      why = f'{lines[-1]} (see {log})' if lines else ''
     except (OSError, ValueError) as error:
       done, why = False, error
     finally:
@@ -177,13 +181,6 @@ def _in_a_process(
           sender.send('stop')
         told = True
   return process.exitcode == 0
-
-
-def _end_of_log(path: pathlib.Path) -> str:
-  """Returns the last line that a run has said, and where the rest stands."""
-  log = path.with_suffix('.log')
-  lines = log.read_text().splitlines() if log.exists() else []
-  return f'{lines[-1]} (see {log})' if lines else ''
 
 
 def _train(
@@ -229,16 +226,19 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
-  only = [*itertools.chain.from_iterable(args.only)]
+  only, seeds = ([*itertools.chain(*each)] for each in (args.only, args.seeds))
   stopping = host.Stopping(args.grace)
   try:
     extensions.load_files(args.load)
-    runs = choose(
-      load(args.config, args.scale),
-      only,
-      [*map(_seed, itertools.chain.from_iterable(args.seeds))],
-      dict(map(_key_and_value, args.set)),
-    )
+    runs = load(args.config, args.scale)
+    for text in seeds:
+      if not text.isdecimal():
+        raise ValueError(f'--seeds={text} is no integer of at least 0')
+    for item in args.set:
+      if '=' not in item:
+        raise ValueError(f'--set={item} is no KEY=VALUE')
+    values = dict(item.split('=', 1) for item in args.set)
+    runs = choose(runs, only, [*map(int, seeds)], values)
     failed = run_all(
       runs,
       args.workdir,
@@ -255,20 +255,8 @@ def main(argv: list[str]) -> None:
     sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
 
 
-def _seed(text: str) -> int:
-  if not text.isdecimal():
-    raise ValueError(f'--seeds={text} is no integer of at least 0')
-  return int(text)
-
-
-def _key_and_value(item: str) -> tuple[str, str]:
-  key, equals, value = item.partition('=')
-  if not equals:
-    raise ValueError(f'--set={item} is no KEY=VALUE')
-  return key, value
-
-
-def _define_flags() -> None:
+def run_command() -> None:
+  """Parses the flags and runs the sweep that they name."""
   flags.DEFINE_string('config', None, 'The sweep, a Python file.')
   flags.DEFINE_string('scale', None, 'Of the sweep, if it has several.')
   flags.DEFINE_string('workdir', None, 'Where the runs go.')
@@ -286,9 +274,4 @@ def _define_flags() -> None:
     0.0,
   )
   flags.mark_flags_as_required(['config', 'workdir'])
-
-
-def run_command() -> None:
-  """Parses the flags and runs the sweep that they name."""
-  _define_flags()
   app.run(main)

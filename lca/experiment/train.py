@@ -139,7 +139,13 @@ def prepare(
 
   Returns, Raises: as `set_up`.
   """
-  directory = _directory(workdir, settings.config)
+  if workdir is None:
+    directory = Nowhere()
+  else:
+    # The first process writes for all the others.
+    here = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
+    with _naming_the_holder(pathlib.Path(workdir).expanduser().resolve()):
+      directory = here(workdir, settings.config)
   if directory.finished(settings.run.num_rounds):
     return Experiment(settings, directory, None, None, None)
   parts = settings.parts()
@@ -150,16 +156,6 @@ def prepare(
   needed = plan.check(simulation, plan.memory_limit(parts.placement.mesh, jobs))
   _claim(directory)
   return Experiment(settings, directory, parts, simulation, needed)
-
-
-def _directory(
-  workdir: str | os.PathLike | None, config: Mapping[str, Any]
-) -> RunDirectory | Nowhere:
-  if workdir is None:
-    return Nowhere()
-  here = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
-  with _naming_the_holder(pathlib.Path(workdir).expanduser().resolve()):
-    return here(workdir, config)
 
 
 _held: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (
@@ -238,12 +234,38 @@ def run_rounds(
   Raises:
     As `run`.
   """
-  directory, run = experiment.directory, experiment.settings.run
+  settings, simulation = experiment.settings, experiment.simulation
+  directory, num_rounds = experiment.directory, settings.run.num_rounds
   _claim(directory)
   try:
     with directory:
-      state, rows = _run_rounds(experiment, stopping)
-      if len(rows) >= run.num_rounds:
+      with checkpoints_of(experiment) as checkpoints:
+        state, rows = checkpoints.restore(simulation.init())
+        directory.start(rows, simulation.more_metrics)
+        first, start = len(rows), time.monotonic()
+        for round_idx in range(first, num_rounds):
+          row = {'round': round_idx + 1}
+          last = row['round'] == num_rounds
+          state, metrics = simulation.run_round(state, round_idx, last)
+          if last or row['round'] % settings.eval.every == 0:
+            row |= simulation.evaluate(state)
+          row |= metrics
+          rows.append(row)
+          directory.add(row)
+          if settings.train.on_nonfinite == 'stop':
+            _check_finite(simulation, row)
+          now = time.monotonic()
+          seconds = (now - start) / max(1, round_idx - first)
+          host.say(_line(row, num_rounds, seconds))
+          if round_idx == first:  # whose compilation is no pace
+            start = now
+          stop = host.any_process(stopping())
+          if stop or last or row['round'] % settings.checkpoint.every == 0:
+            checkpoints.save(state, rows)
+          if stop:
+            break
+      # A run is finished only once its last checkpoint is saved.
+      if len(rows) >= num_rounds:
         directory.finish(summary_of(rows))
   finally:
     _held.pop(directory.path, None)
@@ -265,54 +287,6 @@ def checkpoints_of(experiment: Experiment) -> Checkpoints | Nowhere:
     directory.config,
     experiment.settings.checkpoint.keep,
   )
-
-
-def _run_rounds(
-  experiment: Experiment, stopping: Callable[[], bool]
-) -> tuple[ServerState, list[Row]]:
-  """Runs rounds until it is told to stop, or there are enough."""
-  settings, simulation = experiment.settings, experiment.simulation
-  directory, num_rounds = experiment.directory, settings.run.num_rounds
-  with checkpoints_of(experiment) as checkpoints:
-    state, rows = checkpoints.restore(simulation.init())
-    directory.start(rows, simulation.more_metrics)
-    first, start = len(rows), time.monotonic()
-    for round_idx in range(first, num_rounds):
-      state, row = _round(simulation, state, round_idx, settings)
-      rows.append(row)
-      directory.add(row)
-      if settings.train.on_nonfinite == 'stop':
-        _check_finite(simulation, row)
-      now = time.monotonic()
-      seconds = (now - start) / max(1, round_idx - first)
-      host.say(_line(row, num_rounds, seconds))
-      if round_idx == first:  # whose compilation is no pace
-        start = now
-      stop = host.any_process(stopping())
-      if stop or _due(row['round'], settings.checkpoint.every, num_rounds):
-        checkpoints.save(state, rows)
-      if stop:
-        break
-  return state, rows
-
-
-def _round(
-  simulation: Simulation,
-  state: ServerState,
-  round_idx: int,
-  settings: Settings,
-) -> tuple[ServerState, Row]:
-  row = {'round': round_idx + 1}
-  num_rounds = settings.run.num_rounds
-  last = row['round'] == num_rounds
-  state, metrics = simulation.run_round(state, round_idx, last)
-  if _due(row['round'], settings.eval.every, num_rounds):
-    row |= simulation.evaluate(state)
-  return state, row | metrics
-
-
-def _due(round_number: int, every: int, last: int) -> bool:
-  return round_number % every == 0 or round_number == last
 
 
 def _check_finite(simulation: Simulation, row: Row) -> None:

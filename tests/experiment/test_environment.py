@@ -19,4 +19,4 @@ def test_a_commit_is_of_our_own_checkout(tmp_path, monkeypatch, inside):
     environment, '__file__', str(package / 'experiment' / 'environment.py')
   )
   ours = inside == '.'
-  assert environment._commit() == (head.strip() if ours else None)
+  assert environment.describe()['commit'] == (head.strip() if ours else None)
