@@ -1,1 +1,1 @@
-"""What finished runs show: tables and figures."""
+"""Shows finished runs as tables and figures."""

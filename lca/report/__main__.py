@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f'lca.report: error: {error}')
 
 
-def _define_flags() -> None:
+if __name__ == '__main__':
   command_line.define_list('figure', [], f'Of {", ".join(FIGURES)}.')
   flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
   flags.DEFINE_string('workdir', None, 'Of a sweep.')
@@ -59,8 +59,4 @@ def _define_flags() -> None:
   )
   command_line.define_load()
   flags.mark_flags_as_required(['workdir'])
-
-
-if __name__ == '__main__':
-  _define_flags()
   app.run(main)

@@ -79,7 +79,7 @@ def _curves(axes, name, runs, column, color=None):
 
 
 def _with_range(values: np.ndarray) -> str:
-  """The mean, and the lowest and highest where there are several."""
+  """Returns the mean, and the lowest and highest where there are several."""
   mean = f'{values.mean():.3f}'
   if len(values) == 1:
     return mean
@@ -154,7 +154,7 @@ def heat_map(axes: Axes, lines: Lines) -> Table:
 
 
 IMAGES = {'cnn': (28, 28, 1), 'efficientnet_b0': (224, 224, 3)}
-"""What the layerwise cosine paper's two networks see."""
+"""The shape of an image of each of the layerwise cosine paper's networks."""
 
 
 def layer_sizes(_: pathlib.Path, model: str) -> dict[str, int]:

@@ -15,8 +15,8 @@ class Number(NamedTuple):
   Attributes:
     values: of the seeds; none where no run is finished.
     paper: None where it prints nothing.
-    best: whether ours is the best.
-    paper_best: whether the paper's is.
+    best: True if ours is the best.
+    paper_best: True if the paper's is.
     digits: after the point.
   """
 
@@ -32,12 +32,12 @@ class Number(NamedTuple):
 
   @property
   def deviation(self) -> float | None:
-    """Of the sample, with one degree of freedom less than seeds."""
+    """The sample's, with one degree of freedom less than seeds."""
     several = len(self.values) > 1
     return float(np.std(self.values, ddof=1)) if several else None
 
   def text(self, plus_minus: str, bold: Callable[[str], str]) -> str:
-    """The mean, the deviation, and in brackets the paper's."""
+    """Returns the mean, the deviation, and in brackets the paper's."""
     parts = []
     if self.mean is not None:
       ours = f'{self.mean:.{self.digits}f}'
@@ -51,7 +51,7 @@ class Number(NamedTuple):
 
 
 class Table(NamedTuple):
-  """What all formats hold.
+  """Holds what a table shows in all formats.
 
   Attributes:
     name: of the files.
@@ -77,25 +77,30 @@ def write(table: Table, folder: pathlib.Path) -> None:
 
 
 def to_markdown(table: Table) -> str:
-  """Bold is `**bold**`."""
+  """Returns the table as Markdown; bold is `**bold**`."""
   rows = [
-    [_text(cell, '±', '**{}**'.format) for cell in row] for row in table.rows
+    [
+      cell.text('±', '**{}**'.format) if isinstance(cell, Number) else cell
+      for cell in row
+    ]
+    for row in table.rows
   ]
   parts = [f'## {table.title}', markdown([table.header, *rows]), *table.notes]
   return '\n\n'.join(parts) + '\n'
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """A header and rows."""
+  """Returns a header and rows as a table of Markdown."""
   header, *rows = rows
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def to_csv(table: Table) -> str:
-  """A Number is three columns: the mean, the deviation and the paper's.
+  """Returns the table as CSV.
 
-  They are named `NAME`, `NAME_deviation` and `NAME_paper`, and are empty where
+  A Number is three columns: the mean, the deviation and the paper's. They are
+  named `NAME`, `NAME_deviation` and `NAME_paper`, and are empty where
   there is nothing.
   """
   names = []
@@ -117,11 +122,20 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-  """A floating table, as wide as the text; it needs the package graphicx."""
+  """Returns a floating table of LaTeX, as wide as the text.
+
+  It needs the package graphicx.
+  """
   kinds = (isinstance(cell, Number) for cell in table.rows[0])
   columns = ''.join('r' if number else 'l' for number in kinds)
   rows = [
-    [_latex_text(cell) for cell in row] for row in (table.header, *table.rows)
+    [
+      cell.text(r'$\pm$', r'\textbf{{{}}}'.format)
+      if isinstance(cell, Number)
+      else _escaped(cell)
+      for cell in row
+    ]
+    for row in (table.header, *table.rows)
   ]
   header, *body = [' & '.join(row) + r' \\' for row in rows]
   lines = [
@@ -140,16 +154,6 @@ def to_latex(table: Table) -> str:
     r'\end{table}',
   ]
   return '\n'.join(lines) + '\n'
-
-
-def _text(cell, plus_minus, bold):
-  return cell.text(plus_minus, bold) if isinstance(cell, Number) else cell
-
-
-def _latex_text(cell):
-  if isinstance(cell, Number):
-    return cell.text(r'$\pm$', r'\textbf{{{}}}'.format)
-  return _escaped(cell)
 
 
 _LATEX = {c: rf'\{c}' for c in '&%$#_{}'} | {

@@ -13,7 +13,7 @@ Lines = Mapping[str, Sequence[Metrics]]
 
 
 def evaluated(run: Metrics) -> Metrics:
-  """The rounds that were evaluated."""
+  """Returns the rounds that were evaluated."""
   tested = np.isfinite(run['test_accuracy'])
   return {name: column[tested] for name, column in run.items()}
 

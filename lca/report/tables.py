@@ -49,7 +49,7 @@ TITLES = {
   5: 'GeoMed, model replacement',
   6: 'Bulyan, model replacement',
 }
-"""What Tables 1 to 6 show; the paper calls the attack label flipping."""
+"""The titles of Tables 1 to 6; the paper calls the attack label flipping."""
 
 Runs = Mapping[str, Sequence[pathlib.Path]]
 """The finished runs of all seeds, by `TABLE/DATASET/VARIANT`."""
@@ -69,12 +69,12 @@ class Block(NamedTuple):
   printed: Mapping[str, Mapping[str, float]]
 
   def name(self, variant: str) -> str:
-    """Of the variant's runs."""
+    """Returns the name of a variant's runs."""
     return f'table{self.table}/{self.dataset}/{variant}'
 
 
 def paper() -> list[Block]:
-  """The printed tables, in their order."""
+  """Returns the printed tables, in their order."""
   file = pathlib.Path(__file__).with_name('layerwise_cosine_tables.csv')
   with open(file, newline='') as lines:
     rows = list(csv.DictReader(lines))
@@ -190,13 +190,23 @@ def _paper_table(number: int, blocks: list[Block], finished: Runs) -> Table:
 
 def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
   ours = {v: _values(finished.get(block.name(v), ())) for v in VARIANTS}
-  numbers = {
-    metric: _with_best(
-      [Number(ours[v][metric], block.printed[v][metric]) for v in VARIANTS],
-      best,
-    )
-    for metric, best in METRICS.items()
-  }
+  numbers = {}
+  for metric, best in METRICS.items():
+    cells = [
+      Number(ours[v][metric], block.printed[v][metric]) for v in VARIANTS
+    ]
+    # Of ours one alone is no best. Of the paper's there are always four.
+    means = [cell.mean for cell in cells if cell.mean is not None]
+    finite = [mean for mean in means if np.isfinite(mean)]
+    top = best(finite) if len(means) > 1 and finite else None
+    printed = best(cell.paper for cell in cells)
+    numbers[metric] = [
+      cell._replace(
+        best=top is not None and cell.mean == top,
+        paper_best=cell.paper == printed,
+      )
+      for cell in cells
+    ]
   operator = TITLES[block.table].split(',')[0]
   return [
     [
@@ -210,23 +220,9 @@ def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
 
 
 def _values(places: Sequence[pathlib.Path]) -> dict[str, list[float]]:
-  """The metrics of all seeds."""
+  """Reads the metrics of all seeds."""
   summaries = [read_summary(place) for place in places]
   return {metric: [s[metric] for s in summaries] for metric in METRICS}
-
-
-def _with_best(numbers: list[Number], best) -> list[Number]:
-  """Marks the best of ours, where there are several, and of the paper's."""
-  means = [n.mean for n in numbers if n.mean is not None]
-  finite = [mean for mean in means if np.isfinite(mean)]
-  top = best(finite) if len(means) > 1 and finite else None
-  printed = best(n.paper for n in numbers)
-  return [
-    n._replace(
-      best=top is not None and n.mean == top, paper_best=n.paper == printed
-    )
-    for n in numbers
-  ]
 
 
 def _words(variant: str) -> str:
@@ -234,24 +230,21 @@ def _words(variant: str) -> str:
 
 
 def _settings(names: Sequence[str], finished: Runs) -> list[str]:
-  """What was really run: a sweep's runs need not be of the paper's size."""
+  """Says what was run: a sweep's runs need not be of the paper's size."""
   places = [place for name in names for place in finished.get(name, ())]
-  texts = {_setting(rundir.read_config(place)) for place in places}
-  return [f'What ran: {"; ".join(sorted(texts))}.'] if texts else []
-
-
-def _setting(config) -> str:
-  return (
+  texts = {
     f'{config["data"]["name"]} with {config["model"]["name"]}, '
     f'{config["num_rounds"]} rounds, '
     f'{config["server"]["clients_per_round"]} clients a round, '
     f'local epochs {config["client"]["local_epochs"]}, '
     f'batch size {config["client"]["batch_size"]}'
-  )
+    for config in map(rundir.read_config, places)
+  }
+  return [f'What ran: {"; ".join(sorted(texts))}.'] if texts else []
 
 
 def _beyond(finished: Runs) -> list[Table]:
-  """What the sweep has beside the paper's rows."""
+  """Makes a table of each attack that the sweep has beside the paper's rows."""
   tables = []
   for group in sorted({name.split('/')[0] for name in finished}):
     if not group.startswith('beyond_'):
@@ -309,7 +302,7 @@ def _gains(blocks: Sequence[Block], finished: Runs) -> Table:
 
 
 def _gain(accuracies: Mapping[str, float]) -> tuple[str | float | None, ...]:
-  """The best variant's name; plain, best, points gained and ratio."""
+  """Returns the best variant's name; plain, best, points gained and ratio."""
   # Of equals the last one, the paper's method.
   others = [v for v in reversed(VARIANTS[1:]) if v in accuracies]
   if 'plain' not in accuracies or not others:
@@ -334,7 +327,7 @@ _SLOPES = (
 
 
 def slope(run: Metrics, window: int = 10) -> float:
-  """How fast the test loss rises at the end.
+  """Returns how fast the test loss rises at the end.
 
   Args:
     run: its metrics.
