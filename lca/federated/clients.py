@@ -63,7 +63,7 @@ class LocalGradient:
   def __call__(
     self, variables: PyTree, data: ClientData, key: jax.Array
   ) -> tuple[PyTree, jax.Array]:
-    """One client's part.
+    """Returns what one client sends.
 
     Args:
       variables: the server's, a Flax dict with `'params'`.
@@ -91,11 +91,11 @@ class LocalGradient:
     return update, loss / seen
 
   def as_sent(self, tree: PyTree) -> PyTree:
-    """A tree like the variables in the dtype of an update."""
+    """Returns a tree like the variables in the dtype of an update."""
     return jax.tree.map(lambda x: x.astype(self.update_dtype or x.dtype), tree)
 
   def loss_and_gradient(self, variables, data, key, order, start, stop):
-    """Sums over the examples `order[start:stop]`, and what else they change."""
+    """Sums over the examples `order[start:stop]`; returns what else changes."""
     most = min(self.batch_size, len(order))
     parts = -(-most // (self.microbatch_size or most))
     size = -(-most // parts)  # as even as the parts can be
@@ -216,7 +216,7 @@ def with_momentum(
 
 
 def shuffled(key: jax.Array, size: int, count: ArrayLike) -> jax.Array:
-  """A random order of `range(count)`, then the rest of `range(size)`.
+  """Returns a random order of `range(count)`, then the rest of `range(size)`.
 
   The order does not depend on `size`: every position has a random number of
   its own, whatever the length of the array it stands in.

@@ -1,4 +1,4 @@
-"""What a round needs of each device's memory, before it runs.
+"""Tells what a round needs of each device's memory, before it runs.
 
 A device holds the whole model to train with, the examples of its share of the
 clients in two rounds (one trains, the next one is read), and the updates that
@@ -87,7 +87,7 @@ def on_paper(
   server_models: int = 1,
   rule_updates: int = 0,
 ) -> Plan:
-  """What a round needs, from its numbers alone.
+  """Returns what a round needs, from its numbers alone.
 
   Args:
     clients: in a round.
@@ -152,12 +152,12 @@ def on_paper(
 
 
 def _width(clients: int, chunk_size: int) -> int:
-  """Of chunks that are as even as they can be."""
+  """Returns the width of chunks that are as even as they can be."""
   return -(-clients // -(-clients // chunk_size))
 
 
 def of(simulation: Simulation) -> Plan:
-  """What a round of a simulation needs; compiles it.
+  """Returns what a round of a simulation needs; compiles it.
 
   Args:
     simulation: whose compiled programs tell `training` and `server`.
@@ -215,7 +215,7 @@ def _check_exhausted(error: Exception) -> None:
 
 
 def check(simulation: Simulation, limit: float) -> Plan:
-  """Whether a round fits.
+  """Checks that a round fits.
 
   Args:
     simulation: what is to run.
@@ -244,7 +244,10 @@ def check(simulation: Simulation, limit: float) -> Plan:
 
 
 def _largest_chunk(simulation: Simulation, plan: Plan, limit: float) -> int:
-  """0 where there is none: the memory to train in grows with the chunk."""
+  """Finds the largest chunk size that fits, 0 where none does.
+
+  The memory to train in grows with the chunk.
+  """
   here, room = simulation.clients_per_device, limit - plan.held
   width = _width(here, simulation.placement.chunk_size)
   one = _to_train(simulation, 1) if width > 1 else math.inf
@@ -262,7 +265,7 @@ def _largest_chunk(simulation: Simulation, plan: Plan, limit: float) -> int:
 
 
 def _to_train(simulation: Simulation, chunk_size: int) -> float:
-  """Bytes beside what is held, infinite where the compiler refuses."""
+  """Returns bytes beside what is held, infinite where the compiler refuses."""
   try:
     compiled = simulation.lower_training(chunk_size).compile()
   except jax.errors.JaxRuntimeError as error:
@@ -272,7 +275,7 @@ def _to_train(simulation: Simulation, chunk_size: int) -> float:
 
 
 def memory_limit(mesh: Mesh, jobs: int = 1) -> float:
-  """Bytes that each of this process's devices has, as far as is known.
+  """Returns the bytes of each of this process's devices, as far as is known.
 
   Virtual devices of a CPU share the host's memory, and so do `jobs` processes.
   """
@@ -281,7 +284,12 @@ def memory_limit(mesh: Mesh, jobs: int = 1) -> float:
   if all('bytes_limit' in s for s in stats):
     return min(s['bytes_limit'] for s in stats)
   if devices[0].platform == 'cpu' and hasattr(os, 'sysconf'):
-    return _host_memory() / len(devices) / jobs
+    host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    for file in _CGROUP_LIMITS:
+      # No file, or 'max' in it: the system grants all of the memory.
+      with contextlib.suppress(OSError, ValueError):
+        host = min(host, int(pathlib.Path(file).read_text()))
+    return host / len(devices) / jobs
   return math.inf
 
 
@@ -292,18 +300,8 @@ _CGROUP_LIMITS = (
 )
 
 
-def _host_memory() -> int:
-  """The machine's, or less where the system grants less of it."""
-  limits = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
-  for file in _CGROUP_LIMITS:
-    # No file, or 'max' in it: no limit.
-    with contextlib.suppress(OSError, ValueError):
-      limits.append(int(pathlib.Path(file).read_text()))
-  return min(limits)
-
-
 def size(num_bytes: float) -> str:
-  """Bytes as a person reads them.
+  """Returns bytes as a person reads them.
 
   Examples:
     >>> print(size(1_625_866 * 4), size(4e13), size(0))

@@ -13,7 +13,7 @@ from jax.extend import random
 
 
 class Purpose(enum.IntEnum):
-  """What a key is for; the numbers are part of a run's identity."""
+  """Tells what a key is for; the numbers are part of a run's identity."""
 
   INIT = 0
   ATTACKERS = 1

@@ -110,7 +110,7 @@ class Sent(NamedTuple):
 
 
 class Round(NamedTuple):
-  """What was drawn for a round of `n` clients.
+  """Holds what was drawn for a round of `n` clients.
 
   Attributes:
     ids: `[n]`, which clients they are.
@@ -174,8 +174,14 @@ def server_step(
   updates, momenta = sent.updates, state.momenta
   if server.momentum:
     updates, momenta = _with_momentum(server, momenta, updates, drawn)
-  if drawn.answered is not None:
-    updates = jax.tree.map(lambda x: _rows(x, drawn.answered), updates)
+  if (answered := drawn.answered) is not None:
+    # A client that does not answer is a row of NaN.
+    updates = jax.tree.map(
+      lambda x: jnp.where(
+        answered.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan
+      ),
+      updates,
+    )
 
   # The attack may ask what the server would make of any updates.
   updates = server.attack.on_updates(
@@ -250,22 +256,19 @@ def aggregate(
     client_ids=drawn.ids,
   )
   if server.batch_stats != 'rule' and 'batch_stats' in updates:
-    statistics = _statistics(server, updates['batch_stats'], own)
+    if own is not None and server.batch_stats == 'server':
+      statistics = own['batch_stats']
+    else:  # the mean over the clients whose statistics are finite
+      rows = updates['batch_stats']
+      finite = ~geometry.rejected_rows(geometry.norms_gram(rows))
+      shares = jnp.where(jnp.any(finite), finite / jnp.sum(finite), jnp.nan)
+      statistics = geometry.mix(rows, shares)
     update = update | {'batch_stats': statistics}
   return update, memory, info
 
 
-def _statistics(server, rows, own):
-  """Aggregates the batch statistics where the rule does not."""
-  if server.batch_stats == 'server':
-    return own['batch_stats']
-  finite = ~geometry.rejected_rows(geometry.norms_gram(rows))
-  shares = jnp.where(jnp.any(finite), finite / jnp.sum(finite), jnp.nan)
-  return geometry.mix(rows, shares)
-
-
 def _with_momentum(server, momenta, updates, drawn):
-  """A client that does not answer keeps its momentum as it was."""
+  """Applies worker momentum; who does not answer keeps its own as it was."""
   num_clients = len(jax.tree.leaves(momenta)[0])
   ids = drawn.ids
   if drawn.answered is not None:
@@ -274,11 +277,6 @@ def _with_momentum(server, momenta, updates, drawn):
     momenta, updates['params'], ids, server.momentum
   )
   return updates | {'params': params}, momenta
-
-
-def _rows(x, mask):
-  """Puts rows of NaN in the place of those outside the mask."""
-  return jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan)
 
 
 def _add_statistics(batch_stats, update):

@@ -33,7 +33,7 @@ from lca.models import Classifier
 
 
 class Programs(NamedTuple):
-  """What the devices run in a round.
+  """Holds the programs that the devices run in a round.
 
   Attributes:
     train: the clients' part.
@@ -232,7 +232,13 @@ class Simulation:
       ahead = self._read_ahead(round_idx)
     if not last:
       self._ahead = self._read_ahead(round_idx + 1)
-    train, apply = self._programs()
+    if jax.config.jax_disable_jit:  # pyright: ignore
+      # Programs that are compiled ahead of time refuse to run without jit. The
+      # functions can then be debugged step by step.
+      mesh, chunk_size = self.placement.mesh, self.placement.chunk_size
+      train, apply = train_clients(self._train, mesh, chunk_size), self._step
+    else:
+      train, apply = self.programs
     updates, losses = train(
       jax.device_put(state.variables, self.placement.everywhere),
       *ahead.clients.result(),
@@ -245,17 +251,6 @@ class Simulation:
       for number in metric.reshape(-1).tolist()
     ]
     return state, dict(zip(self._metrics, numbers, strict=True))
-
-  def _programs(self):
-    """Returns the compiled programs, or under `jax.disable_jit` the functions.
-
-    Programs that are compiled ahead of time refuse to run without jit. The
-    functions can then be debugged step by step.
-    """
-    if not jax.config.jax_disable_jit:  # pyright: ignore
-      return self.programs
-    mesh, chunk_size = self.placement.mesh, self.placement.chunk_size
-    return train_clients(self._train, mesh, chunk_size), self._step
 
   def _draw(self, round_idx: int) -> Round:
     ids, byzantine = self._population.sample(self._seed, round_idx)
