@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  command_line.define_list('figure', [], f'Of {", ".join(FIGURES)}.')
+  command_line.define_list(
+    'figure', [], f'Of {", ".join(FIGURES)}, or of a file of --load.'
+  )
   flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
   flags.DEFINE_string('workdir', None, 'Of a sweep.')
   flags.DEFINE_string('scale', None, "Of the sweep's runs, if not its default.")

@@ -1,4 +1,10 @@
-"""The papers' figures, each with a table of its numbers, from finished runs."""
+"""The papers' figures, each with a table of its numbers, from finished runs.
+
+A figure is in `FIGURES`. A file that `--load` names can add its own there:
+
+    from lca.report.figures import FIGURES, Spec, accuracy
+    FIGURES.register(Spec({'my rules': 'my_group'}, accuracy), name='mine')
+"""
 
 import functools
 import pathlib
@@ -12,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lca import models
+from lca.registry import Registry
 from lca.report import formats, tables
 from lca.report.runs import Lines, evaluated, read_lines
 from lca.stacked.trees import layer_names
@@ -190,8 +197,14 @@ def sizes(axes: Axes, layers: Mapping[str, int]) -> Table:
   return table
 
 
+COLUMNS = 3  # of panels
+
+Drawn = tuple[Figure, dict[str, Table]]
+"""A figure, and the numbers of each of its panels."""
+
+
 class Spec(NamedTuple):
-  """A figure.
+  """Draws a figure of panels.
 
   Attributes:
     panels: a group of runs for each title.
@@ -205,6 +218,35 @@ class Spec(NamedTuple):
   size: tuple[float, float] = (4.5, 3.4)
   read: Callable[[pathlib.Path, str], Any] = read_lines
 
+  def __call__(self, name: str, workdir: pathlib.Path, prefix: str) -> Drawn:
+    """Draws the figure, for `draw`."""
+    panels, draw_panel, (width, height), read = self
+    if prefix and read is layer_sizes:
+      raise ValueError(
+        f'{name} shows networks, not runs {prefix}...: no --scale'
+      )
+    contents = {t: read(workdir, prefix + group) for t, group in panels.items()}
+    contents = {title: each for title, each in contents.items() if each}
+    if not contents:
+      raise ValueError(f'{workdir} holds no finished run of {name}')
+    columns = min(len(contents), COLUMNS)
+    rows = -(-len(contents) // columns)
+    figure = Figure(
+      figsize=(width * columns, height * rows), layout='constrained'
+    )
+    numbers = {}
+    for place, (title, content) in enumerate(contents.items(), start=1):
+      axes = figure.add_subplot(rows, columns, place)
+      numbers[title] = draw_panel(axes, content)
+      axes.set_title(title, fontsize='medium')
+    return figure, numbers
+
+
+FIGURES: Registry[Callable[[str, pathlib.Path, str], Drawn]] = Registry(
+  'figure'
+)
+"""The figures by name: functions of that name, a workdir and a prefix."""
+
 
 _FIG6 = {
   'no attack': 'none',
@@ -212,7 +254,7 @@ _FIG6 = {
   'Gaussian, sigma = 100': 'sigma100',
 }
 
-FIGURES = {
+FIGURES |= {
   'attacks': Spec(
     {'test accuracy, 3 Byzantine of 15': 'attacks'}, heat_map, (7, 6)
   ),
@@ -248,9 +290,6 @@ FIGURES |= {
 }
 
 
-COLUMNS = 3  # of panels
-
-
 def draw(
   name: str, workdir: pathlib.Path, output: pathlib.Path, prefix: str = ''
 ) -> dict[str, Table]:
@@ -270,25 +309,7 @@ def draw(
       Figures 3 to 8 of the layerwise cosine paper all of them; a prefix, of a
       figure that reads no runs.
   """
-  if name not in FIGURES:
-    raise ValueError(f'unknown figure {name!r}; there are {sorted(FIGURES)}')
-  panels, draw_panel, (width, height), read = FIGURES[name]
-  if prefix and read is layer_sizes:
-    raise ValueError(f'{name} shows networks, not runs {prefix}...: no --scale')
-  contents = {t: read(workdir, prefix + group) for t, group in panels.items()}
-  contents = {title: content for title, content in contents.items() if content}
-  if not contents:
-    raise ValueError(f'{workdir} holds no finished run of {name}')
-  columns = min(len(contents), COLUMNS)
-  rows = -(-len(contents) // columns)
-  figure = Figure(
-    figsize=(width * columns, height * rows), layout='constrained'
-  )
-  numbers = {}
-  for place, (title, content) in enumerate(contents.items(), start=1):
-    axes = figure.add_subplot(rows, columns, place)
-    numbers[title] = draw_panel(axes, content)
-    axes.set_title(title, fontsize='medium')
+  figure, numbers = FIGURES.find(name)(name, workdir, prefix)
   output.mkdir(parents=True, exist_ok=True)
   figure.savefig(output / f'{name}.png', dpi=150)
   figure.savefig(output / f'{name}.svg')

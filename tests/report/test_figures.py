@@ -1,8 +1,11 @@
 """Figures and their numbers, from runs made by hand."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
+import processes
 import pytest
 
 from lca.experiment import sweep
@@ -105,9 +108,32 @@ def test_attacks_by_rules(tmp_path):
   assert rows == [('none', '0.800', '0.900'), ('alie', '0.500', 'nan')]
 
 
+def test_an_unknown_figure_is_told_what_is_near(tmp_path):
+  said = r"unknown figure 'legato_55'; did you mean 'legato_5'\? there are: att"
+  with pytest.raises(ValueError, match=said):
+    figures.draw('legato_55', tmp_path, tmp_path)
+
+
+def test_a_loaded_file_adds_a_figure(tmp_path):
+  write_accuracies(tmp_path, 'mine')
+  file = tmp_path / 'my_figures.py'
+  file.write_text(
+    'from lca.report.figures import FIGURES, Spec, accuracy\n'
+    "FIGURES.register(Spec({'my rules': 'mine'}, accuracy), name='my_figure')\n"
+  )
+  flags = [f'--load={file}', '--figure=my_figure', f'--workdir={tmp_path}']
+  done = subprocess.run(
+    [sys.executable, '-m', 'lca.report', *flags],
+    cwd=processes.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith('## my_figure\n\nmy rules\n\n|  | final |')
+  assert (tmp_path / 'figures' / 'my_figure.svg').is_file()
+
+
 def test_what_is_missing_is_named(tmp_path):
-  with pytest.raises(ValueError, match="unknown figure 'legato_10'"):
-    figures.draw('legato_10', tmp_path, tmp_path)
   with pytest.raises(ValueError, match=r'no runs fig5/'):
     figures.draw('legato_5', tmp_path, tmp_path)
   write_run(tmp_path, 'fig5/krum/0', {'round': [1], 'test_accuracy': [0.5]})
