@@ -177,6 +177,15 @@ def from_config(config: Mapping[str, Any]) -> Settings:
   """
   config = sections.complete(config)
   source, model = dict(config['data']), dict(config['model'])
+  # A partition that is set without its preset finds the keys of another one.
+  partition, known = source['partition'], datasets.PARTITIONS
+  of_any = {key for name in known for key in known.parameters(name)}
+  own = {*known.parameters(partition), *_OF_ALL_PARTITIONS, *SOURCE_KEYS}
+  if others := sorted(source.keys() & of_any - own):
+    raise TypeError(
+      f'data.partition={partition!r} takes no {", ".join(others)}: compose the '
+      f'preset {partition}, which sets the keys of that partition'
+    )
   its = {k: model.pop(k) for k in _CLASSIFIER_KEYS if k in model}
   return make(
     config,

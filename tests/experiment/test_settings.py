@@ -28,6 +28,21 @@ def config(presets='krum,label_flipping', **changes):
   return config
 
 
+def test_a_partition_without_its_keys_is_told_its_preset():
+  for preset, partition, others in (
+    ('iid', 'dirichlet', 'examples_per_client'),
+    ('iid', 'natural', 'examples_per_client'),
+    ('dirichlet', 'iid', 'alpha'),
+  ):
+    changed = config(preset, **{'data.partition': partition})
+    said = (
+      f"^data.partition='{partition}' takes no {others}: compose the preset "
+    )
+    with pytest.raises(TypeError, match=f'{said}{partition}, '):
+      settings.from_config(changed)
+    settings.from_config(config(partition))  # and that is the remedy
+
+
 def test_the_defaults_are_the_bases():
   base = common.base().to_dict()
   for name, value in settings.DEFAULTS.items():
