@@ -222,19 +222,11 @@ class RunDirectory(contextlib.AbstractContextManager):
     self._events.flush()
 
 
-class ReadOnlyRunDirectory(RunDirectory):
-  """The directory of a run in all its processes but the first.
-
-  They check and read the same files, and write nothing.
-
-  Args, Raises: as of RunDirectory.
-  """
-
-  def _check_access(self) -> None:
-    """Leaves that to the first process."""
+class WritesNothing:
+  """Stands for the methods of a run directory that write."""
 
   def open(self) -> None:
-    """Leaves that to the first process."""
+    """Makes and locks nothing."""
 
   def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
     """Writes nothing."""
@@ -244,6 +236,18 @@ class ReadOnlyRunDirectory(RunDirectory):
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes nothing."""
+
+
+class ReadOnlyRunDirectory(WritesNothing, RunDirectory):
+  """The directory of a run in all its processes but the first.
+
+  They check and read the same files, and write nothing.
+
+  Args, Raises: as of RunDirectory.
+  """
+
+  def _check_access(self) -> None:
+    """Leaves that to the first process."""
 
 
 def _read_config(

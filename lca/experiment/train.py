@@ -14,7 +14,11 @@ import jax
 
 from lca.experiment import describe, host
 from lca.experiment.checkpoints import Checkpoints
-from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
+from lca.experiment.rundir import (
+  ReadOnlyRunDirectory,
+  RunDirectory,
+  WritesNothing,
+)
 from lca.experiment.settings import Parts, Settings, from_config
 from lca.experiment.summary import Row, summarize
 from lca.federated import plan
@@ -23,7 +27,7 @@ from lca.federated.simulation import Simulation
 from lca.typing import PyTree
 
 
-class Nowhere(contextlib.AbstractContextManager):
+class Nowhere(WritesNothing, contextlib.AbstractContextManager):
   """Stands for the directory of a run, and its checkpoints, and keeps nothing.
 
   It has those methods of `RunDirectory` and of `Checkpoints` that the loop
@@ -41,18 +45,6 @@ class Nowhere(contextlib.AbstractContextManager):
   def finished(self, num_rounds: int) -> bool:
     """Returns False."""
     return False
-
-  def open(self) -> None:
-    """Writes nothing."""
-
-  def start(self, rows: list[Row], more: list[str]) -> None:
-    """Writes nothing."""
-
-  def add(self, row: Row) -> None:
-    """Writes nothing."""
-
-  def finish(self, summary: Mapping[str, Any]) -> None:
-    """Writes nothing."""
 
   def save(self, state: PyTree, rows: list[Row]) -> None:
     """Writes nothing."""

@@ -6,6 +6,7 @@ import pytest
 
 from lca.experiment import index
 from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
+from lca.experiment.train import Nowhere
 from lca.models import find_pretrained
 
 CONFIG = {'num_rounds': 1, 'seed': 0}
@@ -54,3 +55,16 @@ def test_paths_begin_with_the_home(tmp_path, monkeypatch):
   weights.touch()
   assert find_pretrained('~/weights.pth') == weights
   assert not os.path.lexists('~')
+
+
+@pytest.mark.parametrize('nowhere', [False, True])
+def test_what_keeps_nothing_writes_nothing(tmp_path, monkeypatch, nowhere):
+  monkeypatch.chdir(tmp_path)
+  directory = Nowhere() if nowhere else ReadOnlyRunDirectory('.', CONFIG)
+  with directory:
+    directory.open()
+    directory.start([], ['dropped'])
+    directory.add({'round': 1})
+    directory.finish({'num_rounds': 1})
+  assert not list(tmp_path.iterdir())
+  assert directory.summary() is None and not directory.finished(0)
