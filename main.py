@@ -122,11 +122,11 @@ def _hint_at_presets(arguments: list[str]):
   try:
     yield
   except (ValueError, TypeError) as error:
-    keys = command_line.keys_of(arguments)
-    if chosen := sorted({*keys}.intersection(_CHOSEN_BY_PRESET)):
+    chosen = {*command_line.keys_of(arguments)}.intersection(_CHOSEN_BY_PRESET)
+    if chosen and 'compose the preset' not in str(error):
       raise ValueError(
-        f'{error}. {", ".join(chosen)} is best chosen by a preset, which sets '
-        'the other keys, too: --config=SETTING.py:PRESET,PRESET'
+        f'{error}. {", ".join(sorted(chosen))} is best chosen by a preset, '
+        'which sets the other keys, too: --config=SETTING.py:PRESET,PRESET'
       ) from error
     raise
 
@@ -138,8 +138,9 @@ def _set_up(config: ConfigDict, workdir: str | None) -> train.Experiment:
   try:
     return train.set_up(config, workdir)
   except BaseException:
-    with contextlib.suppress(OSError):  # unless it holds something
+    with contextlib.suppress(OSError):  # unless they hold something
       workdir.rmdir()
+      workdir.parent.rmdir()
     raise
 
 
