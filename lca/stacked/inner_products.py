@@ -278,13 +278,10 @@ def _parted(layers):
     lost &= ~near | (passes == 0)
     middle = jnp.where(lost, jnp.argmin(medians, axis=-1), middle)
     shares = jnp.where(lost[:, None], _shares(finite, middle), shares)
-    parts = [
-      lax.cond(of_it[0], functools.partial(_part, leaves), _keep, *of_it[1:])
-      for leaves, *of_it in zip(
-        layers, lost, middle, shares, parts, present, strict=True
-      )
-    ]
-    return jnp.stack(parts), shares, middle, lost, passes + 1
+    found = sums.parts_products(layers, lost, shares, middle)
+    found = jnp.where(_pairs(present), found, 0)
+    parts = jnp.where(lost[:, None, None], found, parts)
+    return parts, shares, middle, lost, passes + 1
 
   def goes_on(carry):
     *_, lost, passes = carry
@@ -294,17 +291,6 @@ def _parted(layers):
   parts, shares, middle, *_ = lax.while_loop(goes_on, look_again, carry)
   along = jnp.where(parts[:, -1:, -1] > 0, shares - 1, 0)
   return GramMatrix(products, parts, along), middle
-
-
-def _part(leaves, middle, shares, parts, present):
-  del parts
-  parts = [sums.parts_products(leaf, shares, middle) for leaf in leaves]
-  return jnp.where(_pairs(present), functools.reduce(jnp.add, parts), 0)
-
-
-def _keep(middle, shares, parts, present):
-  del middle, shares, present
-  return parts
 
 
 def _most_are_parallel(products, lengths):

@@ -20,7 +20,7 @@ from jax import lax
 
 from lca.stacked import sharding
 from lca.stacked.geometry import scale
-from lca.stacked.sums import flat, wide
+from lca.stacked.sums import flat, pieces, wide
 
 _CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
 _PACKED = 2**18  # columns that are sorted at once elsewhere
@@ -253,19 +253,14 @@ def _in_cache(function, leaves):
   """Chunk by chunk, all of one width, so that one loop serves all leaves."""
   dtype = _dtype(leaves)
   sizes = [leaf.rows.shape[1] for leaf in leaves]
-  # The last chunk of a leaf reaches back over the one before.
-  chunks = [
-    (k, max(0, min(start, size - _CACHED)))
-    for k, size in enumerate(sizes)
-    for start in range(0, size, _CACHED)
-  ]
+  leaf_of, starts, _ = pieces(sizes, _CACHED)
   readers = [functools.partial(leaf.chunk, dtype, _CACHED) for leaf in leaves]
 
   def one(chunk):
     leaf, start = chunk
     return function(lax.switch(leaf, readers, start), _by_network)
 
-  out = lax.map(one, tuple(jnp.array(c) for c in zip(*chunks, strict=True)))
+  out = lax.map(one, (jnp.array(leaf_of), jnp.array(starts)))
   ends = np.cumsum([-(-size // _CACHED) for size in sizes])
   parts = jnp.split(out, ends[:-1])
   return [_joined(*part) for part in zip(parts, sizes, strict=True)]

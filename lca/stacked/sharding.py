@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -63,20 +64,28 @@ def sum_over_devices(
 
   Args:
     function: `(leaves, whole)` to an array that is additive over coordinates.
-    leaves: `[n, ...]`, alike but for n.
+      To leaves that are spread differently coordinates of zeros are added.
+    leaves: `[n, ...]`.
     whole: what each device has all of.
 
   Returns:
     The sum, the same on every device.
   """
-  spec = _spec(leaves[0])
-  if spec == P():
+  specs = [_spec(leaf) for leaf in leaves]
+  if all(spec == P() for spec in specs):
     return function(leaves, whole)
 
   def local(leaves, whole):
+    first = lax.axis_index(AXIS) == 0
+    leaves = [  # what every device has a copy of counts on one of them
+      leaf if spec != P() else jnp.where(first, leaf, 0)
+      for leaf, spec in zip(leaves, specs, strict=True)
+    ]
     return lax.psum(function(leaves, whole), AXIS)
 
-  return _shard_map(local, in_specs=(spec, P()), out_specs=P())(leaves, whole)
+  return _shard_map(local, in_specs=(specs, P()), out_specs=P())(
+    list(leaves), whole
+  )
 
 
 def on_each_device(

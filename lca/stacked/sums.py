@@ -10,10 +10,11 @@ equal work compiled once a leaf.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -22,6 +23,7 @@ from lca.typing import Gram
 
 _COLUMNS = 12288  # a [100, 12288] chunk of float32 stays in a CPU's cache
 _AT_ONCE = 6  # parts of a chunk, whose products and copies need not wait
+_PIECE = 4096  # columns that leaves are padded to where one loop serves all
 _FEW_COLUMNS = 1024  # so many that all rows cost no more than a walk
 _ROWS = 8  # that a CPU adds at once
 
@@ -56,27 +58,92 @@ def products(leaf: jax.Array) -> Gram:
   return over_columns(lambda x: dot(x, x.T), leaf)
 
 
-@jax.jit
 def parts_products(
-  leaf: jax.Array, shares: jax.Array, middle: jax.Array
+  layers: Sequence[Sequence[jax.Array]],
+  lost: jax.Array,
+  shares: jax.Array,
+  middle: jax.Array,
 ) -> jax.Array:
-  """Inner products of what is left of the rows less multiples of one of them.
+  """Inner products of what is left of rows less multiples of one of them.
+
+  One loop serves the leaves of all layers. Few calls need it, and a program
+  for each leaf made a rule on 213 leaves compile in 27 s, not 14 (jaxlib 0.10).
 
   Args:
-    leaf: `[n, ...]`.
-    shares: `[n]`, the multiples.
-    middle: the index of that row.
+    layers: lists of leaves `[n, ...]`.
+    lost: `[layers]` mask of those whose products are asked for.
+    shares: `[layers, n]`, the multiples.
+    middle: `[layers]`, the index of that row.
 
   Returns:
-    `[n + 1, n + 1]`, the row itself last.
+    `[layers, n + 1, n + 1]`, the row itself last; zeros for other layers.
   """
+  n = shares.shape[1] + 1
+  own = [(k, leaf) for k, layer in enumerate(layers) for leaf in layer]
+  layer_of = np.array([k for k, leaf in own if leaf.size])
+  leaves = [leaf for _, leaf in own if leaf.size]
+  dtype = wide(jnp.result_type(*(leaf for _, leaf in own)))
+  nothing = functools.partial(jnp.zeros, (len(layers), n, n), dtype)
 
-  def block(x, row, shares):
-    rows = _parts(x, row, shares)
-    return dot(rows, rows.T)
+  def on_device(leaves, whole):
+    rows = list(map(flat, leaves))
+    longest = max(x.shape[1] for x in rows)
+    in_pieces = functools.partial(by_pieces, rows, *whole)
+    if longest <= _PIECE:
+      return in_pieces(width=longest)
+    return lax.platform_dependent(
+      cpu=functools.partial(in_pieces, width=_PIECE),
+      default=functools.partial(in_pieces, width=min(2**18, longest)),
+    )
 
-  row = lax.dynamic_slice_in_dim(leaf, middle, 1)
-  return over_columns(block, leaf, row, whole=(shares,))
+  def by_pieces(rows, lost, shares, middle, width):
+    table = pieces([x.shape[1] for x in rows], width)
+
+    def piece(x, start):
+      x = jnp.pad(x, ((0, 0), (0, max(0, width - x.shape[1]))))
+      return lax.dynamic_slice_in_dim(x, start, width, axis=1).astype(dtype)
+
+    readers = [functools.partial(piece, x) for x in rows]
+
+    def step(i, total):
+      leaf, start, seen = (_at(jnp.array(column), i) for column in table)
+      layer = _at(jnp.array(layer_of), leaf)
+
+      def add(total):
+        x = lax.switch(leaf, readers, start)
+        x = jnp.where(jnp.arange(width) >= seen, x, 0)
+        row = lax.dynamic_slice_in_dim(x, _at(middle, layer), 1)
+        x = _parts(x, row, _at(shares, layer))
+        return total.at[layer].add(dot(x, x.T))
+
+      return lax.cond(_at(lost, layer), add, lambda total: total, total)
+
+    return lax.fori_loop(0, len(table[0]), step, nothing())
+
+  if not leaves:
+    return nothing()
+  return sharding.sum_over_devices(on_device, leaves, (lost, shares, middle))
+
+
+def pieces(sizes: Sequence[int], width: int) -> tuple[np.ndarray, ...]:
+  """Pieces of leaves, all of one width, so that one loop serves all leaves.
+
+  Args:
+    sizes: how many columns each leaf has.
+    width: of the pieces, in columns. The last piece of a leaf reaches back
+      over the one before; a leaf of fewer columns is one piece.
+
+  Returns:
+    Of each piece the number of its leaf, its first column, and how many of its
+    columns are in the piece before, too.
+  """
+  found = [
+    (k, start, max(0, min(start, size - width)))
+    for k, size in enumerate(sizes)
+    for start in range(0, size, width)
+  ]
+  leaf, wanted, start = np.array(found).T
+  return leaf, start, wanted - start
 
 
 def tangent_products(

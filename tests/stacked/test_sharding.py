@@ -142,19 +142,20 @@ def split(updates):
 
 
 @pytest.mark.parametrize(
-  'rule',
+  ('rule', 'layers'),
   [
-    functools.partial(lca.layerwise(lca.cosine(lca.krum)), f=2),
-    functools.partial(lca.krum, f=2),
-    functools.partial(lca.geometric_median),
+    (functools.partial(lca.layerwise(lca.cosine(lca.krum)), f=2), 3),
+    (functools.partial(lca.krum, f=2), 1),
+    (functools.partial(lca.geometric_median), 1),
   ],
   ids=['layerwise_cosine_krum', 'krum', 'geometric_median'],
 )
-def test_devices_exchange_inner_products_alone(rule):
-  # Where rows are close, those of their parts with the row in the middle, too.
+def test_devices_exchange_inner_products_alone(rule, layers):
+  # Where rows are close, those of their parts with the row in the middle, too,
+  # of all layers at once.
   assert collectives(rule, split(tree())) == {
     ('all-reduce', f'{N},{N}'),
-    ('all-reduce', f'{N + 1},{N + 1}'),
+    ('all-reduce', f'{layers},{N + 1},{N + 1}'),
   }
 
 
