@@ -322,29 +322,29 @@ def _by_network(keys, ranks):
 def _network(n, ranks):
   """Batcher's odd-even merge sort of n, less what `ranks` do not depend on.
 
+  See Knuth, The art of computer programming 3, section 5.3.4, for any n.
+
   Returns the comparators `(low, high, keep_low, keep_high)`: positions of the
   smaller and the larger entry, and which of the two is used afterwards.
   """
+  comparators, block = [], 1
+  while block < n:
+    step = block
+    while step:
+      comparators += [
+        (i, i + step)
+        for start in range(step % block, n - step, 2 * step)
+        for i in range(start, min(start + step, n - step))
+        if i // (2 * block) == (i + step) // (2 * block)
+      ]
+      step //= 2
+    block *= 2
   needed, kept = set(ranks), []
-  for low, high in reversed(list(_comparators(n))):
+  for low, high in reversed(comparators):
     if needed & {low, high}:
       kept.append((low, high, low in needed, high in needed))
       needed |= {low, high}
   return kept[::-1]
-
-
-def _comparators(n):
-  """Knuth, The art of computer programming 3, section 5.3.4, for any n."""
-  block = 1
-  while block < n:
-    step = block
-    while step:
-      for start in range(step % block, n - step, 2 * step):
-        for i in range(start, min(start + step, n - step)):
-          if i // (2 * block) == (i + step) // (2 * block):
-            yield i, i + step
-      step //= 2
-    block *= 2
 
 
 def sort(x: jax.Array) -> jax.Array:

@@ -70,8 +70,16 @@ def chain(*steps: Any) -> Any:
       raise TypeError(f'a step before the last must be a rule, got {step}')
   if len(steps) == 1:
     return steps[0]
-  if isinstance(steps[-1], Aggregator):
-    return _before_aggregator(steps[:-1], steps[-1])
+  *before, last = steps
+  if isinstance(last, Aggregator):
+
+    def explain_update(updates, state, **brought):
+      for step in before:
+        updates = step(updates, **_given(step, brought))
+      return explain(last)(updates, state, **brought)
+
+    takes_scope = getattr(last.update, 'takes_scope', False)
+    return Aggregator(last.init, ExplainedUpdate(explain_update, takes_scope))
   rules = [_unbound(step) for step in steps]
   if all(isinstance(rule, GramRule) and rule.weighs_rows for rule in rules):
     return _mixed_chain(steps)
@@ -171,15 +179,3 @@ def _without_lost(weights, rejected):
   """Returns weights without NaN, and which sums contain a rejected row."""
   lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
   return jnp.where(lost[..., None], 0, weights), lost
-
-
-def _before_aggregator(before, aggregator):
-  def explain_update(updates, state, **brought):
-    for step in before:
-      updates = step(updates, **_given(step, brought))
-    return explain(aggregator)(updates, state, **brought)
-
-  takes_scope = getattr(aggregator.update, 'takes_scope', False)
-  return Aggregator(
-    aggregator.init, ExplainedUpdate(explain_update, takes_scope)
-  )

@@ -169,7 +169,18 @@ def legato(
 
       parts = factors, layers.split(mean), layers.split(history)
       update = layers.join(list(map(blend, *parts)))
-      past = _with_round(past, mean, count % (window - 1), update)
+      # The ring takes this round's mean unless it is of nobody, and then the
+      # update is NaN. To ask the update rather than the mean also lets XLA know
+      # that the ring has been read: it would copy it twice (jaxlib 0.10).
+      slot = count % (window - 1)
+      past = jax.tree.map(
+        lambda ring, new, of_it: ring.at[slot].set(
+          jnp.where(jnp.isnan(of_it), ring[slot], new)
+        ),
+        past,
+        mean,
+        update,
+      )
     log = jax.tree.map(
       lambda new, old: jnp.where(anybody, new, old),
       (norms, count + 1, factors),
@@ -201,18 +212,3 @@ def _factors(
   inverse = 1 / jnp.where(deviation > 0, deviation, 1)
   total = jnp.sum(inverse) if normalize == 'sum' else jnp.max(inverse)
   return jnp.where(logged < 2, 1, inverse / total)
-
-
-def _with_round(
-  past: PyTree, mean: PyTree, slot: jax.Array, update: PyTree
-) -> PyTree:
-  """The ring with this round's mean, unless it is of nobody.
-
-  Then the update is NaN. To ask the update rather than the mean also lets XLA
-  know that the ring has been read: it would copy it twice.
-  """
-
-  def one(ring, new, of_it):
-    return ring.at[slot].set(jnp.where(jnp.isnan(of_it), ring[slot], new))
-
-  return jax.tree.map(one, past, mean, update)
