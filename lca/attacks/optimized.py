@@ -92,11 +92,23 @@ def optimized(
     raise TypeError(f'optimized needs a function aggregate, got {aggregate!r}')
   honest = among.honest_rows(updates, byzantine)
   mean = among.mean(updates, honest)
-  start, step = _line(direction, updates, honest, mean)
+
+  # Strength 0 is at the start, strength 1 one step from there.
+  if direction == 'fall_of_empires':
+    start, step = jax.tree.map(jnp.zeros_like, mean), mean
+  elif direction == 'alie':
+    start, step = mean, among.std(updates, honest, mean)
+  else:
+    centred = among.centred_gram(updates, honest, mean)
+    spread = among.largest_distance(centred, honest)
+    start, step = (
+      mean,
+      jax.tree.map(lambda x: spread.astype(x.dtype) * x, among.unit(mean)),
+    )
 
   def attacked(strength):
     def at(x, y):
-      return x + strength.astype(y.dtype) * y
+      return x - strength.astype(y.dtype) * y
 
     return replace(updates, byzantine, jax.tree.map(at, start, step))
 
@@ -108,21 +120,6 @@ def optimized(
     return jnp.where(jnp.isnan(squared), jnp.inf, jnp.sqrt(squared))
 
   return attacked(_best(distance, num_strengths, max_strength, batch_size))
-
-
-def _line(direction, updates, honest, mean):
-  """Where strength 0 is, and the step that strength 1 takes from there."""
-  if direction == 'fall_of_empires':
-    nothing = jax.tree.map(jnp.zeros_like, mean)
-    return nothing, jax.tree.map(jnp.negative, mean)
-  if direction == 'alie':
-    std = among.std(updates, honest, mean)
-    return mean, jax.tree.map(jnp.negative, std)
-  centred = among.centred_gram(updates, honest, mean)
-  spread = among.largest_distance(centred, honest)
-  return mean, jax.tree.map(
-    lambda x: -spread.astype(x.dtype) * x, among.unit(mean)
-  )
 
 
 def _best(distance, num, largest, batch_size):

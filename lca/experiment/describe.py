@@ -36,8 +36,13 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
       f'{attack["name"]}{keys} by {population.num_attackers} clients, '
       f'{in_a_round} in a round'
     )
+  steps, scope = rule.get('pre', ()), rule.get('scope', 'model')
+  before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
+  then = f'{", ".join(before)}, then ' if before else ''
+  of = 'the model' if scope == 'model' else f'each {scope}'
+  keys = _options(rule, ['scope', 'pre', *steps])
   yield (
-    f'{_rule(rule)}; {attacks}; {config["model"]["name"]} '
+    f'{then}{rule["name"]} of {of}{keys}; {attacks}; {config["model"]["name"]} '
     f'on {data["name"]}, {data["partition"]}{_options(data, _NOT_PARTITION)}; '
     f'{population.clients_per_round} of {population.num_clients} clients a '
     f'round{", one gradient each" if gradient else ""}'
@@ -66,16 +71,6 @@ _NOT_PARTITION = (
   'image_size',
   'checksum',
 )
-
-
-def _rule(rule: Mapping[str, Any]) -> str:
-  steps = rule.get('pre', ())
-  before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
-  scope = rule.get('scope', 'model')
-  of = 'the model' if scope == 'model' else f'each {scope}'
-  keys = _options(rule, ['scope', 'pre', *steps])
-  then = f'{", ".join(before)}, then ' if before else ''
-  return f'{then}{rule["name"]} of {of}{keys}'
 
 
 def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:

@@ -228,7 +228,14 @@ def simulate(
     **given,
   )
   if workdir is not None:
-    data = made.config['data'] | {'checksum': _checksum(dataset)}
+    # A checksum of all examples, so that another data set is noticed.
+    total = zlib.crc32(repr((dataset.train, dataset.test)).encode())
+    for split in (dataset.train, dataset.test):
+      total = zlib.crc32(np.ascontiguousarray(split.labels), total)
+      for start in range(0, len(split), 1000):
+        rows = np.arange(start, min(start + 1000, len(split)))
+        total = zlib.crc32(np.ascontiguousarray(split.read(rows)), total)
+    data = made.config['data'] | {'checksum': f'{total:08x}'}
     made = dataclasses.replace(made, config=made.config | {'data': data})
   return _run(made, dataset, workdir)
 
@@ -360,14 +367,3 @@ def _aggregator(
         f"weights must be 'uniform' or 'examples', got {weights!r}"
       )
   return stateless(rule, **hyper), section
-
-
-def _checksum(dataset: Dataset) -> str:
-  """Returns a checksum of all examples, so that another data set is noticed."""
-  total = zlib.crc32(repr((dataset.train, dataset.test)).encode())
-  for split in (dataset.train, dataset.test):
-    total = zlib.crc32(np.ascontiguousarray(split.labels), total)
-    for start in range(0, len(split), 1000):
-      rows = np.arange(start, min(start + 1000, len(split)))
-      total = zlib.crc32(np.ascontiguousarray(split.read(rows)), total)
-  return f'{total:08x}'

@@ -261,7 +261,7 @@ def _parted(layers):
   products = jnp.stack(
     [functools.reduce(jnp.add, map(sums.products, leaves)) for leaves in layers]
   )
-  good = ~rejected_rows(products)
+  good, eps = ~rejected_rows(products), jnp.finfo(products.dtype).eps
   finite = jnp.where(_pairs(good), products, 0)
   lengths = jnp.sqrt(diagonal(finite))
   lost = _most_are_parallel(finite, lengths)
@@ -277,7 +277,11 @@ def _parted(layers):
     near = _at(medians, middle) <= _FAR * jnp.min(medians, axis=-1)
     lost &= ~near | (passes == 0)
     middle = jnp.where(lost, jnp.argmin(medians, axis=-1), middle)
-    shares = jnp.where(lost[:, None], _shares(finite, middle), shares)
+    # The multiples of c that the rows are nearest to, less 1, a whole number of
+    # eps each, for 1 + alpha to have no rounding of its own.
+    own = jnp.take_along_axis(finite, middle[:, None, None], axis=1)[:, 0]
+    alpha = jnp.round((own / _at(own, middle)[:, None] - 1) / eps) * eps
+    shares = jnp.where(lost[:, None], 1 + alpha, shares)
     found = sums.parts_products(layers, lost, shares, middle)
     found = jnp.where(_pairs(present), found, 0)
     parts = jnp.where(lost[:, None, None], found, parts)
@@ -313,14 +317,6 @@ def _medians(parts, shares):
   apart = own[:, :, None] + own[:, None] - 2 * scaled
   ordered = jnp.sort(jnp.where(_pairs(there), apart, jnp.inf), axis=-1)
   return _at(ordered, jnp.sum(there, axis=-1, keepdims=True) // 2)
-
-
-def _shares(products, middle):
-  """`[layers, n]` multiples of c that the rows are nearest to."""
-  own = jnp.take_along_axis(products, middle[:, None, None], axis=1)[:, 0]
-  eps = jnp.finfo(products.dtype).eps
-  # A whole number of eps, for 1 + alpha to have no rounding of its own.
-  return 1 + jnp.round((own / _at(own, middle)[:, None] - 1) / eps) * eps
 
 
 def _pairs(rows):

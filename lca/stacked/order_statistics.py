@@ -262,23 +262,19 @@ def _in_cache(function, leaves):
 
   out = lax.map(one, (jnp.array(leaf_of), jnp.array(starts)))
   ends = np.cumsum([-(-size // _CACHED) for size in sizes])
-  parts = jnp.split(out, ends[:-1])
-  return [_joined(*part) for part in zip(parts, sizes, strict=True)]
+  parts = []
+  for chunks, size in zip(jnp.split(out, ends[:-1]), sizes, strict=True):
+    # `[chunks, ..., _CACHED]` become `[..., size]`; the last one reaches back.
+    whole = jnp.moveaxis(chunks[:-1], 0, -2)
+    whole = whole.reshape(*whole.shape[:-2], -1)
+    last, end = size - whole.shape[-1], chunks[-1]
+    end = end[..., -last:] if size > _CACHED else end[..., :last]
+    parts.append(jnp.concatenate([whole, end], axis=-1))
+  return parts
 
 
 def _dtype(leaves):
   return jnp.result_type(*(wide(leaf.rows.dtype) for leaf in leaves))
-
-
-def _joined(chunks, size):
-  """`[chunks, ..., _CACHED]`, the last one reaching back, as `[..., size]`."""
-  *_, width = chunks.shape
-  whole = jnp.moveaxis(chunks[:-1], 0, -2)
-  whole = whole.reshape(*whole.shape[:-2], -1)
-  last = size - whole.shape[-1]
-  end = chunks[-1]
-  end = end[..., width - last :] if size > width else end[..., :last]
-  return jnp.concatenate([whole, end], axis=-1)
 
 
 def _packed(function, leaves):
