@@ -16,7 +16,7 @@ import pathlib
 # The tests are thousands of small programs, and compiling them is most of what
 # the tests do. XLA's older code generator for CPUs (jaxlib 0.10) is faster at
 # it, and faster still where LLVM does not optimise what runs for milliseconds:
-# the program of Krum takes 0.2 s of a CPU, not 1.0. And what was compiled once,
+# the program of Krum takes 0.2 s of a CPU, not 0.8. And what was compiled once,
 # however short, is kept for everybody.
 os.environ.setdefault(
   'XLA_FLAGS',
