@@ -256,7 +256,8 @@ def aggregate(
     client_ids=drawn.ids,
   )
   if server.batch_stats != 'rule' and 'batch_stats' in updates:
-    if own is not None and server.batch_stats == 'server':
+    if server.batch_stats == 'server':
+      assert own is not None  # by `check_examples`
       statistics = own['batch_stats']
     else:  # the mean over the clients whose statistics are finite
       rows = updates['batch_stats']

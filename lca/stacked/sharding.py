@@ -64,7 +64,8 @@ def sum_over_devices(
 
   Args:
     function: `(leaves, whole)` to an array that is additive over coordinates.
-      To leaves that are spread differently coordinates of zeros are added.
+      Where some leaves are spread and others are not, a device may see zeros
+      in the place of a leaf, which must add nothing.
     leaves: `[n, ...]`.
     whole: what each device has all of.
 

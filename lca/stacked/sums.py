@@ -10,6 +10,7 @@ equal work compiled once a leaf.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -78,25 +79,16 @@ def parts_products(
   Returns:
     `[layers, n + 1, n + 1]`, the row itself last; zeros for other layers.
   """
-  n = shares.shape[1] + 1
-  own = [(k, leaf) for k, layer in enumerate(layers) for leaf in layer]
-  layer_of = np.array([k for k, leaf in own if leaf.size])
-  leaves = [leaf for _, leaf in own if leaf.size]
-  dtype = wide(jnp.result_type(*(leaf for _, leaf in own)))
-  nothing = functools.partial(jnp.zeros, (len(layers), n, n), dtype)
+  leaves = [leaf for layer in layers for leaf in layer]
+  layer_of = np.repeat(np.arange(len(layers)), [*map(len, layers)])
+  longest = max(math.prod(leaf.shape[1:]) for leaf in leaves)
+  n, dtype = shares.shape[1] + 1, wide(jnp.result_type(*leaves))
+  if not longest:
+    return jnp.zeros((len(layers), n, n), dtype)
 
-  def on_device(leaves, whole):
+  def by_pieces(leaves, whole, width):
+    lost, shares, middle = whole
     rows = list(map(flat, leaves))
-    longest = max(x.shape[1] for x in rows)
-    in_pieces = functools.partial(by_pieces, rows, *whole)
-    if longest <= _PIECE:
-      return in_pieces(width=longest)
-    return lax.platform_dependent(
-      cpu=functools.partial(in_pieces, width=_PIECE),
-      default=functools.partial(in_pieces, width=min(2**18, longest)),
-    )
-
-  def by_pieces(rows, lost, shares, middle, width):
     table = pieces([x.shape[1] for x in rows], width)
 
     def piece(x, start):
@@ -118,10 +110,19 @@ def parts_products(
 
       return lax.cond(_at(lost, layer), add, lambda total: total, total)
 
-    return lax.fori_loop(0, len(table[0]), step, nothing())
+    start = jnp.zeros((len(layers), n, n), dtype)
+    return lax.fori_loop(0, len(table[0]), step, start)
 
-  if not leaves:
-    return nothing()
+  def on_device(leaves, whole):
+    if longest <= _PIECE:
+      return by_pieces(leaves, whole, longest)
+    return lax.platform_dependent(
+      leaves,
+      whole,
+      cpu=functools.partial(by_pieces, width=_PIECE),
+      default=functools.partial(by_pieces, width=min(2**18, longest)),
+    )
+
   return sharding.sum_over_devices(on_device, leaves, (lost, shares, middle))
 
 

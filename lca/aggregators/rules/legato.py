@@ -167,8 +167,10 @@ def legato(
           lambda x, y: (factor * x + (1 - factor) * y).astype(x.dtype), new, old
         )
 
-      parts = factors, layers.split(mean), layers.split(history)
-      update = layers.join(list(map(blend, *parts)))
+      parts = zip(
+        factors, layers.split(mean), layers.split(history), strict=True
+      )
+      update = layers.join([blend(*part) for part in parts])
       # The ring takes this round's mean unless it is of nobody, and then the
       # update is NaN. To ask the update rather than the mean also lets XLA know
       # that the ring has been read: it would copy it twice (jaxlib 0.10).
