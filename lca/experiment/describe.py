@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lca.attacks import Attack
 from lca.experiment.sections import ATTACKERS, Data
-from lca.experiment.settings import Parts
+from lca.experiment.settings import Parts, source_keys
 from lca.federated.population import Population
 from lca.registry import options_of
 
@@ -41,9 +41,12 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   then = f'{", ".join(before)}, then ' if before else ''
   of = 'the model' if scope == 'model' else f'each {scope}'
   keys = _options(rule, ['scope', 'pre', *steps])
+  of_data = {k: data[k] for k in data if k in source_keys(data['name'])}
+  of_partition = {k: data[k] for k in data if k not in of_data}
   yield (
     f'{then}{rule["name"]} of {of}{keys}; {attacks}; {config["model"]["name"]} '
-    f'on {data["name"]}, {data["partition"]}{_options(data, _NOT_PARTITION)}; '
+    f'on {data["name"]}{_options(of_data, _FOLDERS)}, '
+    f'{data["partition"]}{_options(of_partition, _NOT_PARTITION)}; '
     f'{population.clients_per_round} of {population.num_clients} clients a '
     f'round{", one gradient each" if gradient else ""}'
   )
@@ -64,13 +67,8 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
       )
 
 
-_NOT_PARTITION = (
-  *options_of(Data),
-  'archive_dir',
-  'data_dir',
-  'image_size',
-  'checksum',
-)
+_FOLDERS = ('archive_dir', 'data_dir')
+_NOT_PARTITION = (*options_of(Data), 'checksum')
 
 
 def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:

@@ -180,7 +180,8 @@ def from_config(config: Mapping[str, Any]) -> Settings:
   # A partition that is set without its preset finds the keys of another one.
   partition, known = source['partition'], datasets.PARTITIONS
   of_any = {key for name in known for key in known.parameters(name)}
-  own = {*known.parameters(partition), *_OF_ALL_PARTITIONS, *SOURCE_KEYS}
+  of_source = source_keys(source['name'])
+  own = {*known.parameters(partition), *_OF_ALL_PARTITIONS, *of_source}
   if others := sorted(source.keys() & of_any - own):
     raise TypeError(
       f'data.partition={partition!r} takes no {", ".join(others)}: compose the '
@@ -195,7 +196,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     load=functools.partial(
       datasets.load,
       source['name'],
-      **{k: source[k] for k in SOURCE_KEYS & source.keys()},
+      **{k: source[k] for k in of_source & source.keys()},
     ),
     pretrained=its.pop('pretrained', ''),
     # Of a model without batch statistics there is nothing to choose.
@@ -207,6 +208,28 @@ def from_config(config: Mapping[str, Any]) -> Settings:
 
 _CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
 SOURCE_KEYS = {'archive_dir', 'data_dir', 'image_size'}
+
+
+def source_keys(name: str | None) -> set[str]:
+  """Returns the keys of `config.data` that are options of a data set.
+
+  Those of `SOURCE_KEYS` may stand in every config. A data set that a user
+  registers has the options of its function beside them.
+
+  Args:
+    name: of the data set; one that is not registered has no options of its own.
+
+  Raises:
+    TypeError: an option has the name of a key that all data sets share.
+  """
+  known = datasets.SOURCES
+  own = {*known.parameters(name)} if name in known else set()
+  if taken := sorted(own & {*_OF_ALL_PARTITIONS}):
+    raise TypeError(
+      f'data set {name!r} has the options {", ".join(taken)}, but config.data '
+      'has keys of these names, which mean something else: rename the options'
+    )
+  return SOURCE_KEYS | own
 
 
 def make(
@@ -312,9 +335,10 @@ def _data(
   """Returns the section, and a function that spreads data over clients."""
   partition = keys['partition']
   own = datasets.PARTITIONS.parameters(partition)
-  more, because = {*own, *SOURCE_KEYS}, f'data.partition={partition!r}'
+  of_source = source_keys(keys['name'])
+  more, because = {*own, *of_source}, f'data.partition={partition!r}'
   section = sections.read('data', sections.Data, keys, more, because)
-  spread = {k: v for k, v in keys.items() if k not in SOURCE_KEYS}
+  spread = {k: v for k, v in keys.items() if k not in of_source}
   del spread['name']
   options = {k: v for k, v in spread.items() if k not in _OF_ALL_PARTITIONS}
   datasets.partitions.check(partition, section.num_clients, **options)

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lca
@@ -41,6 +42,40 @@ def test_a_partition_without_its_keys_is_told_its_preset():
     with pytest.raises(TypeError, match=f'{said}{partition}, '):
       settings.from_config(changed)
     settings.from_config(config(partition))  # and that is the remedy
+
+
+def points(*, size: int = 30, spread: float = 1.0):
+  rng = np.random.default_rng(0)
+  inputs = spread * rng.normal(size=(size, 4, 4, 1))
+  split = inputs, np.arange(size) % 3
+  return data.from_arrays(split, split)
+
+
+def test_options_of_a_registered_data_set_are_keys(monkeypatch):
+  monkeypatch.setitem(data.SOURCES, 'points', points)
+  changes = {
+    'data.name': 'points',
+    'data.min_examples': 1,
+    'server.clients_per_round': 20,
+  }
+  made = settings.from_config(config(**changes, **{'data.size': 80}))
+  parts = made.parts()
+  assert len(parts.data.dataset.train) == 80
+  assert made.config['data']['size'] == 80
+  (line,) = describe.lines(made.config, parts)
+  assert ' on points (size=80), iid; ' in line
+  with pytest.raises(TypeError, match=r'takes no sizes; .*size'):
+    settings.from_config(config(**changes, **{'data.sizes': 80}))
+  # Without the data set that has it, nobody knows the key.
+  with pytest.raises(TypeError, match='takes no size;'):
+    settings.from_config(config(**{'data.size': 80}))
+
+
+def test_an_option_of_a_data_set_may_not_take_a_shared_name(monkeypatch):
+  monkeypatch.setitem(data.SOURCES, 'points', lambda *, num_clients=3: points())
+  message = "'points' has the options num_clients, .*rename"
+  with pytest.raises(TypeError, match=message):
+    settings.from_config(config(**{'data.name': 'points'}))
 
 
 def test_the_defaults_are_the_bases():
@@ -241,6 +276,31 @@ def test_a_line_of_what_runs():
   (line,) = lines_of(config('nnm,median,dirichlet'))
   assert line.startswith('nnm (f=1), then median of the model (median=')
   assert 'no attack; cnn on digits, dirichlet (alpha=0.5)' in line
+
+
+@pytest.mark.parametrize(
+  'update',
+  [
+    lambda updates, state: (lca.median(updates), state),
+    lambda updates, state, *, params, client_ids, weights: (
+      jax.tree.map(
+        lambda x, w: w * 0 + x[jnp.argmax(weights * client_ids)],
+        updates,
+        params,
+      ),
+      state,
+    ),
+  ],
+  ids=['names none', 'needs some'],
+)
+def test_an_aggregator_is_given_what_it_names(update, monkeypatch):
+  aggregator = Aggregator(lambda params: (), update)
+  monkeypatch.setitem(lca.aggregators.AGGREGATORS, 'own', lambda: aggregator)
+  changes = {'aggregator': {'name': 'own'}, 'client.drop_rate': 0.1}
+  parts = settings.from_config(config(**changes)).parts()
+  simulation = parts.simulation()
+  _, metrics = simulation.run_round(simulation.init(), 0)
+  assert metrics['byzantine'] == 1
 
 
 def test_an_f_below_the_attackers_is_said():
