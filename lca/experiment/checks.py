@@ -12,7 +12,7 @@ from lca.aggregators import Aggregator
 from lca.data import Dataset
 from lca.federated.population import Population
 from lca.models import Classifier
-from lca.typing import PyTree
+from lca.typing import PyTree, Update, Updates
 
 
 def check_jit() -> None:
@@ -78,14 +78,7 @@ def check_aggregator(
 
   def one_round(updates):
     one = jax.tree.map(lambda x: x[0], updates)
-    update, _ = aggregator.update(
-      updates,
-      aggregator.init(one),
-      key=jax.random.key(0),
-      weights=jnp.ones(n),
-      server_update=one if has_root else None,
-    )
-    return update
+    return _dry_run(aggregator, updates, one, jnp.ones(n), has_root)
 
   if like is None:
     like = {'params': {'kernel': jax.ShapeDtypeStruct((1,), jnp.float32)}}
@@ -107,6 +100,34 @@ def check_aggregator(
       f'the aggregator makes {made} of {n} updates of {wanted}: it must return '
       'one update'
     )
+
+
+def _dry_run(
+  aggregator: Aggregator,
+  updates: Updates,
+  one: Update,
+  weights: jax.Array,
+  has_root: bool,
+) -> Update:
+  """Returns the aggregate of a first round, which brings all that rounds bring.
+
+  Args:
+    aggregator: any.
+    updates: stacked pytree, leaves `[n, ...]`.
+    one: a tree like one update; the model and the server's update, too.
+    weights: `[n]`, the clients' numbers of examples.
+    has_root: the server has an update of its own.
+  """
+  update, _, _ = aggregators.explain(aggregator)(
+    updates,
+    aggregator.init(one),
+    key=jax.random.key(0),
+    weights=weights,
+    server_update=one if has_root else None,
+    params=one,
+    client_ids=jnp.arange(len(weights)),
+  )
+  return update
 
 
 def check_dropouts(
@@ -138,12 +159,12 @@ def check_dropouts(
   answered = jnp.arange(n) >= missing
   rows = jax.random.normal(jax.random.key(0), (n, 1))
   one = {'params': {'kernel': rows[0]}}
-  update, _ = aggregator.update(
+  update = _dry_run(
+    aggregator,
     {'params': {'kernel': jnp.where(answered[:, None], rows, jnp.nan)}},
-    aggregator.init(one),
-    key=jax.random.key(0),
-    weights=answered.astype(jnp.float32),
-    server_update=one if config['data']['root_examples'] else None,
+    one,
+    answered.astype(jnp.float32),
+    config['data']['root_examples'] > 0,
   )
   if not jnp.all(jnp.isfinite(update['params']['kernel'])):
     plain = rule['name'] == 'mean' and rule.get('weights') != 'examples'
