@@ -1,12 +1,13 @@
 """Byzantine-robust federated learning in JAX.
 
-Rules are plain functions over stacked pytrees, leaves `[n, ...]`, one row per
-client, client minus server:
+An aggregation rule is a plain function of `updates`, a pytree whose leaves are
+`[n, ...]`: one row per client, the client's parameters minus the server's.
 
     update = lca.layerwise(lca.cosine(lca.krum))(updates, f=2)
 
-They need JAX alone. `lca.data`, `lca.models`, `lca.federated`, `lca.experiment`
-and `lca.report` need more, and are imported when they are first asked for.
+Rules and attacks need JAX and NumPy alone. `lca.data`, `lca.models`,
+`lca.federated`, `lca.experiment` and `lca.report` need more packages (`pip
+install 'lca[all]'`), so that they are imported on first use.
 """
 
 import importlib
@@ -60,6 +61,7 @@ __all__ = [
 ]
 __all__ += rules.__all__
 
+# Subpackages that `__getattr__` below imports on first use.
 _IMPORTED_LATER = ('data', 'experiment', 'federated', 'models', 'report')
 
 
@@ -69,11 +71,12 @@ def __getattr__(name: str) -> Any:
   try:
     return importlib.import_module(f'{__name__}.{name}')
   except ModuleNotFoundError as error:
+    # A missing module of lca itself is a bug, not a missing package.
     if error.name is None or error.name.partition('.')[0] == __name__:
       raise
     raise ImportError(
-      f'lca.{name} needs {error.name}, which is not installed: pip install '
-      "'lca[all]' brings it"
+      f'lca.{name} needs {error.name}, which is not installed; to install all '
+      "that lca needs: pip install 'lca[all]'"
     ) from error
 
 

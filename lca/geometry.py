@@ -1,3 +1,3 @@
-"""The public path of `lca.stacked.geometry`."""
+"""Public path of `lca.stacked.geometry`: Gram matrices, distances, mixtures."""
 
 from lca.stacked.geometry import *  # noqa: F403

@@ -1,4 +1,8 @@
-"""What an attack's options may be; a config's flags may give them as text."""
+"""Checks of the values of options, such as those of attacks and models.
+
+A flag on the command line gives a value as text, so that the checks of numbers
+convert text, too.
+"""
 
 import math
 import operator
@@ -9,53 +13,61 @@ from typing import Any
 from jax.core import Tracer
 
 Check = Callable[[str, Any], Any]
-"""`(name, value) -> value`, converted; raises a ValueError naming both."""
+"""`check(name, value)` returns the value, converted.
+
+It raises a ValueError that names both if the value is not allowed.
+"""
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Check:
-  """A finite number in `[low, high]`; of a traced one nothing is asked."""
+  """Returns a check for a finite number in `[low, high]`.
+
+  The check returns a float. A traced value passes unchecked, because its number
+  is not known while JAX traces.
+  """
 
   def check(name, value):
     if isinstance(value, Tracer):
       return value
     try:
-      found = float(value)
+      converted = float(value)
     except (TypeError, ValueError):
       raise ValueError(f'{name} must be a number, got {value!r}') from None
-    if not (math.isfinite(found) and low <= found <= high):
+    if not (math.isfinite(converted) and low <= converted <= high):
       raise ValueError(
-        f'{name} must be a finite number in [{low}, {high}], got {found}'
+        f'{name} must be a finite number in [{low}, {high}], got {converted}'
       )
-    return found
+    return converted
 
   return check
 
 
 def positive(name: str, value: Any) -> Any:
-  """A finite number above 0; of a traced one nothing is asked."""
-  found = number()(name, value)
-  if not isinstance(found, Tracer) and found <= 0:
-    raise ValueError(f'{name} must be above 0, got {found}')
-  return found
+  """Checks that a value is a finite number above 0; traced values pass."""
+  converted = number()(name, value)
+  if not isinstance(converted, Tracer) and converted <= 0:
+    raise ValueError(f'{name} must be above 0, got {converted}')
+  return converted
 
 
 def whole(low: int) -> Check:
-  """An integer of at least `low`."""
+  """Returns a check for an integer of at least `low`."""
 
   def check(name, value):
+    # `operator.index` refuses floats, which `int` would round down.
     try:
-      found = int(value) if isinstance(value, str) else operator.index(value)
+      integer = int(value) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
       raise ValueError(f'{name} must be an integer, got {value!r}') from None
-    if found < low:
-      raise ValueError(f'{name} must be at least {low}, got {found}')
-    return found
+    if integer < low:
+      raise ValueError(f'{name} must be at least {low}, got {integer}')
+    return integer
 
   return check
 
 
 def one_of(*names: str) -> Check:
-  """One of these words."""
+  """Returns a check that a value is one of `names`."""
 
   def check(name, value):
     if value not in names:
@@ -66,7 +78,7 @@ def one_of(*names: str) -> Check:
 
 
 def pattern(name: str, value: Any) -> str:
-  """A regular expression."""
+  """Checks that a value is a regular expression that Python compiles."""
   try:
     re.compile(value)
   except (TypeError, re.error) as error:

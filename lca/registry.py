@@ -1,9 +1,9 @@
-"""Names of things: rules, attacks, models, data sets, and all the others.
+"""Registries: functions by name, such as rules, attacks, models and data sets.
 
-A `Registry` holds functions of one kind by name. It knows what options each of
-them takes and with which defaults, and it says what is near an unknown name.
-What a user adds to a registry is from then on a preset, a config key and a line
-in reports, like what `lca` brings.
+A `Registry` holds functions of one kind by name. It tells which options each
+function takes and with which defaults, and it suggests the nearest name for an
+unknown one. A function that a user registers becomes a preset, a config key and
+a line in reports, like the functions of `lca` itself.
 """
 
 import difflib
@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 F = TypeVar('F', bound=Callable[..., Any])
 
 REQUIRED = inspect.Parameter.empty
-"""Stands in the place of a default that an option does not have."""
+"""The `default` of a parameter that has no default."""
 
 
 class Registry(dict[str, F]):
   """Functions of one kind by name.
 
   Attributes:
-    kind: what messages call one of them, such as `'rule'`.
-    brought: names of arguments that the caller brings with every call, such as
-      a PRNG key. They are nobody's options.
-    of_data: True if the functions are of data, such as updates: their first
-      positional parameter, whatever its name, is no option either.
+    kind: what messages call one of the functions, such as `'rule'`.
+    brought: names of arguments that the caller passes in every call, such as a
+      PRNG key. They are not options.
+    of_data: True if the first positional parameter of every function is data,
+      such as updates. It is not an option either, whatever its name.
 
   Examples:
     >>> RULES = Registry('rule', of_data=True)
@@ -58,15 +58,15 @@ class Registry(dict[str, F]):
   def register(self, function: F | None = None, *, name: str | None = None):
     """Adds a function; usable as a decorator, with or without a name.
 
-    A function that is defined again, as when a notebook's cell runs twice,
-    takes the place of its former self.
+    A function that is defined again replaces the earlier definition, as when a
+    notebook's cell runs twice.
 
     Args:
-      function: the one to add.
-      name: its name in configs; None is the function's own.
+      function: the function to add; None returns a decorator.
+      name: its name in configs; None takes the function's own name.
 
     Returns:
-      The function.
+      The function, unchanged.
 
     Raises:
       ValueError: another function has this name already.
@@ -75,34 +75,39 @@ class Registry(dict[str, F]):
       return lambda function: self.register(function, name=name)
     name = name or function.__name__
     if _origin(self.get(name, function)) != _origin(function):
-      raise ValueError(f'there is another {self.kind} {name!r} already')
+      raise ValueError(
+        f'there is another {self.kind} {name!r} already; choose another name'
+      )
     self[name] = function
     return function
 
   def find(self, name: str) -> F:
-    """Returns the function of a name.
+    """Returns the function that is registered under a name.
 
     Raises:
-      ValueError: the name is unknown; the message says what is near it.
+      ValueError: the name is unknown; the message suggests the nearest name.
     """
     if name not in self:
       raise ValueError(unknown(self.kind, name, {self.kind: self}))
     return self[name]
 
   def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-    """Returns the options of a function: its parameters by name."""
+    """Returns the parameters of a function that are options, by name."""
     return options_of(self.find(name), self.brought, self.of_data)
 
   def options(self, name: str, required: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the options of a function and their defaults.
 
     Args:
-      name: of the function.
-      required: the options without a default that the caller will set; they are
-        None in the result.
+      name: the function's name.
+      required: options without a default that the caller will set later; their
+        value in the result is None.
+
+    Returns:
+      The defaults by option name.
 
     Raises:
-      TypeError: another option has no default.
+      TypeError: an option that is not in `required` has no default.
     """
     parameters = self.parameters(name)
     without = {k for k, p in parameters.items() if p.default is REQUIRED}
@@ -113,11 +118,12 @@ class Registry(dict[str, F]):
     }
 
   def check(self, name: str, given: Iterable[str]) -> None:
-    """Checks the names of the options that a function is to be given.
+    """Checks the names of the options that a function is to be called with.
 
     Raises:
       ValueError: the function is unknown.
-      TypeError: an option that it does not take, or one that it lacks.
+      TypeError: the function does not take an option, or a required option is
+        missing.
     """
     check_options(f'{self.kind} {name!r}', self.parameters(name), given)
 
@@ -130,8 +136,8 @@ def options_of(
   """Returns the parameters of a function that can be given by name.
 
   Args:
-    function: any; of a class they are those of its constructor.
-    brought: names that are left out.
+    function: any callable; for a class, its constructor counts.
+    brought: names of parameters to leave out.
     of_data: True leaves out the first positional parameter, too.
   """
   given = list(inspect.signature(function).parameters.values())
@@ -148,15 +154,16 @@ def options_of(
 def check_options(
   who: str, parameters: Mapping[str, inspect.Parameter], given: Iterable[str]
 ) -> None:
-  """Checks the names of options against what somebody takes.
+  """Checks the names of options against the parameters of their receiver.
 
   Args:
-    who: how messages name the one that takes them.
-    parameters: what it takes, from `options_of`.
-    given: the names of the options.
+    who: what messages call the receiver, such as `"rule 'krum'"`.
+    parameters: the parameters that the receiver takes, from `options_of`.
+    given: the names of the options to check.
 
   Raises:
-    TypeError: an option that is not taken, or one without default that lacks.
+    TypeError: the receiver does not take an option, or an option without a
+      default is missing.
   """
   given = set(given)
   if others := sorted(given - parameters.keys()):
@@ -171,7 +178,9 @@ def check_options(
 
 
 def type_of(parameter: inspect.Parameter) -> type | None:
-  """Returns the type of an option's values beside None, if it has just one.
+  """Returns the one type that an option is annotated with, None put aside.
+
+  An option without an annotation, or with several types, gives None.
 
   Examples:
     >>> def function(a: int | None = None, b: str = '', c=0): ...
@@ -181,18 +190,19 @@ def type_of(parameter: inspect.Parameter) -> type | None:
   union = typing.Union, types.UnionType
   hint = parameter.annotation
   hints = typing.get_args(hint) if typing.get_origin(hint) in union else [hint]
-  found = [h for h in hints if h is not types.NoneType]
-  one = len(found) == 1 and isinstance(found[0], type)
-  return found[0] if one and found[0] is not REQUIRED else None
+  others = [h for h in hints if h is not types.NoneType]
+  single = len(others) == 1 and isinstance(others[0], type)
+  # REQUIRED is `Parameter.empty`, the annotation of a bare parameter, too.
+  return others[0] if single and others[0] is not REQUIRED else None
 
 
 def unknown(kind: str, name: str, known: Mapping[str, Iterable[str]]) -> str:
-  """Returns what to say of an unknown name.
+  """Returns the error message for an unknown name.
 
   Args:
-    kind: of the thing that is asked for.
-    name: the unknown one.
-    known: the names there are, by the kind of what they name.
+    kind: what the message calls the thing that was asked for.
+    name: the unknown name.
+    known: the names that exist, by kind.
 
   Examples:
     >>> print(unknown('preset', 'krom', {'rule': ['krum'], 'attack': ['zero']}))
@@ -210,11 +220,15 @@ def unknown(kind: str, name: str, known: Mapping[str, Iterable[str]]) -> str:
 
 
 def _origin(function: Callable[..., Any]) -> Any:
-  """Returns where a function was defined, or itself where it does not tell."""
+  """Returns what identifies a definition: its module and qualified name.
+
+  A callable without a qualified name, such as a `partial`, is its own identity.
+  """
   name = getattr(function, '__qualname__', None)
   return (function.__module__, name) if name else function
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-  found = difflib.get_close_matches(name, list(known), n=1)
-  return f' did you mean {found[0]!r}?' if found else ''
+  """Returns the question " did you mean ...?", or '' if no name is close."""
+  matches = difflib.get_close_matches(name, list(known), n=1)
+  return f' did you mean {matches[0]!r}?' if matches else ''

@@ -1,4 +1,4 @@
-"""The command `python -m lca.sweep`; see `lca.experiment.sweep`."""
+"""The command `python -m lca.sweep`, implemented in `lca.experiment.sweep`."""
 
 from lca.experiment import sweep
 

@@ -1,4 +1,4 @@
-"""The words of the public signatures."""
+"""Type aliases of the public signatures."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Updates = PyTree
 """A stacked pytree: every leaf is `[n, ...]`, one row per client."""
 
 Update = PyTree
-"""The same without the leading `n`: one client's update, or the aggregate."""
+"""A pytree like `Updates` without the axis `n`: one update or an aggregate."""
 
 Gram = jax.Array
 """`[n, n]` inner products of the clients' updates, in float32 or wider."""
