@@ -1,9 +1,10 @@
 """Eigenvalues and eigenvectors of symmetric matrices.
 
-On CPU, jaxlib's kernels part a batch of matrices among the threads that run
-the program, and wait for them on one of these. Two batches at once can wait
-for each other for ever, as with two cores they did beside a model of 213
-leaves. So a batch is one matrix after the other there.
+On CPU a batched `jnp.linalg.eigh` can hang for ever. jaxlib's kernels (0.10)
+divide a batch among the threads that run the program and wait on one of these
+threads, so that two batches at the same time can wait for each other. With two
+cores this happened in a rule on a model of 213 leaves. On CPU `eigh` therefore
+takes a batch one matrix after the other.
 """
 
 import jax
@@ -13,10 +14,13 @@ from jax import lax
 
 @jax.custom_batching.custom_vmap
 def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """`[n]` eigenvalues in ascending order, and `[n, n]` vectors in columns.
+  """Returns the eigenvalues and eigenvectors of a symmetric matrix.
 
   Args:
-    x: `[n, n]`, symmetric. `jax.vmap` makes batches of it.
+    x: `[n, n]`, symmetric. `jax.vmap` gives batches of matrices.
+
+  Returns:
+    `[n]` eigenvalues in ascending order, and `[n, n]` eigenvectors in columns.
   """
   return tuple(jnp.linalg.eigh(x))
 
@@ -24,9 +28,9 @@ def eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 @eigh.def_vmap
 def _one_after_the_other(axis_size, in_batched, x):
   del axis_size, in_batched
-  found = lax.platform_dependent(
+  pairs = lax.platform_dependent(
     x,
     cpu=lambda x: lax.map(eigh, x),
     default=lambda x: tuple(jnp.linalg.eigh(x)),
   )
-  return found, (True, True)
+  return pairs, (True, True)  # both results have the batch axis

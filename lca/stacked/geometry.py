@@ -1,14 +1,14 @@
 """The geometry of stacked updates: Gram matrix, distances, norms, mixtures.
 
 Every distance-based rule runs Gram -> distances -> weights -> mix. Only the
-first and the last of these touch the parameters; everything between works on
-`[n, n]` numbers, whatever the model's size. The Gram matrix of a model is the
-sum of its leaves' Gram matrices.
+first and the last of these steps touch the parameters. The steps between work
+on `[n, n]` numbers, whatever the model's size. The Gram matrix of a model is
+the sum of its leaves' Gram matrices.
 
 A row (one client's update) is *rejected* when it holds a NaN or an infinity,
-or when its squared norm exceeds `finfo.max / 16`, from where on distances
-would overflow. A rejected row keeps its place: its distances and its norm are
-+inf, its weight is 0.
+or when its squared norm exceeds `finfo.max / 16`, beyond which distances would
+overflow. A rejected row keeps its place: its distances and its norm are +inf,
+its weight is 0.
 """
 
 import functools
@@ -61,17 +61,20 @@ Median = Literal['interpolated', 'lower']
 def num_clients(updates: Updates) -> int:
   """Returns `n`, the leading axis that all leaves of `updates` share.
 
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+
   Raises:
-    TypeError: if a leaf is no array of JAX or NumPy.
-    ValueError: if there is no leaf or no client, a leaf is a scalar or not
-      floating, or leaves disagree.
+    TypeError: a leaf is not an array of JAX or NumPy.
+    ValueError: there is no leaf or no client, a leaf is a scalar or not
+      floating-point, or the leaves' leading axes differ.
   """
   arrays = jax.Array, np.ndarray, np.generic, int, float
   for leaf in jax.tree.leaves(updates):
     if not isinstance(leaf, arrays):
       raise TypeError(
         f'updates must be arrays of JAX or NumPy, got {type(leaf).__name__}; '
-        'lca.stack makes them of the tensors of all clients'
+        "lca.stack converts a list of the clients' tensors"
       )
   shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(updates)]
   if not shapes or any(not shape or not shape[0] for shape in shapes):
@@ -80,7 +83,7 @@ def num_clients(updates: Updates) -> int:
     )
   dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(updates)}
   if wrong := [d.name for d in dtypes if not jnp.issubdtype(d, jnp.floating)]:
-    raise ValueError(f'updates must be floating, got {sorted(wrong)}')
+    raise ValueError(f'updates must be floating-point, got {sorted(wrong)}')
   sizes = {shape[0] for shape in shapes}
   if len(sizes) > 1:
     raise ValueError(f'leaves disagree on the number of clients: {shapes}')
@@ -88,21 +91,24 @@ def num_clients(updates: Updates) -> int:
 
 
 def gram(updates: Updates) -> Gram:
-  r"""Inner products of all pairs of clients.
+  r"""Returns the inner products of all pairs of clients.
 
   .. math:: K_{ij} = \langle x_i, x_j \rangle
+
+  Rows with a large common part, such as models instead of updates, lose their
+  distances to rounding in these products. Where most rows are so close, a
+  second pass over the updates takes the inner products of the rows'
+  differences. The result carries these products for `distances` and the other
+  functions of this module.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
 
-  Rows with a large common part lose their distances in these products. Where
-  most do, a second pass over the updates takes the products of what they differ
-  by, and the result carries them for `distances` and the like.
-
   Returns:
-    `[n, n]` in float32 (float64 for float64 leaves), a `GramMatrix`, which is
-    the array of the products in every expression. The diagonal holds the
-    squared norms. A NaN or infinite client spoils its own row and column only.
+    `[n, n]` in float32 (float64 for float64 leaves), a `GramMatrix`, which
+    behaves as the array of the products in every expression. The diagonal holds
+    the squared norms. A client with NaN or infinite entries affects its own row
+    and column only.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -115,9 +121,13 @@ def gram(updates: Updates) -> Gram:
 
 
 def grams(layers: Sequence[Updates]) -> Gram:
-  """The inner products of each of several layers, `[layers, n, n]`.
+  """Returns the Gram matrix of each of several layers, `[layers, n, n]`.
 
-  As `gram`, at once: one look tells which layers' rows are close.
+  It equals `gram` of each layer. Taking all layers together lets one loop make
+  the second pass over those layers whose rows are close.
+
+  Args:
+    layers: stacked pytrees, leaves `[n, ...]`.
   """
   for layer in layers:
     num_clients(layer)
@@ -126,13 +136,12 @@ def grams(layers: Sequence[Updates]) -> Gram:
 
 
 def norms_gram(updates: Updates) -> Gram:
-  """The diagonal of `gram` with zeros beside it, for what needs norms only.
+  """Returns the diagonal of `gram` with zeros elsewhere, `[n, n]`.
+
+  It serves rules that need norms only, and costs one reading of the updates.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-
-  Returns:
-    `[n, n]`; it costs one reading of the updates.
   """
   num_clients(updates)
   squares = [sums.squares(leaf) for leaf in jax.tree.leaves(updates)]
@@ -140,19 +149,19 @@ def norms_gram(updates: Updates) -> Gram:
 
 
 def one_client(update: Update) -> Updates:
-  """One update as the stacked updates of a single client."""
+  """Returns one update as the stacked updates of a single client."""
   return jax.tree.map(lambda x: x[None], update)
 
 
 def inner(updates: Updates, update: Update) -> jax.Array:
-  """`[n]` inner products of the clients' updates with another one.
+  """Returns the inner product of each client's update with `update`, `[n]`.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     update: a tree of the same structure, leaves `[...]`.
 
   Raises:
-    ValueError: if the structures or shapes differ.
+    ValueError: the structures or shapes differ.
   """
   num_clients(updates)
   shapes = jax.tree.map(lambda x: x.shape[1:], updates)
@@ -164,12 +173,13 @@ def inner(updates: Updates, update: Update) -> jax.Array:
 
 
 def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
-  """`gram` with zeros in the rows and columns of rejected clients.
+  """Returns `gram` with zeros in the rows and columns of rejected clients.
 
   Args:
     gram: `[..., n, n]` inner products.
-    rejected: `[n]` mask of these clients; by default those that `gram`,
-      `[n, n]`, itself rejects.
+    rejected: `[n]` mask of the rejected clients. By default, which needs an
+      `[n, n]` matrix, they are those whose squared norm on its diagonal is not
+      finite or too large.
   """
   bad = rejected_rows(gram) if rejected is None else rejected
   return inner_products.without(gram, bad)
@@ -178,40 +188,54 @@ def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
 def distances(
   gram: Gram, distance: Distance = 'euclidean', power: int | None = None
 ) -> jax.Array:
-  r"""Pairwise distances from inner products.
+  r"""Returns the pairwise distances of the clients from their inner products.
 
   Euclidean: :math:`\|x_i - x_j\|^p`, with :math:`\|x_i - x_j\|^2 = K_{ii} +
   K_{jj} - 2 K_{ij}` clamped at 0. Cosine: :math:`1 - K_{ij} / (\|x_i\|
-  \|x_j\|)`, clamped to [0, 2]; it is half the squared Euclidean distance of
-  the unit vectors, and is used as it is.
+  \|x_j\|)`, clamped to [0, 2]. The cosine distance is half the squared
+  Euclidean distance of the unit vectors, and takes no power.
 
   A zero row has no direction. Its cosine distance is 2, the largest, to every
-  nonzero row and 0 to another zero row, so that one client that sends nothing
-  is not taken for a central one. Several are each other's neighbours, and may
-  be taken where the others' directions differ much.
+  nonzero row, so that a single client that sends zeros is not selected as the
+  most central one. Two zero rows have cosine distance 0. Several zero rows are
+  therefore neighbours, and a rule may select one of them if the other clients'
+  directions differ much.
 
-  Of the result of `gram` both are right to 1e-3 where the rows differ by 1e-6
-  of what they share; of a plain array they are as exact as the products are.
+  If `gram` comes from `lca.gram`, distances of rows that differ by 1e-6 of
+  their common part have a relative error of 1e-3. From a plain array they have
+  the error that rounding in the products leaves.
 
   Args:
     gram: `[n, n]` inner products.
-    distance: `'euclidean'` or `'cosine'`; or a function from the inner products
-      to `[n, n]` distances of one's own, of which the rows and columns of
-      rejected clients and the diagonal do not matter.
-    power: 1, 2 or 4, the power of the Euclidean distance; None is 2. Fourth
+    distance: `'euclidean'` or `'cosine'`, or your own function from the inner
+      products to `[n, n]` distances. Its values on the diagonal and for
+      rejected clients are overwritten.
+    power: 1, 2 or 4, the power of the Euclidean distance; None means 2. Fourth
       powers of distances beyond 4e9 are +inf in float32.
 
   Returns:
-    `[n, n]`, zero on the diagonal, +inf in the rows and columns of rejected
-    clients (their diagonal included).
+    `[n, n]`: zero on the diagonal, +inf in the rows and columns of rejected
+    clients, their diagonal entries included.
 
   Raises:
-    ValueError: unknown distance or power, or a power without the Euclidean
-      distance.
+    ValueError: the distance or the power is unknown, or a power is given with
+      another distance than the Euclidean one.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> gram = lca.gram(jnp.array([[3., 0.], [0., 4.], [0., 0.]]))
+    >>> print(lca.distances(gram, power=1))
+    [[0. 5. 3.]
+     [5. 0. 4.]
+     [3. 4. 0.]]
+    >>> print(lca.distances(gram, 'cosine'))
+    [[0. 1. 2.]
+     [1. 0. 2.]
+     [2. 2. 0.]]
   """
   if distance not in ('euclidean', 'cosine') and not callable(distance):
     raise ValueError(
-      f"distance must be 'euclidean' or 'cosine', got {distance!r}"
+      f"distance must be 'euclidean', 'cosine' or a function, got {distance!r}"
     )
   if power is not None and distance != 'euclidean':
     raise ValueError(
@@ -224,7 +248,7 @@ def distances(
   if callable(distance):
     between = distance(gram)
   elif distance == 'cosine':
-    zero = inner_products.diagonal(gram) == 0
+    zero = inner_products.diagonal(gram) == 0  # [n] mask of the zero rows
     between = inner_products.one_less_cosines(gram)
     between = jnp.where(zero[:, None] ^ zero, 2, between)
     between = jnp.where(zero[:, None] & zero, 0, between)
@@ -242,23 +266,26 @@ def median_norm(
   median: Median = 'interpolated',
   rejected: jax.Array | None = None,
 ) -> jax.Array:
-  """The median of the norms of the rows not rejected.
+  """Returns the median of the norms of the rows that are not rejected.
+
+  If all rows are rejected, it is +inf.
 
   Args:
     gram: `[n, n]` inner products.
-    median: of an even number the mean of the middle pair, `'interpolated'`, or
-      its `'lower'` one.
-    rejected: `[n]` mask of the rows left out; by default those that `gram`
-      itself rejects.
+    median: for an even number of rows, `'interpolated'` takes the mean of the
+      middle pair and `'lower'` the smaller of the two.
+    rejected: `[n]` mask of the rows to leave out; by default the rows that are
+      rejected according to `gram`.
 
   Raises:
-    ValueError: unknown median.
+    ValueError: the median is unknown.
   """
   if median not in ('interpolated', 'lower'):
     raise ValueError(
       f"median must be 'interpolated' or 'lower', got {median!r}"
     )
   out = rejected_rows(gram) if rejected is None else rejected
+  # Rows left out sort to the end as +inf; `last` is the rank of the last other.
   ordered = jnp.sort(jnp.where(out, jnp.inf, norms(gram)))
   last = jnp.sum(~out) - 1
   low, high = ordered[last // 2], ordered[(last + 1) // 2]
@@ -270,22 +297,24 @@ def clip_factors(
   median: Median = 'interpolated',
   rejected: jax.Array | None = None,
 ) -> jax.Array:
-  r"""Factors that clip every row to the median norm of the rows not rejected.
+  r"""Returns the factors that clip the rows to their median norm.
+
+  A row longer than the median norm of the rows not rejected is shortened to it;
+  shorter rows keep their length.
 
   .. math:: c_i = \min(1, \mathrm{med}_j \|x_j\| / \|x_i\|)
 
   Args:
     gram: `[n, n]` inner products.
-    median: `'interpolated'` is the mean of the middle pair when the count is
-      even, `'lower'` the lower one of the two.
-    rejected: `[n]` mask of the rows left out; by default those that `gram`
-      itself rejects.
+    median: as for `median_norm`.
+    rejected: `[n]` mask of the rows to leave out; by default the rows that are
+      rejected according to `gram`.
 
   Returns:
-    `[n]` factors in [0, 1]; 1 for zero rows and for rejected ones.
+    `[n]` factors in [0, 1]; 1 for zero rows and for rejected rows.
 
   Raises:
-    ValueError: unknown median.
+    ValueError: the median is unknown.
   """
   out = rejected_rows(gram) if rejected is None else rejected
   lengths = jnp.where(out, jnp.inf, norms(gram))
@@ -295,39 +324,53 @@ def clip_factors(
 def shrink_factors(
   lengths: jax.Array, threshold: jax.Array | float
 ) -> jax.Array:
-  """What brings lengths down to a threshold; 1 for the others and for inf."""
+  """Returns factors that shorten lengths above a threshold to the threshold.
+
+  The factor is 1 for the other lengths, and for infinite ones.
+
+  Args:
+    lengths: `[n]` norms, +inf for rejected rows.
+    threshold: the largest length that is allowed.
+  """
   longer = (lengths > threshold) & ~jnp.isinf(lengths)
   return jnp.where(longer, threshold / jnp.where(longer, lengths, 1), 1)
 
 
 def scale(updates: Updates, factors: jax.Array) -> Updates:
-  """Multiplies each client's row by its factor, `[n]`, keeping dtypes.
+  """Multiplies each client's row by its factor.
 
-  Of a row with factor zero nothing is left, whatever it held.
-  """
-
-  def one(leaf):
-    column = factors.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    return jnp.where(column == 0, 0, leaf * column).astype(leaf.dtype)
-
-  return jax.tree.map(one, updates)
-
-
-def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
-  r"""The weighted sum of the clients' rows, :math:`\sum_i w_i x_i`.
-
-  A row of weight zero is left out, not multiplied: `0 * nan` is `nan`.
+  A row with factor 0 becomes zero, even if it held NaN or infinities.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    weights: `[n]`; or `[k, n]`, for k sums. Not normalised here.
+    factors: `[n]`.
 
   Returns:
-    One update, or k stacked ones, in the leaves' dtypes; sums run in float32
-    or wider.
+    The scaled updates, in the leaves' dtypes.
+  """
+
+  def scale_leaf(leaf):
+    column = factors.reshape((-1,) + (1,) * (leaf.ndim - 1))  # [n, 1, ..., 1]
+    return jnp.where(column == 0, 0, leaf * column).astype(leaf.dtype)
+
+  return jax.tree.map(scale_leaf, updates)
+
+
+def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
+  r"""Returns the weighted sum of the clients' rows, :math:`\sum_i w_i x_i`.
+
+  A row of weight zero is left out instead of multiplied, as `0 * nan` is `nan`.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    weights: `[n]`, or `[k, n]` for k sums. They are not normalised here.
+
+  Returns:
+    One update, or k stacked updates, in the leaves' dtypes. The sums run in
+    float32 or wider.
 
   Raises:
-    ValueError: if there is not one weight a client.
+    ValueError: the number of weights differs from the number of clients.
 
   Examples:
     >>> import jax.numpy as jnp, lca

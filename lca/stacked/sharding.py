@@ -1,16 +1,18 @@
 """Stacked updates over devices: by client to train, by coordinate to aggregate.
 
-Training spreads the first axis of leaves `[n, ...]` over a mesh's axis
-`'clients'`. What the server does with them needs every client's value of a
-coordinate side by side, and there are many more coordinates than clients: each
-device then has all rows and its share of the columns. Under such a mesh,
+Training spreads the first axis of leaves `[n, ...]`, the clients, over the
+mesh's axis `'clients'`. An aggregation rule compares the clients in every
+coordinate, and there are many more coordinates than clients. For aggregation
+each device therefore holds all rows and its share of the coordinates, also over
+the axis named `'clients'`. Under such a mesh,
 
     with jax.set_mesh(mesh):
       update = jax.jit(rule)(updates)
 
-every device works on its own columns, and of inner products and the like,
-`[n, n]` numbers, the devices' sums are added up. Without one, nothing here has
-an effect. A result differs from one device's by rounding alone.
+every device works on its own coordinates. Where a rule sums over coordinates,
+as for `[n, n]` inner products, the devices' sums are added up. Without a mesh
+the functions here just call their argument. Results on several devices differ
+from those on one device by rounding alone.
 """
 
 import functools
@@ -24,19 +26,20 @@ from jax.sharding import PartitionSpec as P
 from lca.typing import PyTree
 
 AXIS = 'clients'
+"""The mesh's axis, over which either clients or coordinates are spread."""
 
 
 def by_coordinate(shape: Sequence[int], devices: int, lead: int = 1) -> P:
-  """How an array is spread, so that its rows are whole on every device's part.
+  """Returns the partition of an array that gives each device some coordinates.
+
+  The longest axis that the number of devices divides is split. If there is no
+  such axis, as for a bias with a few entries, every device has a copy. The
+  leading axes, such as the clients, are never split.
 
   Args:
-    shape: `[*rows, ...]`.
-    devices: of the mesh's axis.
-    lead: how many axes are rows, which are not split.
-
-  Returns:
-    Over the longest of the other axes that the devices divide. Where there is
-    none, as of a bias with a few entries, every device has a copy.
+    shape: `[*rows, ...]`, the array's shape.
+    devices: number of devices along the mesh's axis.
+    lead: number of leading axes that are not split.
 
   Examples:
     >>> tuple(by_coordinate((100, 3, 3, 32, 64), devices=8))
@@ -60,14 +63,15 @@ def sum_over_devices(
   leaves: Sequence[jax.Array],
   whole: PyTree = (),
 ) -> jax.Array:
-  """Adds up what a function makes of each device's coordinates.
+  """Sums a function of the coordinates over the devices that share them.
 
   Args:
-    function: `(leaves, whole)` to an array that is additive over coordinates.
-      Where some leaves are spread and others are not, a device may see zeros
-      in the place of a leaf, which must add nothing.
-    leaves: `[n, ...]`.
-    whole: what each device has all of.
+    function: `function(leaves, whole)` returns an array that is a sum over
+      coordinates. It gets a device's part of every leaf. A leaf that is not
+      spread is given to the first device; the others get zeros in its place,
+      for which the function must add nothing.
+    leaves: `[n, ...]` each.
+    whole: arguments that every device gets whole.
 
   Returns:
     The sum, the same on every device.
@@ -78,7 +82,7 @@ def sum_over_devices(
 
   def local(leaves, whole):
     first = lax.axis_index(AXIS) == 0
-    leaves = [  # what every device has a copy of counts on one of them
+    leaves = [  # a leaf of which every device has a copy must count once
       leaf if spec != P() else jnp.where(first, leaf, 0)
       for leaf, spec in zip(leaves, specs, strict=True)
     ]
@@ -95,17 +99,22 @@ def on_each_device(
   whole: PyTree = (),
   lead: int = 0,
 ) -> list[jax.Array]:
-  """Lets each device work on its coordinates of all leaves.
+  """Applies a function to each device's own coordinates of all leaves.
 
   Args:
-    function: `(leaves, whole)` to one `[*rows, ...]` of each leaf `[n, ...]`.
-    leaves: its first argument.
-    whole: what each device has all of.
-    lead: how many axes the rows of the results are.
+    function: `function(leaves, whole)` returns an array `[*rows, ...]` for each
+      leaf `[n, ...]`, and works on each coordinate by itself.
+    leaves: `[n, ...]` each.
+    whole: arguments that every device gets whole.
+    lead: number of leading axes, `rows`, of the results.
+
+  Returns:
+    `[*rows, ...]` for each leaf, spread as the leaf is.
   """
   specs = [_spec(leaf) for leaf in leaves]
   if all(spec == P() for spec in specs):
     return function(leaves, whole)
+  # In a result the leading axes take the place of the axis n.
   outs = [P(*[None] * lead, *spec[1:]) if spec else spec for spec in specs]
   return _shard_map(function, in_specs=(specs, P()), out_specs=outs)(
     leaves, whole
@@ -113,23 +122,28 @@ def on_each_device(
 
 
 def whole_on_each_device(x: jax.Array) -> jax.Array:
-  """Lets each device compute all of an array, where that beats sending it."""
+  """Makes each device compute a whole array instead of exchanging its parts."""
   if _num_devices() == 1:
     return x
   return lax.with_sharding_constraint(x, P())
 
 
-# Nobody differentiates through it: see `check_vma` in `lca.federated.clients`.
+# `check_vma=False` changes gradients (see `lca.federated.placement`). None is
+# taken through this call, as its callers have custom JVPs.
 _shard_map = functools.partial(jax.shard_map, check_vma=False)
 
 
 def _spec(leaf: jax.Array) -> P:
+  """Returns the partition of a leaf, `P()` if every device holds all of it."""
   devices = _num_devices()
   return by_coordinate(leaf.shape, devices) if devices > 1 else P()
 
 
 def _num_devices() -> int:
-  """That share the coordinates; 1 inside a part of one of them."""
+  """Returns the number of devices that share the coordinates.
+
+  Inside the function of a `shard_map` it is 1, as that works on one part.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if AXIS not in mesh.axis_names or AXIS in mesh.manual_axes:
     return 1

@@ -1,4 +1,4 @@
-"""How clients' trees are stacked, and how a tree is split into layers."""
+"""Stacking the clients' trees, and splitting a tree into layers."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Literal
@@ -11,13 +11,19 @@ from lca.typing import PyTree, Update, Updates
 Path = tuple[str, ...]
 Scope = Literal['model', 'leaf', 'module', 'block'] | Callable[[Path], Hashable]
 
-_COLLECTIONS = ('params', 'batch_stats')  # Flax's, over the same modules
+# Flax's collections, which hold the same modules.
+_COLLECTIONS = ('params', 'batch_stats')
 
 
 class Layers:
-  """How trees of one structure are split into layers.
+  """A split of trees of one structure into layers, and its inverse.
 
-  Each layer is a list of leaves; an array that is no tree is its own layer.
+  Each layer is a list of leaves. A bare array is one layer, the array itself.
+
+  Args:
+    tree: any tree of this structure.
+    key: function from a leaf's path to a hashable. Leaves for which it returns
+      the same value form one layer.
   """
 
   def __init__(self, tree: PyTree, key: Callable[[Path], Hashable]):
@@ -26,12 +32,14 @@ class Layers:
     self._groups = list(group_leaves(tree, key).values())
 
   def split(self, tree: PyTree) -> list[PyTree]:
+    """Returns the layers of a tree, each a list of its leaves."""
     if self._whole:
       return [tree]
     leaves = self._treedef.flatten_up_to(tree)
     return [[leaves[i] for i in group] for group in self._groups]
 
   def join(self, parts: list[PyTree]) -> PyTree:
+    """Returns the tree of these layers: the inverse of `split`."""
     if self._whole:
       return parts[0]
     leaves = [None] * self._treedef.num_leaves
@@ -41,7 +49,11 @@ class Layers:
     return jax.tree.unflatten(self._treedef, leaves)
 
   def split_arguments(self, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """The arguments for each layer: trees of this structure are split."""
+    """Returns the keyword arguments for each layer.
+
+    Trees of this structure are split into their layers. Every layer gets all
+    other arguments whole.
+    """
     layers = [dict(arguments) for _ in self._groups]
     if not self._whole:
       for name, value in arguments.items():
@@ -52,6 +64,17 @@ class Layers:
 
 
 def grouping(by: Scope) -> Callable[[Path], Hashable]:
+  """Returns the function from a leaf's path to the key of its layer.
+
+  Args:
+    by: `'model'` makes all leaves one layer, `'leaf'` each leaf a layer.
+      `'module'` groups leaves by their path without its last key, `'block'` by
+      its first key; for both, Flax's collections `params` and `batch_stats` of
+      a module are one layer. A function is returned as it is.
+
+  Raises:
+    ValueError: the scope is unknown.
+  """
   known = {
     'model': lambda path: (),
     'leaf': lambda path: path,
@@ -61,7 +84,10 @@ def grouping(by: Scope) -> Callable[[Path], Hashable]:
   if callable(by):
     return by
   if by not in known:
-    raise ValueError(f'scope must be one of {sorted(known)}, got {by!r}')
+    raise ValueError(
+      f'scope must be one of {sorted(known)} or a function of the path, '
+      f'got {by!r}'
+    )
   return known[by]
 
 
@@ -72,7 +98,10 @@ def _without_collection(path: Path) -> Path:
 def group_leaves(
   tree: PyTree, key: Callable[[Path], Hashable]
 ) -> dict[Hashable, list[int]]:
-  """Positions of the tree's leaves by layer, layers in order of appearance."""
+  """Returns the positions of a tree's leaves, by the key of their layer.
+
+  The layers stand in the order in which their first leaves do.
+  """
   groups: dict[Hashable, list[int]] = {}
   for i, (path, _) in enumerate(jax.tree.leaves_with_path(tree)):
     names = tuple(jax.tree_util.keystr((k,), simple=True) for k in path)
@@ -81,7 +110,14 @@ def group_leaves(
 
 
 def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
-  """The layers' names in the order of `layerwise`, such as `'Dense_0/bias'`."""
+  """Returns the names of a tree's layers, such as `'Dense_0/bias'`.
+
+  They stand in the order of the layers in `lca.layerwise`.
+
+  Args:
+    tree: an update, or the stacked updates.
+    by: the scope of a layer, as in `lca.layerwise`.
+  """
   return [
     '/'.join(key) if isinstance(key, tuple) else str(key)
     for key in group_leaves(tree, grouping(by))
@@ -89,24 +125,24 @@ def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
 
 
 def stack(clients: Iterable[Update]) -> Updates:
-  """Stacks a list of the clients' updates, as all rules take them.
+  """Stacks a list of the clients' updates into the tree that rules take.
 
-  A rule takes a list for a tree whose leaves have one row per client each. So
-  a list with one vector per client has to be stacked before.
+  A rule reads a list as a tree, each of whose leaves has one row per client.
+  Therefore a list with one vector per client has to be stacked first.
 
   Args:
-    clients: one update per client: arrays, or trees of arrays that are alike.
-      The arrays may be JAX's, NumPy's or another framework's that offers
-      `__array__` or `__dlpack__`, as PyTorch does.
+    clients: one update per client: an array, or a tree of arrays. All trees
+      have the same structure and shapes. The arrays may be those of JAX, NumPy
+      or a framework that offers `__array__` or `__dlpack__`, such as PyTorch.
 
   Returns:
     One tree with JAX arrays `[n, ...]`. As everywhere in JAX, float64 becomes
     float32 unless `jax_enable_x64` is set.
 
   Raises:
-    ValueError: there is no client, or one whose tree has another structure or
-      other shapes than that of client 0.
-    TypeError: `clients` is no list, or a leaf is no array.
+    ValueError: there is no client, or a client's tree differs from client 0's
+      in structure or shapes.
+    TypeError: `clients` is not a list, or a leaf is not an array.
 
   Examples:
     >>> import lca, numpy as np
@@ -123,13 +159,15 @@ def stack(clients: Iterable[Update]) -> Updates:
   if not flat:
     raise ValueError('stack needs the update of one client at least, got none')
   (_, structure), *_ = flat
-  columns: list[list[jax.Array]] = [[] for _ in range(structure.num_leaves)]
-  for i, (leaves, own) in enumerate(flat):
-    if own != structure:
+  # For each leaf of the tree the arrays of all clients so far.
+  stacks: list[list[jax.Array]] = [[] for _ in range(structure.num_leaves)]
+  for i, (leaves, client_structure) in enumerate(flat):
+    if client_structure != structure:
       raise ValueError(
-        f'client {i} has another structure than client 0: {own}, {structure}'
+        f'client {i} has another structure than client 0: {client_structure}, '
+        f'not {structure}'
       )
-    for (path, leaf), column in zip(leaves, columns, strict=True):
+    for (path, leaf), arrays in zip(leaves, stacks, strict=True):
       where = jax.tree_util.keystr(path, simple=True, separator='/')
       name = f'leaf {where!r}' if where else 'update'
       try:
@@ -138,22 +176,20 @@ def stack(clients: Iterable[Update]) -> Updates:
         raise TypeError(
           f"client {i}'s {name} is no array: {type(leaf).__name__}: {error}"
         ) from error
-      if column and array.shape != column[0].shape:
+      if arrays and array.shape != arrays[0].shape:
         raise ValueError(
           f"client {i}'s {name} has shape {array.shape}, client 0's "
-          f'{column[0].shape}'
+          f'{arrays[0].shape}'
         )
-      column.append(array)
-  return jax.tree.unflatten(
-    structure, [jnp.stack(column) for column in columns]
-  )
+      arrays.append(array)
+  return jax.tree.unflatten(structure, [jnp.stack(arrays) for arrays in stacks])
 
 
 def _array(leaf: Any) -> jax.Array:
-  """Returns the JAX array of one of any framework."""
+  """Returns an array of any framework as a JAX array."""
   try:
     return jnp.asarray(leaf)
-  except TypeError:  # such as PyTorch's on a GPU, or in bfloat16
+  except TypeError:  # NumPy refuses PyTorch's tensors on a GPU or in bfloat16
     if not hasattr(leaf, '__dlpack__'):
       raise
     return jnp.from_dlpack(leaf)
