@@ -274,7 +274,7 @@ def _grams(layers):
   finite = jnp.where(_pairs(good), products, 0)
   lengths = jnp.sqrt(diagonal(finite))
   lost = _most_are_parallel(finite, lengths)  # [layers] that need another pass
-  # Before the first pass c is 0, the parts p_i are the rows, and the rows' norms
+  # Before the first pass c is 0 and the parts p_i are the rows. The rows' norms
   # stand for their shares, so that rows are compared by their directions.
   parts = jnp.pad(finite, ((0, 0), (0, 1), (0, 1)))
   present = jnp.pad(good, ((0, 0), (0, 1)), constant_values=True)

@@ -1,12 +1,16 @@
 """Order statistics of every coordinate over the clients.
 
-A coordinate of stacked updates is a column of `n` values. The statistics here
-select entries of each column and average them; they never subtract, so that
-an enormous entry that is not selected leaves no trace. A NaN counts as +inf.
+A coordinate of stacked updates is a column of `n` values, one per client. A
+statistic, such as a trimmed mean, selects entries of each column and averages
+them. It never subtracts an entry from a sum, so that an enormous entry that is
+not selected leaves no rounding error. A NaN counts as +inf.
 
-On CPU the wanted ranks are found by a sorting network: it runs over chunks of
-columns that stay in cache, on integers that order as the floats do, pruned to
-the comparators that these ranks depend on. Elsewhere columns are sorted.
+A statistic needs the entries of few ranks, such as the two ends of a trimmed
+mean. GPUs and TPUs find them by sorting many whole columns at once (`_packed`).
+On CPU a sort takes about 80 times as long as a sorting network that is pruned
+to the comparators that these ranks depend on. The network runs over chunks of
+columns that stay in cache (`_in_cache`). Both ways compare integers that order
+as the floats do (`_sortable`).
 """
 
 import functools
@@ -22,30 +26,34 @@ from lca.stacked import sharding
 from lca.stacked.geometry import scale
 from lca.stacked.sums import flat, pieces, wide
 
-_CACHED = 512  # columns: a [100, 512] chunk of float32 stays in a CPU's cache
-_PACKED = 2**18  # columns that are sorted at once elsewhere
+_CACHED = 512  # columns; [100, 512] float32 numbers stay in a CPU's cache
+_PACKED = 2**18  # columns that are sorted at once on other backends
 
 ABSENT = -1.0
-"""The weight of a row that is not there; all others are nonnegative."""
+"""The weight that marks a row as absent; all other weights are nonnegative."""
 
 Select = Callable[[jax.Array, Sequence[int]], list[jax.Array]]
-"""`select(keys, ranks)`: of `[n, c]` integers the entries of these ranks."""
+"""`select(keys, ranks)` returns, for each rank, the entries `[c]` that have this
+rank in the columns of the integers `keys`, `[n, c]`."""
 
 
 class Statistic(Protocol):
-  """What is taken of every column. It is static, so it must be hashable."""
+  """A statistic of columns. It is a static argument, so it must be hashable."""
 
   def value(self, x: jax.Array, select: Select) -> jax.Array:
-    """The statistic, `[c]`, of columns `[n, c]` without a NaN."""
+    """Returns the statistic, `[c]`, of columns `[n, c]` without NaN."""
     ...
 
   def shares(self, x: jax.Array, select: Select) -> jax.Array:
-    """What each entry contributes, `[n, c]`: the statistic's derivative."""
+    """Returns the statistic's derivative by each entry, `[n, c]`."""
     ...
 
 
 class RankedMean(NamedTuple):
-  """The mean of the entries of rank `low` to `high`, counted from 0."""
+  """The mean of the entries of rank `low` to `high`, counted from 0.
+
+  With `low == high`, or neighbours, it is a median; otherwise a trimmed mean.
+  """
 
   low: int
   high: int
@@ -54,6 +62,7 @@ class RankedMean(NamedTuple):
     keys, rows, low, high = self._ends(x, select)
     kept_low, kept_high = self._kept(keys, low, high)
     lowest, highest = _floats(low), _floats(high)
+    # Entries that tie with an end, and then those strictly between the ends.
     total = kept_low * lowest + kept_high * highest
     if not self._pair:
       total += _total(
@@ -61,7 +70,7 @@ class RankedMean(NamedTuple):
         for key, row in zip(keys, rows, strict=True)
       )
     mean = total / (self.high - self.low + 1)
-    mean = jnp.clip(mean, lowest, highest)  # where the total overflows
+    mean = jnp.clip(mean, lowest, highest)  # in case the total overflows
     return jnp.where(low == high, lowest, mean)
 
   def shares(self, x: jax.Array, select: Select) -> jax.Array:
@@ -69,6 +78,7 @@ class RankedMean(NamedTuple):
     kept_low, kept_high = self._kept(keys, low, high)
     keys, count = jnp.stack(keys), self.high - self.low + 1
     at_low, at_high = keys == low, keys == high
+    # The entries that tie with an end divide its share equally.
     low_share = jnp.where(low == high, count, kept_low) / jnp.sum(at_low, 0)
     high_share = kept_high / jnp.sum(at_high, 0)
     inside = (low < keys) & (keys < high)
@@ -80,13 +90,13 @@ class RankedMean(NamedTuple):
     return self.high - self.low <= 1
 
   def _ends(self, x, select):
-    """Sortable keys and entries, by row; the lowest and highest key kept."""
+    """Returns keys and entries as lists of rows, and the two end keys `[c]`."""
     keys = _sortable(x)
     low, high = select(keys, (self.low, self.high))
     return _rows(keys), _rows(x), low, high
 
   def _kept(self, keys, low, high):
-    """How many are kept of the entries that tie with the lowest and highest."""
+    """Returns how many entries that tie with each end are kept, `[c]`."""
     if self._pair:
       return 1, 1
     above = len(keys) - 1 - self.high
@@ -98,8 +108,8 @@ class RankedMean(NamedTuple):
 class NearestMean(NamedTuple):
   """The mean of the `count` entries nearest to the middle.
 
-  The middle is the mean of the entries of rank `low` to `high`, which are the
-  same or neighbours. Entries that tie for the last places share them.
+  The middle is the mean of the entries of ranks `low` and `high`, which are
+  equal or neighbours. Entries that tie for the last places share their weight.
   """
 
   low: int
@@ -119,13 +129,14 @@ class NearestMean(NamedTuple):
     return jnp.where(away < last, 1, share * (away == last)) / self.count
 
   def _last(self, x, select):
-    """Distances, the last one taken, and the share of entries there."""
+    """Returns distances, the largest one taken, and the weight of its ties."""
 
     def distance(x, middle):
-      # inf - inf is no distance.
+      # inf - inf would be NaN.
       return jnp.where(x == middle, 0, jnp.abs(x - middle))
 
-    # Two selections by one network: of the entries, then of their distances.
+    # A loop lets one network, compiled once, make two selections: the middle
+    # among the entries, then the largest distance taken among the distances.
     def selection(i, carry):
       _, middle = carry
       values = jnp.where(i == 0, x, distance(x, middle))
@@ -143,7 +154,7 @@ class NearestMean(NamedTuple):
 
 
 class SignedMean(NamedTuple):
-  """The mean, turned around where fewer than `theta` signs agree."""
+  """The mean, negated where the absolute sum of signs is below `theta`."""
 
   theta: int
 
@@ -163,18 +174,18 @@ def take(
   leaves: Sequence[jax.Array],
   weights: Sequence[jax.Array] | None = None,
 ) -> list[jax.Array]:
-  """Takes a statistic of every coordinate of stacked leaves.
+  """Returns a statistic of every coordinate of stacked leaves.
 
-  It differentiates with what each entry contributes held fixed.
+  The derivative holds each entry's share in the statistic constant.
 
   Args:
-    statistic: what to take.
+    statistic: the statistic to take.
     leaves: `[n, ...]` each.
-    weights: `[n]` for each leaf, what multiplies its rows before; a row with
-      the weight `ABSENT` counts as +inf.
+    weights: for each leaf `[n]` factors, which multiply its rows first. A row
+      with the weight `ABSENT` counts as +inf.
 
   Returns:
-    `[...]` of every leaf, in its dtype.
+    `[...]` for each leaf, in the leaf's dtype.
   """
   outs = _take(statistic, list(leaves), lax.stop_gradient(weights))
   return [x.astype(leaf.dtype) for x, leaf in zip(outs, leaves, strict=True)]
@@ -191,6 +202,7 @@ def _take_jvp(statistic, primals, tangents):
   leaves, weights = primals
   shares = _by_columns(statistic.shares, leaves, weights, lead=1)
   if weights is not None:
+    # An absent row counts as +inf, whatever its entries are.
     factors = [jnp.where(w == ABSENT, 0, w) for w in weights]
     shares = [scale(x, w) for x, w in zip(shares, factors, strict=True)]
   dots = [
@@ -201,13 +213,13 @@ def _take_jvp(statistic, primals, tangents):
 
 
 class _Columns(NamedTuple):
-  """One leaf: `[n, c]`, and what its rows are multiplied by."""
+  """One leaf as a matrix `[n, c]`, with the factors of its rows, `[n]`."""
 
   rows: jax.Array
   weights: jax.Array | None
 
   def chunk(self, dtype, width, start=0):
-    """Rows from column `start` on, without NaN; zeros where columns end."""
+    """Returns `[n, width]` weighted columns, without NaN, padded with zeros."""
     missing = max(0, width - self.rows.shape[1])
     rows = jnp.pad(self.rows, ((0, 0), (0, missing)))
     rows = lax.dynamic_slice_in_dim(rows, start, width, axis=1).astype(dtype)
@@ -218,17 +230,15 @@ class _Columns(NamedTuple):
 
 
 def _by_columns(function, leaves, weights, lead):
-  """Applies `function(x, select) -> [*lead, c]` to all columns."""
+  """Applies `function(x, select)`, which returns `lead` axes before `[c]`."""
   on_device = functools.partial(_on_device, function)
   return sharding.on_each_device(on_device, leaves, weights, lead)
 
 
 def _on_device(function, leaves, weights):
+  """Applies the function to one device's columns; empty leaves take no part."""
   columns = [
-    _Columns(
-      flat(leaf),
-      None if weights is None else weights[k],
-    )
+    _Columns(flat(leaf), None if weights is None else weights[k])
     for k, leaf in enumerate(leaves)
     if leaf.size
   ]
@@ -250,21 +260,22 @@ def _on_device(function, leaves, weights):
 
 
 def _in_cache(function, leaves):
-  """Chunk by chunk, all of one width, so that one loop serves all leaves."""
+  """Applies the function chunk by chunk, in one loop for all leaves."""
   dtype = _dtype(leaves)
   sizes = [leaf.rows.shape[1] for leaf in leaves]
   leaf_of, starts, _ = pieces(sizes, _CACHED)
   readers = [functools.partial(leaf.chunk, dtype, _CACHED) for leaf in leaves]
 
-  def one(chunk):
+  def one_chunk(chunk):
     leaf, start = chunk
     return function(lax.switch(leaf, readers, start), _by_network)
 
-  out = lax.map(one, (jnp.array(leaf_of), jnp.array(starts)))
+  out = lax.map(one_chunk, (jnp.array(leaf_of), jnp.array(starts)))
   ends = np.cumsum([-(-size // _CACHED) for size in sizes])
   parts = []
   for chunks, size in zip(jnp.split(out, ends[:-1]), sizes, strict=True):
-    # `[chunks, ..., _CACHED]` become `[..., size]`; the last one reaches back.
+    # `[chunks, ..., _CACHED]` become `[..., size]`; the last chunk overlaps the
+    # one before, or is padded if it is the only one.
     whole = jnp.moveaxis(chunks[:-1], 0, -2)
     whole = whole.reshape(*whole.shape[:-2], -1)
     last, end = size - whole.shape[-1], chunks[-1]
@@ -278,7 +289,7 @@ def _dtype(leaves):
 
 
 def _packed(function, leaves):
-  """Wide chunks, each of pieces of leaves side by side."""
+  """Applies the function to wide chunks, made of pieces of several leaves."""
   dtype = _dtype(leaves)
   sizes = [leaf.rows.shape[1] for leaf in leaves]
   packs, room = [], 0
@@ -292,10 +303,10 @@ def _packed(function, leaves):
       room -= width
 
   @jax.jit  # traced once for all packs of one width
-  def one(rows):
+  def one_pack(rows):
     return function(rows, _by_sorting)
 
-  outs = [one(jnp.concatenate(pack, axis=1)) for pack in packs]
+  outs = [one_pack(jnp.concatenate(pack, axis=1)) for pack in packs]
   out = jnp.concatenate(outs, axis=-1)
   return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
 
@@ -306,6 +317,7 @@ def _by_sorting(keys, ranks):
 
 
 def _by_network(keys, ranks):
+  """Selects as `_by_sorting` does, with a pruned sorting network."""
   rows: list[Any] = [*_rows(keys)]
   for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
     a, b = rows[low], rows[high]
@@ -316,11 +328,12 @@ def _by_network(keys, ranks):
 
 @functools.cache
 def _network(n, ranks):
-  """Batcher's odd-even merge sort of n, less what `ranks` do not depend on.
+  """Returns the comparators of a sorting network that `ranks` depend on.
 
-  See Knuth, The art of computer programming 3, section 5.3.4, for any n.
+  The network is Batcher's odd-even merge sort of n entries (Knuth, The art of
+  computer programming 3, section 5.3.4, for any n).
 
-  Returns the comparators `(low, high, keep_low, keep_high)`: positions of the
+  A comparator is `(low, high, keep_low, keep_high)`: the positions of the
   smaller and the larger entry, and which of the two is used afterwards.
   """
   comparators, block = [], 1
@@ -335,6 +348,7 @@ def _network(n, ranks):
       ]
       step //= 2
     block *= 2
+  # Walk back from the wanted ranks to the comparators that they depend on.
   needed, kept = set(ranks), []
   for low, high in reversed(comparators):
     if needed & {low, high}:
@@ -344,25 +358,26 @@ def _network(n, ranks):
 
 
 def sort(x: jax.Array) -> jax.Array:
-  """Sorts the last axis; on CPU integers take a fifth of the floats' time."""
+  """Sorts the last axis. It sorts integers, five times as fast on CPU."""
   return _floats(lax.sort(_sortable(x)))
 
 
 def _sortable(x):
-  """Integers that order as the floats do; -0 comes before 0."""
+  """Returns integers that order as the floats do; -0 comes before 0."""
+  # The bits of negative floats order backwards: flip all below the sign.
   bits = lax.bitcast_convert_type(x, integers(x.dtype))
   return bits ^ (bits >> (bits.dtype.itemsize * 8 - 1) & _magnitude(bits))
 
 
 def _floats(keys):
-  """The inverse of `_sortable`."""
+  """Returns the floats of `_sortable`'s integers."""
   bits = keys ^ (keys >> (keys.dtype.itemsize * 8 - 1) & _magnitude(keys))
   floats = {4: jnp.float32, 8: jnp.float64}[keys.dtype.itemsize]
   return lax.bitcast_convert_type(bits, floats)
 
 
 def integers(dtype: jnp.dtype) -> jnp.dtype:
-  """As wide as the floats, whose bits they hold."""
+  """Returns the integer dtype of the same width as a float dtype."""
   return {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
 
 
@@ -371,7 +386,7 @@ def _magnitude(bits):
 
 
 def _rows(x: jax.Array) -> list[jax.Array]:
-  """Row by row XLA fuses a statistic with its sum, and computes it once."""
+  """Returns the rows as a list. XLA fuses a sum over a list with its terms."""
   return [lax.index_in_dim(x, i, keepdims=False) for i in range(len(x))]
 
 
