@@ -33,6 +33,7 @@ def classifier(module=MODULES['cnn'], dtype='bfloat16'):
 
 
 def local(**changes):
+  """Returns one client's training, with some of its settings changed."""
   parts = {
     'losses': classifier(dtype=None).losses,
     'optimizer': optax.adam(3e-3),
@@ -54,7 +55,7 @@ def data():
 
 
 def operands(jaxpr):
-  """The two factors of each product in a jaxpr, and in those inside of it."""
+  """Yields the two factors of each product in a jaxpr and its inner jaxprs."""
   for equation in jaxpr.eqns:
     if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
       yield tuple(factor.aval for factor in equation.invars)
@@ -101,7 +102,7 @@ def test_products_are_of_bfloat16_and_results_float32(name):
 
 
 def test_rounds_in_bfloat16_learn(data):
-  """As those in float32 do, in which the model and its steps are kept."""
+  """Trains in bfloat16 while the model and the server's steps stay float32."""
   model = classifier()
   simulation = Simulation(
     data=data,
@@ -119,14 +120,14 @@ def test_rounds_in_bfloat16_learn(data):
   dtypes = jax.tree.map(jnp.result_type, state)
   for round_idx in range(4):
     state, _ = simulation.run_round(state, round_idx)
-  # No round compiles anew, and a checkpoint fits.
+  # Equal dtypes mean that no round recompiles and that a checkpoint fits.
   assert jax.tree.map(jnp.result_type, state) == dtypes
   for tree, name in (
     ((state.variables, state.opt_state), 'float32'),
-    (state.aggregator.past, 'bfloat16'),  # a rule remembers updates
+    (state.aggregator.past, 'bfloat16'),  # the updates that LEGATO remembers
   ):
     assert {x.dtype.name for x in jax.tree.leaves(tree)} == {name}
-  # In float32 it is 0.833, and 0.1 before the training.
+  # The accuracy is 0.833 in float32, and 0.1 before training.
   assert simulation.evaluate(state)['test_accuracy'] > 0.8
 
 
@@ -136,7 +137,7 @@ def test_momenta_stay_float32():
     jnp.ones((3, 2)), updates, jnp.array([1]), 0.999
   )
   assert sent.dtype == jnp.bfloat16
-  # The second step, 0.001, would be lost beside a 1 of bfloat16.
+  # In bfloat16 the second step, 0.001, would be lost beside 1.
   np.testing.assert_allclose(momenta[1], [1, 1.001], atol=1e-5)
 
 
@@ -151,7 +152,7 @@ N = 11  # of 20 clients
 
 @pytest.fixture(scope='module')
 def rounds(data):
-  """Real updates, of one local epoch each: `[DRAWS, N, ...]`."""
+  """Returns real updates of one local epoch each, leaves `[DRAWS, N, ...]`."""
   model, spec = classifier(dtype=None), data.dataset.train.input_spec
   clients = jax.vmap(local(local_epochs=1), (None, 0, 0))
   keys = jax.random.split(jax.random.key(1), 20)
@@ -163,7 +164,7 @@ def rounds(data):
 
 
 def explained(rule, rounds):
-  """Scores and choices `[DRAWS, layers, N]`."""
+  """Returns the scores and selections of a rule, `[DRAWS, layers, N]`."""
   explain = jax.vmap(lambda updates: lca.explain(rule)(updates, f=F))
   _, info = jax.jit(explain)(rounds)
   each = (DRAWS, -1, N)
@@ -171,14 +172,14 @@ def explained(rule, rounds):
 
 
 def bounds(rounds, layerwise):
-  """`[DRAWS, layers]`, by how much a score can move at most.
+  """Returns the most that rounding can move a score, `[DRAWS, layers]`.
 
-  A row moves by no more than ROUNDOFF of its norm, a distance by as much as
-  its two rows together, and so a squared distance d^2 by 2 d e + e^2. A unit
-  vector moves twice as far as its row, relative to the row, and the cosine
-  distance is half a squared distance of unit vectors. The sum of a row's k
-  smallest distances moves by no more than k times the most that one of them
-  does.
+  A row moves by at most ROUNDOFF times its norm. A distance d moves by at most
+  e, the sum of its two rows' moves, and the squared distance by 2 d e + e^2. A
+  unit vector moves at most twice as far as its row, relative to the row's norm.
+  The cosine distance is half a squared distance of unit vectors. A score, the
+  sum of a row's k smallest distances, moves by at most k times the largest
+  move of one distance.
   """
   leaves = [
     np.asarray(x, float).reshape(DRAWS, N, -1) for x in jax.tree.leaves(rounds)
@@ -201,13 +202,13 @@ def test_the_error_in_selection(rounds, name, capsys):
   """Scores move far less than rounding allows, and choices only where close."""
   stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), rounds)
   scores, chosen = explained(RULES[name], rounds)
-  moved, chosen_then = explained(RULES[name], stored)
-  assert np.all(chosen.sum(-1) == 1) and np.all(chosen_then.sum(-1) == 1)
+  rounded_scores, rounded_chosen = explained(RULES[name], stored)
+  assert np.all(chosen.sum(-1) == 1) and np.all(rounded_chosen.sum(-1) == 1)
   most = bounds(rounds, layerwise='layerwise' in name)
-  error = np.max(np.abs(moved - scores), axis=-1)
-  # What is lost by a choice, in scores that are not rounded.
-  loss = np.sum(np.where(chosen_then, scores, 0), -1) - np.min(scores, -1)
-  other = np.any(chosen != chosen_then, axis=-1)
+  error = np.max(np.abs(rounded_scores - scores), axis=-1)
+  # By how much the choice from rounded updates exceeds the least exact score.
+  loss = np.sum(np.where(rounded_chosen, scores, 0), -1) - np.min(scores, -1)
+  other = np.any(chosen != rounded_chosen, axis=-1)
   relative, gap = error / np.min(scores, -1), loss / np.min(scores, -1)
   with capsys.disabled():
     print(
@@ -217,5 +218,6 @@ def test_the_error_in_selection(rounds, name, capsys):
       f'that are {np.max(gap):.1e} larger at most'
     )
   assert np.all(error <= most)
-  # As the chosen score was the smallest among moved ones.
+  # The chosen row has the least rounded score, so that its exact score exceeds
+  # the least exact score by two errors at most.
   assert np.all(loss <= 2 * error + 1e-6 * np.min(scores, -1))

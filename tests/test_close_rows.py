@@ -1,8 +1,9 @@
-"""Rows with a large common part: every rule decides as in float64.
+"""Every rule decides on rows with a large common part as in float64.
 
-Clients' models are such rows. What is compared is the point that the weights
-make, in units of the rows' spread; the update itself has float32's rounding
-beside that, of numbers as large as the common part.
+Clients' models are such rows. The tests compare two weighted sums of the rows
+in float64, with the rule's weights and with the oracle's, in units of the rows'
+spread. They do not compare the rule's update, which has float32's rounding
+errors of numbers as large as the common part.
 """
 
 import jax
@@ -20,16 +21,16 @@ from lca.aggregators.base import GramRule
 N, F = 11, 4
 RATIOS = [1e-2, 1e-4, 1e-6]  # spread / common part
 ratios = pytest.mark.parametrize('ratio', RATIOS)
-# These see norms, and those of close rows agree in all digits of float32.
+# These rules compare norms, which agree in all digits of float32 here.
 BY_NORM = ['cge', 'lasa']
-# They select rows, by distances or by what depends on differences alone.
+# These rules select rows by distances, or by other functions of differences.
 SELECTS = {*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan'} - {*BY_NORM}
-# They look at differences of rows, and give every row a weight.
+# These rules give every row a weight, by differences of rows.
 WEIGHS = {'caf', 'geometric_median', 'foolsgold'}
 DECIDES = [case for case in SHORT if case.name in SELECTS | WEIGHS]
-# The others see coordinates, signs, or the cosine with one more row. Close
-# entries and rows are to them what any others are; but the shares of signs of
-# close rows, which sign_guard compares, are all the same.
+# The other rules use coordinates, signs, or the cosine with one more row. To
+# these close rows are like any others, except to sign_guard: it compares shares
+# of signs, which are the same in all close rows.
 OTHERS = [
   case
   for case in SHORT
@@ -38,10 +39,10 @@ OTHERS = [
 
 
 def close_rows(ratio, seed=0):
-  """A tree whose rows differ by `ratio` of what they share.
+  """Returns a tree whose rows differ by `ratio` of their common part.
 
-  Leaves share more or less, a single entry among them. Rows 3 and 7 are four
-  spreads off the others, in one direction.
+  The leaves have common parts of different sizes. Rows 3 and 7 lie four spreads
+  away from the others, in one direction.
   """
   rng = np.random.default_rng([seed, 5])
   noise = rng.permutation(np.linspace(0.5, 1.5, N))
@@ -61,7 +62,7 @@ def close_rows(ratio, seed=0):
 
 
 def with_extremes(tree):
-  """One row a million times as long, one of zeros, one of NaN."""
+  """Makes one row a million times as long, one zero and one NaN."""
   for row, value in ((2, 1e6), (5, 0.0), (8, np.nan)):
     tree = pool.replace_rows(
       tree, [row], lambda leaf, v=value: np.float32(v * leaf[0])
@@ -70,7 +71,7 @@ def with_extremes(tree):
 
 
 def scopes(tree, by):
-  """The rows `[n, d]` of each scope, in float64."""
+  """Returns the rows `[n, d]` of each layer, in float64."""
   arrays = [array for _, array in oracles.leaves(tree)]
   return [
     oracles.rows_of([arrays[p] for p in positions])
@@ -79,14 +80,14 @@ def scopes(tree, by):
 
 
 def spread(rows):
-  """The root mean square distance of the rows from their median."""
+  """Returns the median distance of the rows from their median."""
   good = rows[~oracles.rejected(rows)]
   away = np.linalg.norm(good - np.median(good, axis=0), axis=1)
   return np.median(away)
 
 
 def check_point(rows, got, want):
-  """Weights `[n]` that sum to 1 make one point, to 1e-3 of the spread."""
+  """Checks that two sets of weights `[n]` give one point, to 1e-3 spreads."""
   good = ~oracles.rejected(rows)
   assert not np.any(got[~good]) and not np.any(want[~good])
   between = (got - want)[good] @ (rows[good] - np.median(rows[good], axis=0))
@@ -94,9 +95,15 @@ def check_point(rows, got, want):
 
 
 def check_decision(case, tree, info):
-  """The rule's weights without the clip, a rounding away from 1 here."""
-  said = info['weights' if case.name in WEIGHS else 'selected']
-  for got, rows in zip(np.atleast_2d(said), scopes(tree, case.by), strict=True):
+  """Checks the rule's selection, or weights, in each layer against the oracle.
+
+  Both are scaled to sum 1. Clip factors play no part: of close rows they differ
+  from 1 by a rounding error.
+  """
+  weights = np.atleast_2d(
+    info['weights' if case.name in WEIGHS else 'selected']
+  )
+  for got, rows in zip(weights, scopes(tree, case.by), strict=True):
     hyper = case.hyper(N)
     if case.name == 'bulyan':
       members = oracles.bulyan_members(rows, kind=case.kind, **hyper)
@@ -121,9 +128,9 @@ def test_follows_float64(case, ratio):
   check(case, tree, *case(tree))
 
 
-# Not dnc, smea, caf and FoolsGold: eigenvectors and logarithms beside squares
-# that are 1e24 times the others' have no digits left in float32. Nor the medoid
-# by Euclidean distances, which adds up those to the row far away.
+# The row far away has a square 1e24 times the others'. Eigenvectors (dnc, smea,
+# caf) and logarithms (FoolsGold) beside it have no digits left in float32. The
+# medoid by Euclidean distances adds the distances to that row to its scores.
 FAR = [
   case
   for case in DECIDES
@@ -171,15 +178,15 @@ def test_decides_as_in_float64_after_nnm(name, kinds, by):
     return
   hyper = CHAINED[name]
   chain = lca.chain(no_clip('nnm', first), no_clip(name, kind))
-  assert isinstance(chain, GramRule)  # no mixed copy, which would be rounded
+  assert isinstance(chain, GramRule)  # it makes no mixed, rounded copy
   rule = chain if by == 'model' else lca.layerwise(chain)
   compiled = jax.jit(
     lambda tree: lca.explain(rule)(tree, **hyper | {'f': 2})[1]
   )
   for ratio in RATIOS:
     tree = close_rows(ratio)
-    said = np.atleast_2d(compiled(tree)['weights'])
-    for got, rows in zip(said, scopes(tree, by), strict=True):
+    weights = np.atleast_2d(compiled(tree)['weights'])
+    for got, rows in zip(weights, scopes(tree, by), strict=True):
       middle = np.median(rows, axis=0)
       matrix = oracles.nnm_matrix(rows, f=2, kind=first)
       mixed = matrix @ (rows - middle) + middle
@@ -189,7 +196,7 @@ def test_decides_as_in_float64_after_nnm(name, kinds, by):
 
 @pytest.mark.parametrize('ratio', [1e-2, 1e-4])
 def test_decides_as_in_float64_after_clips(ratio):
-  """Clip factors are rounded as entries are: to 1e-3 of a ratio of 1e-4."""
+  """Omits the ratio 1e-6: clip factors are rounded like the rows' entries."""
   tree = close_rows(ratio)
   rule = lca.chain(lca.clip_to_median_norm, lca.krum)
   _, info = lca.explain(rule)(tree, f=2)
@@ -203,7 +210,7 @@ def test_decides_as_in_float64_after_clips(ratio):
 
 
 def by_hand(updates, f):
-  """The ten lines of the README."""
+  """Computes layerwise cosine Krum as the README's ten lines do."""
 
   def one_layer(layer):
     gram = lca.gram(layer)

@@ -1,7 +1,7 @@
 """The package's import directions, and the size of its files.
 
-An import counts wherever it stands, inside a function as well; only those under
-`if TYPE_CHECKING:` do not, because they load nothing.
+An import counts wherever it stands, inside a function as well. Imports under
+`if TYPE_CHECKING:` do not count, because they load nothing.
 """
 
 import ast
@@ -26,7 +26,8 @@ WORDS = ('lca.typing', 'lca.options', 'lca.registry')
 RULES = (*WORDS, 'lca.stacked', 'lca.aggregators')
 ENGINE = (*RULES, 'lca.attacks', 'lca.models', 'lca.data', 'lca.federated')
 
-# What the modules of a room may import of lca; the first that fits counts.
+# The parts of lca that each room (a package or a module) may import. The first
+# room that contains a module counts.
 ROOMS = {
   'lca.typing': (),
   'lca.options': WORDS,
@@ -73,33 +74,35 @@ ROOMS = {
 
 
 def within(module, rooms):
+  """Returns True if the module is one of `rooms` or lies inside one."""
   return any(f'{module}.'.startswith(f'{room}.') for room in rooms)
 
 
 @functools.cache
 def imports(module):
-  """The full names of the modules that a module imports."""
-  found = set()
+  """Returns the full names of the modules that a module imports."""
+  imported = set()
 
   def visit(node):
     if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
       return
     if isinstance(node, ast.Import):
-      found.update(alias.name for alias in node.names)
+      imported.update(alias.name for alias in node.names)
     if isinstance(node, ast.ImportFrom):
       assert not node.level, f'{module} has a relative import'
+      # `from a import b` imports the module a.b, or the name b from module a.
       names = {f'{node.module}.{alias.name}' for alias in node.names}
-      found.update(names & FILES.keys() or {node.module})
-      found.update({node.module} if names - FILES.keys() else ())
+      imported.update(names & FILES.keys() or {node.module})
+      imported.update({node.module} if names - FILES.keys() else ())
     for child in ast.iter_child_nodes(node):
       visit(child)
 
   visit(ast.parse(FILES[module].read_text()))
-  return found
+  return imported
 
 
 def test_what_counts_as_an_import():
-  """Imports of modules and of names, also inside functions."""
+  """Counts imports of modules and of names, also inside functions."""
   assert 'lca.aggregators.base' in imports('lca.aggregators.rules.krum')
   assert 'lca.experiment.train' in imports('lca.experiment.sweep')
 
@@ -107,24 +110,25 @@ def test_what_counts_as_an_import():
 def test_rooms_import_downwards_alone():
   for module in FILES:
     allowed = next(ROOMS[room] for room in ROOMS if within(module, [room]))
-    of_ours = {x for x in imports(module) if within(x, ['lca', 'configs'])}
-    assert not {x for x in of_ours if not within(x, allowed)}, module
+    internal = {x for x in imports(module) if within(x, ['lca', 'configs'])}
+    assert not {x for x in internal if not within(x, allowed)}, module
 
 
 @pytest.mark.parametrize('room', ['stacked', 'aggregators', 'attacks'])
 def test_rules_and_attacks_need_jax_and_numpy_alone(room):
-  own = ('lca', 'jax', 'numpy', '__future__', *sys.stdlib_module_names)
+  allowed = ('lca', 'jax', 'numpy', '__future__', *sys.stdlib_module_names)
   for module in FILES:
     if within(module, [f'lca.{room}']):
-      assert not {x for x in imports(module) if not within(x, own)}, module
+      assert not {x for x in imports(module) if not within(x, allowed)}, module
 
 
 def test_no_module_imports_itself_in_the_end():
   graph = {module: imports(module) & FILES.keys() for module in FILES}
-  list(graphlib.TopologicalSorter(graph).static_order())
+  list(graphlib.TopologicalSorter(graph).static_order())  # raises on a cycle
 
 
 def loaded_by(statement):
+  """Returns the modules that a new Python process has loaded after it."""
   code = f'import sys; {statement}; print(*sys.modules)'
   return subprocess.run(
     [sys.executable, '-c', code], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Rules that draw ask for a key, and what they draw decides."""
+"""Rules that draw at random need a key, and their result depends on it."""
 
 import functools
 
@@ -10,14 +10,17 @@ import pytest
 
 import lca
 
-# Options that give other definitions ---------------------------------------
+# Draws -----------------------------------------------------------------------
 
 
 def selections(rule, keys=6, **hyper):
-  """Who is selected with each key, of clients who are nothing but noise."""
+  """Returns the sets of clients that a rule selects, one for every key.
+
+  The clients' updates are pure noise.
+  """
   x = jax.random.normal(jax.random.key(0), (11, 300))
-  of = jax.jit(lambda key: lca.explain(rule)(x, key=key, **hyper)[1])
-  each = [of(jax.random.key(seed))['selected'] for seed in range(keys)]
+  info_of = jax.jit(lambda key: lca.explain(rule)(x, key=key, **hyper)[1])
+  each = [info_of(jax.random.key(seed))['selected'] for seed in range(keys)]
   return {tuple(np.flatnonzero(selected).tolist()) for selected in each}
 
 
@@ -37,7 +40,7 @@ KEYED = {
 
 @pytest.mark.parametrize('name', KEYED)
 def test_draws_under_vmap_and_for_every_platform(name):
-  """Of NumPy arrays, in bfloat16, beside a leaf without entries."""
+  """Takes NumPy arrays, bfloat16 leaves and a leaf without entries, too."""
   rule, tree = KEYED[name], pool.stack('pair', 11)
   keys = jax.random.split(jax.random.key(0), 3)
   batch = jax.vmap(lambda key: rule(tree, key=key))(keys)
@@ -57,7 +60,7 @@ def test_draws_under_vmap_and_for_every_platform(name):
   assert exported.platforms == platforms
 
 
-# Preconditions of the other rules ------------------------------------------
+# Preconditions -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an installation brings."""
+"""The lists of packages that an installation brings."""
 
 import itertools
 import pathlib

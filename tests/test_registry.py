@@ -1,4 +1,4 @@
-"""Names of things, and what is done with a function of a known name."""
+"""Registering a function under a name that is taken."""
 
 import pytest
 
@@ -6,6 +6,8 @@ from lca.registry import Registry
 
 
 def defined(name, value, module=__name__):
+  """Returns a function that returns `value`, as if `module` had defined it."""
+
   def function():
     return value
 
@@ -15,7 +17,7 @@ def defined(name, value, module=__name__):
 
 
 def test_what_is_defined_again_takes_its_place():
-  """As when a notebook's cell runs twice, or a file is loaded anew."""
+  """Happens when a notebook's cell runs twice, or a file is loaded again."""
   registry = Registry('rule', [defined('mine', 1), defined('other', 2)])
   registry.register(defined('mine', 3))
   assert [rule() for rule in registry.values()] == [3, 2]

@@ -1,7 +1,7 @@
-"""What a type checker says of calls to the library.
+"""Pyright accepts right calls to the library and refuses wrong ones.
 
-All snippets go through one run of Pyright, whose settings stand in
-pyproject.toml. That the packages themselves pass is a step of `.ci/run`.
+One run of Pyright checks all snippets, with the settings in pyproject.toml. A
+step of `.ci/run` checks the packages themselves.
 """
 
 import ast
@@ -81,7 +81,7 @@ BAD = {
 
 @pytest.fixture(scope='module')
 def messages(tmp_path_factory):
-  """What the checker says, by snippet."""
+  """Returns Pyright's error messages for each snippet."""
   if importlib.util.find_spec('pyright') is None:
     pytest.skip('Pyright is not installed (tests/requirements.txt)')
   snippets = [*GOOD, *BAD]
@@ -95,14 +95,14 @@ def messages(tmp_path_factory):
     capture_output=True,
     text=True,
   )
-  found = {snippet: [] for snippet in ['', *snippets]}
-  for said in json.loads(done.stdout)['generalDiagnostics']:
-    if said['severity'] == 'error':
-      place = said['range']['start']['line'] - first
+  errors = {snippet: [] for snippet in ['', *snippets]}  # '' is the prelude
+  for diagnostic in json.loads(done.stdout)['generalDiagnostics']:
+    if diagnostic['severity'] == 'error':
+      place = diagnostic['range']['start']['line'] - first
       snippet = snippets[place] if place >= 0 else ''
-      found[snippet].append(said['message'])
-  assert not found.pop('')
-  return found
+      errors[snippet].append(diagnostic['message'])
+  assert not errors.pop('')
+  return errors
 
 
 @pytest.mark.parametrize('snippet', GOOD)
@@ -116,7 +116,7 @@ def test_is_refused(snippet, message, messages):
 
 
 def signatures(body, prefix=''):
-  """The public functions and methods of a piece of source, by name."""
+  """Yields the public functions and methods of parsed source, with names."""
   for node in body:
     hidden = node.name.startswith('_') if hasattr(node, 'name') else True
     if isinstance(node, ast.ClassDef) and not hidden:

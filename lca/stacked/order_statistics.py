@@ -33,8 +33,8 @@ ABSENT = -1.0
 """The weight that marks a row as absent; all other weights are nonnegative."""
 
 Select = Callable[[jax.Array, Sequence[int]], list[jax.Array]]
-"""`select(keys, ranks)` returns, for each rank, the entries `[c]` that have this
-rank in the columns of the integers `keys`, `[n, c]`."""
+"""`select(keys, ranks)` returns for each rank the entries of that rank, `[c]`,
+in the columns of the integers `keys`, `[n, c]`."""
 
 
 class Statistic(Protocol):

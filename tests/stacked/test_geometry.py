@@ -38,7 +38,7 @@ def test_gram_is_all_inner_products(name, n):
 
 @pytest.mark.parametrize('columns', [24575, 24576, 24577, 36864, 100_003])
 def test_gram_of_many_columns(columns):
-  """Chunks of columns add up, with and without a remainder."""
+  """Adds up chunks of columns, with and without a remainder."""
   x = np.random.default_rng(columns).normal(size=(5, columns))
   x = x.astype(np.float32)
   want = gram64(x.astype(np.float64))
@@ -119,11 +119,12 @@ def test_rows_are_rejected_beyond_a_sixteenth_of_the_range(share):
   np.testing.assert_array_equal(bad, oracles.rejected(rows))
   assert np.asarray(bad).tolist() == [share > 1, share > 1, False]
   between = np.asarray(lca.distances(gram_of(rows)))
-  assert np.isfinite(between[0, 1]) == (share < 1)  # four times the square
+  # The squared distance of opposite rows is four times their squared norm.
+  assert np.isfinite(between[0, 1]) == (share < 1)
 
 
 def test_two_halves_may_be_rejected_together():
-  """A row may be in range leaf by leaf and out of range as a whole."""
+  """Rejects a row whose norm is in range in every leaf but not as a whole."""
   edge = np.sqrt(0.6 * float(np.finfo(np.float32).max) / 16)
   leaf = jnp.array([[edge], [1.0]], jnp.float32)
   assert not np.any(lca.geometry.rejected_rows(lca.gram(leaf)))
@@ -160,11 +161,12 @@ def test_the_default_power_is_the_square():
 @pytest.mark.parametrize('kind', ['euclidean', 'cosine'])
 def test_distances_are_a_dissimilarity(kind):
   x = pool.stack('leaf', 11)
-  x[2] = x[1] * (1 + 1e-7)  # where the difference of squares may be negative
+  x[2] = x[1] * (1 + 1e-7)  # rounding may make the squared distance negative
   between = np.asarray(lca.distances(gram_of(x), kind))
   assert np.all(np.diagonal(between) == 0)
   assert np.all(between >= 0)
-  np.testing.assert_allclose(between, between.T, rtol=1e-6)  # two divisions
+  # The two divisions of a cosine round.
+  np.testing.assert_allclose(between, between.T, rtol=1e-6)
 
 
 def test_cosine_of_zero_rows():
@@ -174,7 +176,7 @@ def test_cosine_of_zero_rows():
 
 @pytest.mark.parametrize('scale', [1e-12, 1, 1e10, 1e18])
 def test_cosine_is_scale_free(scale):
-  """Products of norms near 1e18 would overflow."""
+  """Norms near 1e18 have a product that would overflow."""
   rows = np.array([[1, 0], [1, 1], [0, 2], [-1, 0]]) / 2
   want = oracles.distance_matrix(rows, 'cosine')
   got = lca.distances(gram_of(scale * rows), 'cosine')
@@ -350,7 +352,7 @@ def test_mix_adds_bfloat16_in_float32():
 
 
 def test_cosines_are_symmetric_to_the_last_bit():
-  """So that two clients' one distance is one number, and ties are ties."""
+  """Two clients have one distance, whichever comes first, so that ties tie."""
   cosines = lca.geometry.cosines(gram_of(pool.stack('leaf', 25)))
   np.testing.assert_array_equal(cosines, cosines.T)
 
@@ -375,8 +377,8 @@ def test_a_distance_may_be_a_function(form):
     between[np.isnan(between)] = np.inf
     np.fill_diagonal(between, np.inf)
     scores = np.sort(between, axis=1)[:, :7].sum(axis=1)
-    own = np.atleast_2d(info['scores'])[layer]
-    np.testing.assert_allclose(own, scores, rtol=1e-5)
+    got = np.atleast_2d(info['scores'])[layer]
+    np.testing.assert_allclose(got, scores, rtol=1e-5)
     selected = np.atleast_2d(info['selected'])[layer]
     assert np.flatnonzero(selected).tolist() == [np.argmin(scores)]
 
@@ -392,13 +394,13 @@ def test_a_power_belongs_to_the_euclidean_distance():
 
 @pytest.mark.parametrize('median', ['interpolated', 'lower'])
 def test_the_median_norm_lies_among_the_honest(median):
-  """However a minority sends: long, short, not at all, or rejected."""
+  """Holds for minorities that send long, short, zero or rejected rows."""
   lengths = jax.jit(lambda x: lca.geometry.median_norm(lca.gram(x), median))
   for n, f in ((4, 1), (5, 2), (10, 4), (11, 5)):
     x = np.abs(pool.stack('leaf', n))
     honest = np.linalg.norm(x[f:], axis=1)
     for sent in (0, 1e-30, 1.0, 1e10, 1e18, np.nan, np.inf):
-      for rows in range(f + 1):  # of them; the other liars are long
-        x[:f], x[:rows] = 1e15, sent
+      for count in range(f + 1):  # send `sent`; the other liars send long rows
+        x[:f], x[:count] = 1e15, sent
         got = float(lengths(jnp.asarray(x)))
         assert honest.min() * (1 - 1e-5) <= got <= honest.max() * (1 + 1e-5)

@@ -18,7 +18,10 @@ N = 11
 
 
 def close_rows(ratio, seed=0, shape=(300,), lengths=False):
-  """Rows that differ by `ratio` of what they share; multiples of such rows."""
+  """Returns rows `[N, *shape]` that differ by `ratio` of their common part.
+
+  With `lengths`, every row is also multiplied by a factor from 0.3 to 3.
+  """
   rng = np.random.default_rng(seed)
   common = rng.normal(size=shape)
   rows = common + ratio * rng.normal(size=(N, *shape))
@@ -28,13 +31,13 @@ def close_rows(ratio, seed=0, shape=(300,), lengths=False):
 
 
 def squared_distances(rows):
-  """In float64, from differences."""
+  """Returns the squared distances, in float64 and from differences."""
   rows = rows.reshape(len(rows), -1).astype(np.float64)
   return np.sum((rows[:, None] - rows) ** 2, axis=-1)
 
 
-def apart(rows):
-  """1 - cos in float64: half the squared distances of unit rows."""
+def cosine_distances(rows):
+  """Returns 1 - cos in float64: half the squared distances of unit rows."""
   rows = rows.reshape(len(rows), -1).astype(np.float64)
   rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
   return squared_distances(rows) / 2
@@ -51,21 +54,21 @@ compiled = jax.jit(
 def test_distances_of_close_rows(ratio, lengths):
   rows = close_rows(ratio, lengths=lengths)
   euclidean, cosine = compiled(rows)
-  # Rows themselves are rounded, which is nobody's error, and so are lengths.
+  # Both sides take the float32 rows, so that rounding the rows is no error.
   close(euclidean, squared_distances(rows))
-  close(cosine, apart(rows))
+  close(cosine, cosine_distances(rows))
 
 
 def test_of_long_rows():
-  """Longer than a block of columns, with many roundings in a sum."""
+  """Takes rows longer than a block of columns, whose sums round many times."""
   rows = close_rows(1e-5, shape=(100_003,))
   euclidean, cosine = compiled(rows)
   close(euclidean, squared_distances(rows))
-  close(cosine, apart(rows))
+  close(cosine, cosine_distances(rows))
 
 
 def test_far_apart_rows_are_as_ever():
-  """Bit for bit: their products tell their distances, and ties stay ties."""
+  """Takes these distances from the products, bit for bit, so that ties stay."""
   x = jnp.asarray(pool.stack('leaf', N))
   gram = lca.gram(x)
   np.testing.assert_array_equal(gram.along, 0)
@@ -95,14 +98,14 @@ def test_rows_far_away_and_rejected_and_zero():
   rows[1], rows[4], rows[6], rows[9] = 1e6 * rows[0], 0, np.nan, 1e30
   bad = np.isin(np.arange(N), [6, 9])
   euclidean, cosine = map(np.asarray, compiled(rows))
-  for got, of in ((euclidean, squared_distances), (cosine, apart)):
+  for got, want in ((euclidean, squared_distances), (cosine, cosine_distances)):
     assert np.all(np.isinf(got[bad])) and np.all(np.isinf(got[:, bad]))
     there = ~bad & (np.arange(N) != 4)
     near = there & (np.arange(N) != 1)
-    close(got[np.ix_(near, near)], of(rows[near]))
-    # Lengths of 1e6 in float32 beside differences of 1e-6.
+    close(got[np.ix_(near, near)], want(rows[near]))
+    # The row of length 1e6 leaves rounding errors beside differences of 1e-6.
     np.testing.assert_allclose(
-      got[np.ix_(there, there)], of(rows[there]), rtol=2e-3, atol=1e-12
+      got[np.ix_(there, there)], want(rows[there]), rtol=2e-3, atol=1e-12
     )
   np.testing.assert_array_equal(cosine[4, there], 2)
 
@@ -117,13 +120,13 @@ def test_identical_rows_are_at_no_distance(scale):
 
 
 def test_a_row_that_is_near_by_float32_alone_is_not_the_middle():
-  """A liar that products cannot tell from the others, and far from them."""
+  """Adds liars whose distance from the others the float32 products lose."""
   rows = close_rows(1e-6)
   liars = 3e-4 * np.random.default_rng(1).normal(size=(5, 300))
   rows[:5] = np.float32(rows[:5] + liars)
   euclidean, cosine = map(np.asarray, compiled(rows))
   close(euclidean[5:, 5:], squared_distances(rows[5:]))
-  close(cosine[5:, 5:], apart(rows[5:]))
+  close(cosine[5:, 5:], cosine_distances(rows[5:]))
   close(euclidean, squared_distances(rows))
 
 
@@ -132,7 +135,7 @@ def test_bfloat16():
   euclidean, cosine = compiled(rows)
   exact = np.asarray(rows, np.float32)
   close(euclidean, squared_distances(exact))
-  close(cosine, apart(exact))
+  close(cosine, cosine_distances(exact))
 
 
 def test_float64():
@@ -180,7 +183,7 @@ def test_over_devices():
     spread = jax.device_put(rows, NamedSharding(mesh, spec))
     euclidean, cosine = compiled(spread)
   close(euclidean, squared_distances(rows))
-  close(cosine, apart(rows))
+  close(cosine, cosine_distances(rows))
 
 
 @pytest.mark.parametrize('ratio', [1e-5, 1.0])
@@ -193,6 +196,7 @@ def test_derivatives_of_distances(ratio):
     return lca.distances(lca.gram(x))[np.ix_(good, good)]
 
   _, got = jax.jvp(distances, (rows,), (moved,))
+  # d |x_i - x_j|^2 = 2 <x_i - x_j, v_i - v_j>
   x, v = rows[good].astype(float), moved[good].astype(float)
   between = (x[:, None] - x) * (v[:, None] - v)
   want = 2 * np.sum(between, axis=-1)

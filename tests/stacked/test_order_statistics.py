@@ -1,4 +1,4 @@
-"""Order statistics over the clients."""
+"""Sorting of floats by way of integers."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -21,11 +21,11 @@ N = 11
 
 
 def tree(width=1024):
-  """Leaves that are split in one or the other axis, and one that is not."""
+  """Returns updates: leaves split along several axes, and one not split."""
   shapes = {
     'conv': (3, 3, 2, 8),
     'dense': (width, 9),
-    'tied': (6, 5),  # nothing of it is divided by 4
+    'tied': (6, 5),  # no axis is divisible by the four devices
     'bias': (12,),
   }
   rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def spread(updates):
 
 
 def check_agrees(function, *trees, rtol, atol):
-  """What one device computes, and what four do of their coordinates."""
+  """Checks that four devices, each on its coordinates, agree with one."""
   want = jax.jit(function)(*trees)
   with jax.set_mesh(MESH):
     got = jax.jit(function)(*map(spread, trees))
@@ -64,13 +64,14 @@ def test_the_longest_axis_is_split():
     'tied': P(),
     'bias': P(None, 'clients'),
   }
-  # Not the rows, though there are more of them; and nothing is split of none.
+  # The rows are not split, even if they are the longest axis, nor is an axis of
+  # length 0.
   assert sharding.by_coordinate((400, 8), 4) == P(None, 'clients')
   assert sharding.by_coordinate((400, 0, 3), 4) == P()
   assert sharding.by_coordinate((12,), 4, lead=0) == P('clients')
 
 
-# One of every way to look at the updates; the others with --thorough.
+# One rule for each way to read the updates; --thorough runs the others, too.
 FEW = {
   ('krum', 'cosine', 'leaf'),
   ('bulyan', 'euclidean', 'model'),
@@ -122,17 +123,17 @@ def test_aggregators_agree_with_one_device(name):
 
 
 def collectives(rule, updates):
-  """Name and shape of what the compiled rule sends between devices."""
+  """Returns names and shapes of the collectives in the compiled rule."""
   with jax.set_mesh(MESH):
     text = jax.jit(rule).lower(spread(updates)).compile().as_text()
-  found = re.findall(
+  matches = re.findall(
     r'= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|'
     r'reduce-scatter)(?:-start)?\(',
     text,
   )
   return {
     (kind, shape)
-    for shapes, kind in found
+    for shapes, kind in matches
     for shape in re.findall(r'\w+\[([\d,]*)\]', shapes)
   }
 
@@ -151,8 +152,8 @@ def split(updates):
   ids=['layerwise_cosine_krum', 'krum', 'geometric_median'],
 )
 def test_devices_exchange_inner_products_alone(rule, layers):
-  # Where rows are close, those of their parts with the row in the middle, too,
-  # of all layers at once.
+  # The second all-reduce serves close rows: the inner products of their parts
+  # and the central row, of all layers at once (see `inner_products`).
   assert collectives(rule, split(tree())) == {
     ('all-reduce', f'{N},{N}'),
     ('all-reduce', f'{layers},{N + 1},{N + 1}'),

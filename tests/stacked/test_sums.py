@@ -1,4 +1,4 @@
-"""Sums and rows of stacked leaves."""
+"""`rows_of` returns the rows; sums are tested in `test_geometry`."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""stack: from the clients' trees to one tree."""
+"""`lca.stack`: from a list of the clients' trees to one tree."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class Tensor:
 
 
 class Capsule:
-  """Stands in for a tensor that NumPy cannot read, as those on a GPU."""
+  """Stands in for a tensor that NumPy cannot read, such as one on a GPU."""
 
   def __init__(self, values):
     self.values = values
@@ -34,7 +34,7 @@ class Capsule:
 
 
 class Refusing(Capsule):
-  """As a tensor in bfloat16: offers itself to NumPy, and then refuses."""
+  """Stands in for a bfloat16 tensor, whose `__array__` raises."""
 
   def __array__(self, dtype=None, copy=None):
     raise TypeError('unsupported dtype')
