@@ -199,6 +199,7 @@ def _take(statistic, leaves, weights):
 
 @_take.defjvp
 def _take_jvp(statistic, primals, tangents):
+  """Sums the tangents, each multiplied by its entry's share."""
   leaves, weights = primals
   shares = _by_columns(statistic.shares, leaves, weights, lead=1)
   if weights is not None:

@@ -93,6 +93,7 @@ def parts_products(
   if not longest:
     return jnp.zeros((len(layers), size, size), dtype)
 
+  # Adds up the products of pieces of `width` columns, leaf by leaf.
   def by_pieces(leaves, whole, width):
     lost, shares, middle = whole
     rows = list(map(flat, leaves))
