@@ -202,8 +202,8 @@ def distances(
   directions differ much.
 
   If `gram` comes from `lca.gram`, distances of rows that differ by 1e-6 of
-  their common part have a relative error of 1e-3. From a plain array they have
-  the error that rounding in the products leaves.
+  their common part have a relative error of at most 1e-3. If `gram` is a plain
+  array, rounding errors in the products may exceed the distances of close rows.
 
   Args:
     gram: `[n, n]` inner products.
@@ -268,7 +268,7 @@ def median_norm(
 ) -> jax.Array:
   """Returns the median of the norms of the rows that are not rejected.
 
-  If all rows are rejected, it is +inf.
+  If all rows are rejected, it is +inf or NaN.
 
   Args:
     gram: `[n, n]` inner products.

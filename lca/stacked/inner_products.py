@@ -247,7 +247,7 @@ def gram_of_sums(weights: jax.Array, gram: Any, lost: jax.Array) -> Any:
   return GramMatrix(products, parts, excess + sums.dot(weights, gram.along))
 
 
-# Making them ----------------------------------------------------------------
+# Making the matrices --------------------------------------------------------
 
 
 @jax.custom_jvp
