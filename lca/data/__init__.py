@@ -1,4 +1,4 @@
-"""Data sets, their partition over clients, and what one round draws."""
+"""Data sets, how they are split over clients, and the arrays of a round."""
 
 from lca.data import partitions
 from lca.data.arrays import from_arrays

@@ -1,4 +1,4 @@
-"""The files in which a data set is published: found, read and verified."""
+"""Finds, verifies and reads the files in which data sets are published."""
 
 import contextlib
 import dataclasses
@@ -18,15 +18,18 @@ _PROBE_SECONDS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Archives:
-  """Files that make up one data set, as they are published.
+  """The published files of one data set, and where to download them.
 
-  Args:
-    url: What their addresses begin with; with a final slash where the file's
-      name follows.
-    sha256: Hexadecimal checksum of each file, by name.
-    instructions: How to get the files by hand; ends every error.
-    sizes: Bytes of each file, by name, where that is known.
-    links: What follows `url`, by name, where it is not the name.
+  Attributes:
+    url: the common beginning of the files' addresses. A file's address is `url`
+      followed by its entry in `links`, or by its name if it has no entry.
+    sha256: hexadecimal checksum of each file, by file name.
+    instructions: how to get the files by hand; every error message ends with
+      this text.
+    sizes: size of each file in bytes, by file name, for files whose size is
+      known.
+    links: the ends of the addresses that do not end with the file's name, by
+      file name.
   """
 
   url: str
@@ -37,21 +40,21 @@ class Archives:
 
   @property
   def urls(self) -> dict[str, str]:
-    """Each file's address, by file name."""
+    """The address of each file, by file name."""
     return {name: self.url + self.links.get(name, name) for name in self.sha256}
 
   def find(self, directory: str | Path) -> dict[str, Path]:
-    """Locates and verifies all the files in a folder.
+    """Finds and verifies all files of the data set in a folder.
 
     Args:
-      directory: The folder that holds them under their published names.
+      directory: the folder that holds the files under their published names.
 
     Returns:
-      Each file's path, by file name.
+      The path of each file, by file name.
 
     Raises:
-      FileNotFoundError: The folder or a file in it is missing.
-      ValueError: A file is damaged, or is not the published one.
+      FileNotFoundError: the folder or a file in it is missing.
+      ValueError: a file is damaged, or is not the published one.
     """
     directory = Path(directory).expanduser()
     paths = {name: directory / name for name in self.sha256}
@@ -65,14 +68,14 @@ class Archives:
     return paths
 
   def verify(self, name: str, path: Path) -> None:
-    """Compares one file's size and checksum with the published ones.
+    """Compares the size and checksum of one file with the published ones.
 
     Args:
-      name: Its published name.
-      path: Where it lies; a downloaded file may have another name.
+      name: the published name of the file.
+      path: the path of the file, which may have another name after a download.
 
     Raises:
-      ValueError: It is damaged, or is not the published one.
+      ValueError: the file is damaged, or is not the published one.
     """
     size = path.stat().st_size
     expected = self.sizes.get(name, size)
@@ -82,10 +85,10 @@ class Archives:
         f'{expected}\n{self.instructions}'
       )
     with open(path, 'rb') as file:
-      found = hashlib.file_digest(file, 'sha256').hexdigest()
-    if found != self.sha256[name]:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    if digest != self.sha256[name]:
       raise ValueError(
-        f'{path} is not the published {name}: its SHA-256 is {found}, not '
+        f'{path} is not the published {name}: its SHA-256 is {digest}, not '
         f'{self.sha256[name]}\n{self.instructions}'
       )
 
@@ -93,14 +96,14 @@ class Archives:
     """Verifies one gzip file and uncompresses it.
 
     Args:
-      name: Its published name.
-      path: Where it lies.
+      name: the published name of the file.
+      path: the path of the file.
 
     Returns:
       The uncompressed content.
 
     Raises:
-      ValueError: It is damaged, or is not the published one.
+      ValueError: the file is damaged, or is not the published one.
     """
     self.verify(name, path)
     return self._decompress(path)
@@ -110,18 +113,21 @@ class Archives:
       return gzip.decompress(path.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
       raise ValueError(
-        f'{path} is not a whole gzip file ({error})\n{self.instructions}'
+        f'{path} is not a complete gzip file ({error})\n{self.instructions}'
       ) from error
 
   @contextlib.contextmanager
   def reading(self, *names: str) -> Iterator[None]:
-    """Lets an error of what reads the files' content name them.
+    """Adds the names of files to errors that occur while reading them.
+
+    Wrap it around code that parses the content of files. Errors of gzip, tar,
+    zip and of the parser become ValueErrors that begin with the files' names.
 
     Args:
-      *names: The published names of those that are read.
+      *names: the published names of the files that are read.
 
     Raises:
-      ValueError: The content is not what it must be.
+      ValueError: the wrapped code failed on the content.
     """
     try:
       yield
@@ -140,12 +146,13 @@ class Archives:
       ) from error
 
   def probe(self) -> None:
-    """Asks once, and briefly, whether the files can be downloaded.
+    """Requests the first file once, to fail quickly if there is no internet.
 
-    TFDS itself tries again for minutes when there is no internet.
+    Without this request a user waits for minutes, because TFDS repeats a failed
+    download many times.
 
     Raises:
-      ConnectionError: They cannot.
+      ConnectionError: the file cannot be downloaded.
     """
     url = next(iter(self.urls.values()))
     with self.downloading(url):
@@ -153,17 +160,18 @@ class Archives:
 
   @contextlib.contextmanager
   def downloading(self, what: str) -> Iterator[None]:
-    """Lets an error of a download name it and tell how to do without.
+    """Adds an address and the instructions to errors of a download.
 
     Args:
-      what: That is downloaded.
+      what: the address or addresses that the wrapped code downloads.
 
     Raises:
-      ConnectionError: It cannot be.
+      ConnectionError: the wrapped code failed to download them.
     """
     try:
       yield
-    # A page in the file's place, as of Google Drive, is a ValueError to TFDS.
+    # TFDS raises a ValueError if a server, such as Google Drive, sends a web
+    # page in place of the file.
     except (OSError, ValueError, tfds.download.DownloadError) as error:
       raise ConnectionError(
         f'cannot download {what} ({error})\n{self.instructions}'
@@ -171,10 +179,10 @@ class Archives:
 
 
 class GzipContents(Archives):
-  """Gzip files whose checksums are those of the uncompressed content.
+  """Gzip files whose checksums refer to their uncompressed content.
 
-  A mirror that compresses the files anew, as Linux distributions do, still
-  verifies.
+  Files that a mirror has compressed again, as Linux distributions do, therefore
+  pass the verification.
   """
 
   def verify(self, name: str, path: Path) -> None:
@@ -182,10 +190,10 @@ class GzipContents(Archives):
 
   def read(self, name: str, path: Path) -> bytes:
     content = self._decompress(path)
-    found = hashlib.sha256(content).hexdigest()
-    if found != self.sha256[name]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != self.sha256[name]:
       raise ValueError(
         f'{path} is not the published {name}: the SHA-256 of its uncompressed '
-        f'content is {found}, not {self.sha256[name]}\n{self.instructions}'
+        f'content is {digest}, not {self.sha256[name]}\n{self.instructions}'
       )
     return content

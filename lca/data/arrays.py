@@ -1,4 +1,4 @@
-"""A data set from arrays of one's own."""
+"""Data sets from your own arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lca.data.dataset import Dataset, Split, as_held
+from lca.data.dataset import Dataset, Split, to_jax_dtype
 from lca.options import whole
 
-_TO_ONE = (127.5,)
+_HALF_PIXEL_RANGE = (127.5,)  # as mean and std, maps [0, 255] to [-1, 1]
 
 
 def from_arrays(
@@ -24,38 +24,39 @@ def from_arrays(
 ) -> Dataset:
   """Makes a data set of inputs and labels.
 
-  An example's input has any shape. Which type it has decides what a model is
-  given of it:
+  The input of an example may have any shape. Its dtype decides what the model
+  receives:
 
-  - uint8 numbers are taken for pixels. They stay as they are in memory, or in
-    the file of a memory map, and are scaled from 0 to 255 to [-1, 1] on the
-    device, unless `mean` and `std` say otherwise. Bytes that are tokens become
-    tokens by `inputs.astype(np.int32)`.
-  - Floats and other integers, such as tokens, pass as they are, unless `mean`
-    and `std` are given. float64 becomes float32 and int64 becomes int32, as in
-    `jnp.asarray`; of a memory map this is an error, for it would be read whole.
+  - uint8 inputs are treated as pixels. They stay uint8 in memory, or in the
+    file of a memory map, and are scaled from [0, 255] to [-1, 1] on the device,
+    unless `mean` and `std` are given. If your bytes are tokens and not pixels,
+    pass `inputs.astype(np.int32)`.
+  - Floats and other integers, such as tokens, reach the model unchanged, unless
+    `mean` and `std` are given. float64 becomes float32 and int64 becomes int32,
+    as in `jnp.asarray`. For a memory map such a conversion is an error, because
+    it would read the whole file into memory.
 
   Args:
-    train: Inputs [N, ...] and integer labels [N], which clients share out among
-      them.
-    test: Inputs [M, ...] of the same shape and type, and labels [M], which the
-      server evaluates on.
-    num_classes: Labels lie in [0, num_classes). None is the largest label plus
-      one.
-    mean: A number, or one for each entry of the inputs' last axis: of images a
-      number per channel.
-    std: Likewise. A model is given (input - mean) / std.
-    name: What messages and records call the data set.
-    owners: [N] integers, whose each training example is; the partition
-      `natural` makes a client of each owner.
+    train: inputs `[N, ...]` and integer labels `[N]`, which are shared out
+      among the clients.
+    test: inputs `[M, ...]` of the same shape and dtype, and labels `[M]`, which
+      the server evaluates on.
+    num_classes: the number of classes; labels lie in [0, num_classes). None
+      takes the largest label plus one.
+    mean: one number, or one for each entry of the inputs' last axis. For images
+      this is one number per channel.
+    std: like `mean`. A model receives `(input - mean) / std`.
+    name: the name of the data set in messages and records.
+    owners: `[N]` integers that identify the owner of each training example; the
+      partition `natural` makes one client per owner.
 
   Returns:
     The data set.
 
   Raises:
-    ValueError: What cannot work, with the split that it is in: labels that are
-      no integers or out of range, inputs that are not finite, lengths or shapes
-      that differ, and what else `Split` and `Dataset` refuse.
+    ValueError: the arrays do not make a data set: labels are not integers or
+      out of range, inputs are not finite, lengths or shapes differ, or `Split`
+      or `Dataset` refuses them for another reason. The message names the split.
 
   Examples:
     >>> inputs = np.random.default_rng(0).normal(size=[60, 4])
@@ -73,24 +74,27 @@ def from_arrays(
     num_classes = 1 + max(int(split.labels.max()) for split in splits)
   num_classes = whole(1)('num_classes', num_classes)
   if mean is std is None and splits[0].inputs.dtype == np.uint8:
-    mean = std = _TO_ONE
-  return Dataset(name, *splits, num_classes, _values(mean), _values(std))
+    mean = std = _HALF_PIXEL_RANGE
+  return Dataset(name, *splits, num_classes, _to_tuple(mean), _to_tuple(std))
 
 
-def _split(split: str, given: Any, owners: ArrayLike | None) -> Split:
+def _split(name: str, pair: Any, owners: ArrayLike | None) -> Split:
+  """Makes a split of `(inputs, labels)`; errors begin with the split's name."""
   try:
-    inputs, labels = given
+    inputs, labels = pair
   except (TypeError, ValueError):
     raise ValueError(
-      f'{split} must be a pair (inputs, labels), got {type(given).__name__}'
+      f'{name} must be a pair (inputs, labels), got {type(pair).__name__}'
     ) from None
   try:
     if isinstance(inputs, np.ndarray) and not isinstance(inputs, np.memmap):
-      inputs = as_held(inputs)
+      inputs = to_jax_dtype(inputs)
     return Split(inputs, labels, owners)
   except ValueError as error:
-    raise ValueError(f'{split}: {error}') from error
+    raise ValueError(f'{name}: {error}') from error
 
 
-def _values(given: float | Sequence[float] | None) -> tuple[float, ...] | None:
-  return None if given is None else tuple(np.atleast_1d(given).tolist())
+def _to_tuple(
+  values: float | Sequence[float] | None,
+) -> tuple[float, ...] | None:
+  return None if values is None else tuple(np.atleast_1d(values).tolist())

@@ -1,7 +1,8 @@
-"""NumPy arrays on disk, mapped into memory when they are read.
+"""NumPy arrays on disk that are memory-mapped when they are read.
 
-A cache is a folder of .npy files and an index of what they must look like. It
-appears in one rename, whole or not at all.
+A cache is a folder of .npy files with an index of their dtypes, shapes and
+sizes. It is written to a draft folder, which is renamed at the end, so that no
+reader ever sees an incomplete cache.
 """
 
 import contextlib
@@ -18,13 +19,14 @@ _INDEX = 'index.json'
 
 
 class Array:
-  """A .npy file that is written from its first row to its last."""
+  """A .npy file to which rows are appended until it is complete."""
 
   def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype):
     self._shape, self.dtype = tuple(shape), np.dtype(dtype)
     self._rows = 0
     if self.dtype.hasobject:
       raise ValueError(f'{path.name} would hold objects, not numbers')
+    # The header is written by hand because np.save needs the whole array.
     self._file = open(path, 'wb')
     header = {
       'descr': np.lib.format.dtype_to_descr(self.dtype),
@@ -37,23 +39,29 @@ class Array:
     """Writes the next rows.
 
     Args:
-      rows: `[k, ...]`, of the array's type and shape but for k.
+      rows: `[k, ...]` rows of the array's dtype and row shape.
 
     Raises:
-      ValueError: Another type or shape.
+      ValueError: the rows have another dtype or shape.
     """
     if (rows.dtype, rows.shape[1:]) != (self.dtype, self._shape[1:]):
       raise ValueError(
-        f'rows of {rows.dtype} {list(rows.shape)} in an array of '
+        f'rows of {rows.dtype} {list(rows.shape)} do not fit into an array of '
         f'{self.dtype} {list(self._shape)}'
       )
     self._file.write(np.ascontiguousarray(rows).data)
     self._rows += len(rows)
 
   def finish(self) -> dict:
-    """Brings the file to disk; returns what the index tells of it."""
+    """Flushes the file to disk and returns its entry in the index.
+
+    Raises:
+      ValueError: the number of appended rows is not that of the shape.
+    """
     if self._rows != self._shape[0]:
-      raise ValueError(f'{self._rows} rows in an array of {list(self._shape)}')
+      raise ValueError(
+        f'{self._rows} rows were appended to an array of {list(self._shape)}'
+      )
     _sync(self._file)
     return {
       'dtype': str(self.dtype),
@@ -66,7 +74,7 @@ class Array:
 
 
 class Draft:
-  """A cache in the making."""
+  """A cache that is still being written."""
 
   def __init__(self, directory: Path):
     self._directory = directory
@@ -75,24 +83,26 @@ class Draft:
   def array(
     self, name: str, shape: Sequence[int], dtype: np.dtype | type
   ) -> Array:
-    """Begins an array, to which rows are then appended.
+    """Creates an array without rows, ready for `append`.
 
     Args:
-      name: What `read` returns it by.
-      shape: `[N, ...]`; N rows must follow.
-      dtype: Of numbers.
+      name: the key of the array in the result of `read`.
+      shape: `[N, ...]` shape of the complete array; exactly N rows must be
+        appended.
+      dtype: a NumPy dtype, except for objects.
 
     Returns:
-      The array, without any rows.
+      The array.
 
     Raises:
-      ValueError: A type that is not of numbers.
+      ValueError: `dtype` holds Python objects.
     """
     array = Array(self._directory / f'{name}.npy', shape, np.dtype(dtype))
     self._arrays[name] = array
     return array
 
   def finish(self, metadata: Mapping[str, int]) -> None:
+    """Flushes all arrays to disk and writes the index."""
     index = {
       'arrays': {k: array.finish() for k, array in self._arrays.items()},
       'metadata': metadata,
@@ -108,20 +118,21 @@ class Draft:
 
 @contextlib.contextmanager
 def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
-  """Makes a cache, array by array and row by row.
+  """Writes a cache, array by array and row by row.
 
-  It appears when the context ends without an error. If another process was
-  faster, its cache stays. What killed processes left beside it is deleted.
+  The cache appears under its name when the context ends without an error. If
+  another process has finished the same cache in the meantime, its cache is kept
+  and this one is discarded. Drafts of killed processes beside it are deleted.
 
   Args:
-    directory: Where the cache is to appear; its parent exists.
-    **metadata: Numbers to keep beside the arrays.
+    directory: the path of the new cache; its parent folder must exist.
+    **metadata: numbers to store beside the arrays.
 
   Yields:
-    The cache in the making.
+    The draft, to which arrays are added.
 
   Raises:
-    ValueError: An array has fewer or more rows than it must.
+    ValueError: an array has fewer or more rows than its shape says.
   """
   path = directory.with_name(f'{directory.name}.incomplete.{uuid.uuid4().hex}')
   with clearing(directory.parent, '*.incomplete.*'):
@@ -133,7 +144,8 @@ def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
       try:
         path.rename(directory)
       except OSError:
-        # A folder in the way is a whole cache, renamed by another process.
+        # If the folder exists already, another process has finished the same
+        # cache first. Folders get this name only when they are complete.
         if not directory.is_dir():
           raise
     finally:
@@ -142,17 +154,22 @@ def writing(directory: Path, **metadata: int) -> Iterator[Draft]:
 
 @contextlib.contextmanager
 def clearing(directory: Path, drafts: str) -> Iterator[None]:
-  """Deletes the unfinished folders of killed processes, and no one else's.
+  """Deletes drafts that killed processes left behind, then runs the context.
 
-  Who writes in a folder shares a lock on it, which ends with the process. Who
-  gets it alone is the only one there, and every draft is a killed process's.
-  Otherwise, and where the file system has no locks, nothing is deleted.
+  Every process that writes drafts in a folder holds a shared lock on this
+  folder, which the operating system releases when the process ends. If this
+  process gets the lock exclusively, no other process is writing, and all drafts
+  belong to killed processes: they are deleted. If it does not get the lock, or
+  if the file system has no locks, nothing is deleted.
 
   Args:
-    directory: Where drafts are written, inside this context alone; it exists.
-    drafts: Pattern of their names.
+    directory: an existing folder. Drafts are written in it only inside of this
+      context.
+    drafts: glob pattern of the drafts' names.
   """
-  import fcntl  # here, for Windows has none and reads data sets as well
+  # Imported here because Windows has no fcntl, and data sets that are prepared
+  # already can be read there without it.
+  import fcntl
 
   lock = os.open(directory, os.O_RDONLY)
   try:
@@ -173,17 +190,17 @@ def _sync(file) -> None:
 
 
 def read(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-  """Maps a cache into memory.
+  """Maps the arrays of a cache into memory.
 
   Args:
-    directory: A folder that `writing` made.
+    directory: a folder that `writing` made.
 
   Returns:
-    The arrays by name, read-only memory maps, and the metadata.
+    The arrays by name, as read-only memory maps, and the metadata.
 
   Raises:
-    ValueError: A file is missing, or not of the size, type and shape that the
-      index tells.
+    ValueError: a file is missing, or does not have the size, dtype and shape
+      that the index says.
   """
   path = directory / _INDEX
   try:
@@ -195,14 +212,15 @@ def read(directory: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     return arrays, index['metadata']
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(
-      f'{path} is damaged ({error}); delete the folder {directory}, and the '
-      'next run makes it anew'
+      f'{path} is damaged ({error}): delete the folder {directory}, and the '
+      'next run makes it again'
     ) from error
 
 
 def _map_array(
   path: Path, *, dtype: str, shape: list[int], bytes: int
 ) -> np.ndarray:
+  """Maps one array; the keywords are its entry in the index."""
   size = path.stat().st_size
   if size != bytes:
     raise ValueError(f'{size} bytes instead of {bytes}')

@@ -1,4 +1,4 @@
-"""A classification data set, checked when it is built."""
+"""Classification data sets, whose arrays are checked on construction."""
 
 import dataclasses
 import mmap
@@ -6,27 +6,27 @@ import mmap
 import jax
 import numpy as np
 
-_RESIDENT_BYTES = 2**28
-_BLOCK_BYTES = 2**24
+_RESIDENT_BYTES = 2**28  # memory maps above this size release their pages
+_BLOCK_BYTES = 2**24  # the finiteness check reads this much at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
   """Examples and their labels.
 
-  Lists, and arrays of JAX, PyTorch or pandas, are taken as well: their 64-bit
-  inputs become float32 or int32, as in `jnp.asarray`.
+  Lists and the arrays of JAX, PyTorch or pandas are converted to NumPy arrays.
+  Their 64-bit inputs become float32 or int32, as in `jnp.asarray`.
 
-  Args:
-    inputs: [N, ...], what a model is given: uint8 images [N, H, W, C], float32
-      features, int32 tokens, or numbers of another type that JAX holds as it
-      is. A memory map stays one.
-    labels: [N] integer class numbers.
-    owners: [N] integers, whose each example is: a writer, a person. None where
-      that is not known.
+  Attributes:
+    inputs: `[N, ...]` inputs of the model: uint8 images `[N, H, W, C]`, float32
+      features, int32 tokens, or numbers of another dtype that JAX does not
+      convert. A memory map stays a memory map.
+    labels: `[N]` integer class numbers.
+    owners: `[N]` integers that identify the owner of each example, such as its
+      writer; None if the owners are unknown.
 
   Raises:
-    ValueError: The arrays are empty, of unequal length, or of another type or
+    ValueError: the arrays are empty, of unequal length, or of another dtype or
       shape; or an input is not finite.
 
   Examples:
@@ -47,10 +47,13 @@ class Split:
         continue
       try:
         array = np.asarray(value)
-      except ValueError as error:  # of lists that are not all equally long
-        raise ValueError(f'{field} make no array: {error}') from error
-      held = as_held(array) if field == 'inputs' else array
-      object.__setattr__(self, field, held)
+      except ValueError as error:  # such as nested lists of unequal lengths
+        raise ValueError(
+          f'{field} cannot be converted to an array: {error}'
+        ) from error
+      if field == 'inputs':
+        array = to_jax_dtype(array)
+      object.__setattr__(self, field, array)  # the dataclass is frozen
     self._check_inputs()
     self._check_integers('labels', self.labels)
     if self.owners is not None:
@@ -62,26 +65,27 @@ class Split:
     if inputs.dtype == bool or not _is_number(inputs.dtype):
       raise ValueError(
         'inputs must be numbers, such as uint8 images, float32 features or '
-        f'int32 tokens, got {got}: convert them, as by '
+        f'int32 tokens, got {got}: convert them, for example by '
         'inputs.astype(np.float32)'
       )
-    held = jax.dtypes.canonicalize_dtype(inputs.dtype)
-    if held != inputs.dtype:
+    jax_dtype = jax.dtypes.canonicalize_dtype(inputs.dtype)
+    if jax_dtype != inputs.dtype:
       raise ValueError(
-        'inputs must be uint8, int32, float32 or another type that JAX holds '
-        f'as it is, got {got}: convert them by inputs.astype(np.{held})'
+        'inputs must be uint8, int32, float32 or another dtype that JAX does '
+        f'not convert, got {got}: convert them by '
+        f'inputs.astype(np.{jax_dtype})'
       )
     if inputs.ndim < 2:
       raise ValueError(
-        f'inputs must be [N, ...], an array for each example, got {got}; of N '
-        'single numbers make inputs[:, None]'
+        f'inputs must be [N, ...], an array for each example, got {got}; if '
+        'each example is a single number, pass inputs[:, None]'
       )
     if not inputs.size:
-      raise ValueError(f'a split without pixels or other numbers: {got}')
+      raise ValueError(f'inputs must not be empty, got {got}')
     if np.issubdtype(inputs.dtype, np.integer):
       return
-    # Floats must be finite. They are read block by block, for a memory map may
-    # be larger than memory.
+    # Floats must be finite. They are read block by block because a memory map
+    # may be larger than the memory.
     size = len(inputs)
     step = max(1, _BLOCK_BYTES * size // inputs.nbytes)
     for start in range(0, size, step):
@@ -90,8 +94,8 @@ class Split:
       if not finite.all():
         raise ValueError(
           f'inputs must be finite, but example {start + np.argmin(finite)} of '
-          f'these {inputs.dtype} numbers has a NaN or an infinity: leave '
-          'such examples out, or fill the gaps'
+          f'these {inputs.dtype} numbers has a NaN or an infinity: remove '
+          'such examples, or replace these values'
         )
 
   def _check_integers(self, field: str, numbers: np.ndarray):
@@ -99,7 +103,7 @@ class Split:
       one_hot = f'{field}.argmax(1)' if numbers.ndim == 2 else ''
       raise ValueError(
         f'{field} must be integers [N], got {numbers.dtype} '
-        f'{list(numbers.shape)}: convert them, as by '
+        f'{list(numbers.shape)}: convert them, for example by '
         f'{one_hot or f"{field}.astype(int)"}'
       )
     if len(self.inputs) != len(numbers):
@@ -114,27 +118,29 @@ class Split:
 
   @property
   def input_spec(self) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of one example's input."""
+    """The shape and dtype of the input of one example."""
     return jax.ShapeDtypeStruct(self.inputs.shape[1:], self.inputs.dtype)
 
   def read(self, rows: np.ndarray) -> np.ndarray:
-    """Copies inputs.
+    """Returns a copy of some rows of the inputs.
 
-    A memory map's pages count as memory of the process once they are read;
-    those of a map above 256 MiB are let go of.
+    The pages of a memory map count as memory of the process once they have been
+    read. If the map is larger than 256 MiB, its pages are released again.
 
     Args:
-      rows: [k] integers in [0, N); in ascending order a map is read forwards.
+      rows: `[k]` integers in [0, N). Ascending rows let a memory map be read in
+        the order of its file.
 
     Returns:
-      [k, ...], of the inputs' dtype.
+      `[k, ...]` of the inputs' dtype.
     """
     inputs = self.inputs[rows]
     source = self.inputs.base
     if (
       isinstance(source, mmap.mmap)
       and self.inputs.nbytes > _RESIDENT_BYTES
-      # Of a writable private map it would undo what was written.
+      # Releasing the pages of a copy-on-write map (np.memmap mode 'c') would
+      # discard what was written to them.
       and not self.inputs.flags.writeable
       and hasattr(mmap, 'MADV_DONTNEED')
     ):
@@ -148,34 +154,37 @@ class Split:
     return f'Split({len(self)} examples of {shape}{kind})'
 
 
-def as_held(array: np.ndarray) -> np.ndarray:
-  """Returns an array in the type that JAX holds it in, as `jnp.asarray` does.
+def to_jax_dtype(array: np.ndarray) -> np.ndarray:
+  """Converts an array to the dtype that JAX would give it.
 
   float64 becomes float32 and int64 becomes int32, unless `jax_enable_x64` is
-  set. An array that has such a type already comes back itself.
+  set. An array of a dtype that JAX does not convert is returned uncopied.
+
+  Args:
+    array: inputs of any shape and dtype.
 
   Raises:
-    ValueError: an integer does not fit into the type.
+    ValueError: an integer does not fit into the new dtype.
   """
   if not _is_number(array.dtype):
     return array
-  held = jax.dtypes.canonicalize_dtype(array.dtype)
-  if held == array.dtype:
+  jax_dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+  if jax_dtype == array.dtype:
     return array
-  if np.issubdtype(held, np.integer) and array.size:
+  if np.issubdtype(jax_dtype, np.integer) and array.size:
     low, high = array.min(), array.max()
-    if low < np.iinfo(held).min or high > np.iinfo(held).max:
+    if low < np.iinfo(jax_dtype).min or high > np.iinfo(jax_dtype).max:
       raise ValueError(
-        f'inputs from {low} to {high} do not fit into {held}, the widest '
-        'integers that JAX holds'
+        f'inputs from {low} to {high} do not fit into {jax_dtype}, the widest '
+        'integers that JAX holds: shift or scale them, or set jax_enable_x64'
       )
-  # What overflows is an infinity, which Split refuses.
+  # A float that overflows becomes infinite, and Split then refuses it.
   with np.errstate(over='ignore'):
-    return array.astype(held)
+    return array.astype(jax_dtype)
 
 
 def _is_number(dtype: np.dtype) -> bool:
-  """True for booleans, integers and floats, bfloat16 among them."""
+  """Returns True for booleans, integers and floats, including bfloat16."""
   return any(
     jax.dtypes.issubdtype(dtype, kind)
     for kind in (np.bool_, np.integer, np.floating)
@@ -184,21 +193,22 @@ def _is_number(dtype: np.dtype) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-  """A training and a test split of the same classes.
+  """A training split and a test split of the same classes.
 
-  Args:
-    name: The name that `load` knows it by.
-    train: The examples that clients share out among them.
-    test: The examples that the server evaluates on.
-    num_classes: Labels lie in [0, num_classes).
-    mean: One value, or one for each entry of the inputs' last axis: of images a
-      value per channel, in pixel units.
-    std: Likewise. A model's input is (input - mean) / std. If both are None, a
-      model is given the inputs as they are.
+  Attributes:
+    name: the name in messages and records; for built-in data sets also the
+      argument of `load`.
+    train: the examples that are shared out among the clients.
+    test: the examples that the server evaluates on.
+    num_classes: the number of classes; labels lie in [0, num_classes).
+    mean: one value, or one for each entry of the inputs' last axis. For images
+      this is one value per channel, in pixel units.
+    std: like `mean`. A model receives `(input - mean) / std`, or the unchanged
+      inputs if both are None.
 
   Raises:
-    ValueError: A label out of range, splits of different shapes or types, or a
-      mean or std that fits neither one value nor the last axis.
+    ValueError: a label is out of range, the splits differ in shape or dtype, or
+      `mean` or `std` has neither one value nor one per entry of the last axis.
   """
 
   name: str
@@ -215,8 +225,8 @@ class Dataset:
         if not 0 <= label < self.num_classes:
           raise ValueError(
             f'{self.name}: label {label} in the {split} split is not in '
-            f'[0, {self.num_classes}): classes are numbered from 0, and '
-            'num_classes is how many there are'
+            f'[0, {self.num_classes}): classes are numbered from 0 to '
+            'num_classes - 1'
           )
     train, test = self.train.input_spec, self.test.input_spec
     if train != test:

@@ -1,4 +1,4 @@
-"""A data set spread over clients, and the rows that a round draws from it."""
+"""A data set split over clients, and the padded arrays of the clients."""
 
 import dataclasses
 import functools
@@ -12,12 +12,13 @@ from lca.data.dataset import Dataset
 
 
 class ClientData(NamedTuple):
-  """The examples of n clients, padded to one length S.
+  """The examples of n clients, padded to a common length S.
 
   Attributes:
-    inputs: [n, S, ...], of the split's dtype; zeros from `num_examples` on.
-    labels: [n, S] int32; zeros from `num_examples` on.
-    num_examples: [n] int32, how many rows of each client are real.
+    inputs: `[n, S, ...]` of the split's dtype. Row i holds `num_examples[i]`
+      examples, followed by zeros.
+    labels: `[n, S]` int32, padded in the same way.
+    num_examples: `[n]` int32, the number of examples of each client.
   """
 
   inputs: np.ndarray
@@ -27,16 +28,18 @@ class ClientData(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FederatedDataset:
-  """A data set and the training examples that each client holds.
+  """A data set, and which of its training examples belong to which client.
 
-  Args:
-    dataset: Whose training split the indices point into.
-    client_indices: One [num_examples] integer array per client.
-    root_indices: [num_examples] integers, what the server holds itself.
+  Attributes:
+    dataset: the data set; indices point into its training split.
+    client_indices: for each client, the `[num_examples]` integer indices of its
+      examples.
+    root_indices: integer indices of the training examples that the server
+      itself keeps, for rules such as FLTrust; None if there are none.
 
   Raises:
-    ValueError: No clients, a client without examples, or an index outside of
-      the training split.
+    ValueError: there are no clients, a client has no examples, or an index lies
+      outside of the training split.
   """
 
   dataset: Dataset
@@ -58,37 +61,41 @@ class FederatedDataset:
 
   @property
   def num_clients(self) -> int:
-    """The population: how many clients hold data."""
+    """The number of clients in the population."""
     return len(self.client_indices)
 
   @functools.cached_property
   def num_examples(self) -> np.ndarray:
-    """How many examples each client holds, [num_clients] int32."""
+    """The number of examples of each client, `[num_clients]` int32."""
     return np.array([len(i) for i in self.client_indices], np.int32)
 
   @property
   def server_id(self) -> int | None:
-    """The number after the clients', if the server holds examples itself."""
+    """The id under which `gather` finds the server's own examples.
+
+    It is `num_clients`, one more than the last client's id, or None if the
+    server has no examples.
+    """
     return None if self.root_indices is None else self.num_clients
 
   @functools.cached_property
-  def _holdings(self) -> list[np.ndarray]:
-    """The clients' indices, and after them the server's."""
+  def _indices_by_id(self) -> list[np.ndarray]:
+    """The example indices of every client, followed by those of the server."""
     root = [] if self.root_indices is None else [self.root_indices]
     return [*self.client_indices, *root]
 
   @property
   def max_examples(self) -> int:
-    """The largest number of examples that a client, or the server, holds."""
-    return max(map(len, self._holdings))
+    """The largest number of examples that a client or the server has."""
+    return max(map(len, self._indices_by_id))
 
   def label_histogram(self) -> np.ndarray:
-    """How many examples of each class each client holds.
+    """Counts the examples of each class for each client.
 
     Returns:
-      [num_clients, num_classes] integers; without what the server holds.
+      `[num_clients, num_classes]` integers, without the server's examples.
     """
-    # The bincount of older NumPy takes no uint64.
+    # np.bincount of older NumPy versions refuses uint64.
     labels = self.dataset.train.labels.astype(int)
     return np.stack(
       [
@@ -98,10 +105,10 @@ class FederatedDataset:
     )
 
   def describe(self) -> str:
-    """Sizes and classes of the clients in two lines.
+    """Summarises the clients' sizes and numbers of classes in two lines.
 
     Returns:
-      Lines for people to read; the same for the same partition.
+      Text for people to read; the same partition gives the same text.
 
     Examples:
       >>> from lca.data import load
@@ -114,13 +121,13 @@ class FederatedDataset:
     """
     sizes = self.num_examples
     classes = np.count_nonzero(self.label_histogram(), axis=1)
-    held = f'{sizes.sum()} of {len(self.dataset.train)} examples'
+    totals = f'{sizes.sum()} of {len(self.dataset.train)} examples'
     if self.root_indices is not None:
-      held += f', the server {len(self.root_indices)}'
+      totals += f', the server {len(self.root_indices)}'
     return (
-      f'{self.num_clients} clients hold {held}\n'
-      f'per client {_spread(sizes, "examples")} '
-      f'of {_spread(classes, "classes")}'
+      f'{self.num_clients} clients hold {totals}\n'
+      f'per client {_range_and_median(sizes, "examples")} '
+      f'of {_range_and_median(classes, "classes")}'
     )
 
   def gather(
@@ -128,24 +135,26 @@ class FederatedDataset:
   ) -> ClientData:
     """Copies the examples of some clients into stacked arrays.
 
-    Every call pads to the largest client of the whole population, so the
-    shapes depend on n alone and no round recompiles.
+    Every client is padded to `max_examples` of the whole population. The shapes
+    therefore depend only on the number of rows, and XLA compiles the training
+    of a round once for all rounds.
 
     Args:
-      client_ids: [n] numbers in [0, num_clients), or `server_id`; repeats
-        allowed.
-      rows: Of the arrays, at least n, or None for n. Those that are no client's
-        are zeros: clients without examples.
+      client_ids: `[n]` integers in [0, num_clients), or `server_id`; an id may
+        occur more than once.
+      rows: the number of rows of the arrays, at least n; None for n. The rows
+        after the n-th are zeros, like clients without examples.
 
     Returns:
-      Row i holds the examples of `client_ids[i]`, in that client's own order.
+      Row i holds the examples of client `client_ids[i]`, in the order of its
+      `client_indices`.
 
     Raises:
-      ValueError: An id out of range.
+      ValueError: an id is out of range.
     """
     ids = np.asarray(client_ids)
-    # NumPy would take -1 as the last client.
-    unknown = ids[(ids < 0) | (ids >= len(self._holdings))]
+    # Negative ids are refused because NumPy would count them from the end.
+    unknown = ids[(ids < 0) | (ids >= len(self._indices_by_id))]
     if unknown.size:
       raise ValueError(f'client {unknown[0]} is not in [0, {self.num_clients})')
     train = self.dataset.train
@@ -155,7 +164,8 @@ class FederatedDataset:
     labels = np.zeros(shape, np.int32)
     counts = np.zeros(shape[0], np.int32)
     for row, client in enumerate(ids):
-      indices = self._holdings[client]
+      indices = self._indices_by_id[client]
+      # Ascending indices let a memory map be read in the order of its file.
       order = np.argsort(indices)
       inputs[row, order] = train.read(indices[order])
       labels[row, : len(indices)] = train.labels[indices]
@@ -163,10 +173,11 @@ class FederatedDataset:
     return ClientData(inputs, labels, counts)
 
 
-def _spread(counts: np.ndarray, what: str) -> str:
-  # General format, but with every digit of any number of examples.
+def _range_and_median(counts: np.ndarray, unit: str) -> str:
+  # '.15g' prints 2.5 and 3 without further zeros, but does not round large
+  # numbers to 6 digits as the default 'g' does.
   median = f'{np.median(counts):.15g}'
-  return f'{counts.min()} to {counts.max()} {what} (median {median})'
+  return f'{counts.min()} to {counts.max()} {unit} (median {median})'
 
 
 def federate(
@@ -179,28 +190,29 @@ def federate(
   root_examples: int = 0,
   **options: Any,
 ) -> FederatedDataset:
-  """Spreads the training split over clients.
+  """Splits the training examples of a data set over clients.
 
   Args:
-    dataset: What to spread.
-    partition: A key of `partitions.PARTITIONS`.
-    num_clients: How many clients the partition makes; None for `natural`, which
-      makes one of each owner. Those that stay may be fewer:
-      `FederatedDataset.num_clients`.
-    min_examples: Clients with fewer are dropped; with exactly as many they
-      stay. At least 1.
-    seed: Determines the partition.
-    root_examples: How many training examples, drawn at random, the server
-      holds itself and no client does.
-    **options: The partition's own, as `alpha` of `dirichlet`.
+    dataset: the data set to split.
+    partition: a key of `partitions.PARTITIONS`.
+    num_clients: the number of clients that the partition makes; None for
+      `natural`, which makes one per owner. After `min_examples` has been
+      applied, `FederatedDataset.num_clients` may be smaller.
+    min_examples: the smallest number of examples, at least 1, with which a
+      client is kept; clients with fewer are dropped.
+    seed: the seed that determines the partition.
+    root_examples: the number of training examples that the server keeps for
+      itself; they are drawn at random, and no client gets them.
+    **options: the options of the partition, such as `alpha` for `dirichlet`.
 
   Returns:
-    The clients that stay, numbered from 0 in the partition's order.
+    The clients that are kept, numbered from 0 in the partition's order.
 
   Raises:
-    ValueError: No client stays, `min_examples` is below 1, `root_examples`
-      leaves no example, or the partition refuses its arguments.
-    TypeError: An option that the partition does not take, or lacks.
+    ValueError: no client is kept, `min_examples` is below 1, `root_examples`
+      leaves no example for the clients, or the partition refuses a value.
+    TypeError: the partition does not take an option, or it needs an option
+      that is missing.
   """
   if min_examples < 1:
     raise ValueError(
@@ -215,7 +227,8 @@ def federate(
     )
   root, rest = None, np.arange(size)
   if root_examples:
-    # Clients keep the order of the file, as they do without a server's part.
+    # The remaining indices are sorted so that clients see the examples in the
+    # order of the file, as they do without root examples.
     order = np.random.default_rng([seed, root_examples]).permutation(size)
     root, rest = order[:root_examples], np.sort(order[root_examples:])
   clients = partitions.make(

@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its relatives."""
+"""Parsing of idx, the file format of MNIST and its successors."""
 
 import math
 import struct
@@ -9,19 +9,21 @@ _UNSIGNED_BYTE = 8
 
 
 def parse(content: bytes) -> np.ndarray:
-  """Reads an idx file of unsigned bytes.
+  """Parses the content of an idx file of unsigned bytes.
 
-  The header is two zero bytes, the element type, the number of dimensions, and
-  each dimension as a big-endian 32-bit number.
+  The header consists of two zero bytes, a byte with the element type, a byte
+  with the number of dimensions, and every dimension as a big-endian 32-bit
+  integer. The elements follow in row-major order.
 
   Args:
-    content: The whole file, uncompressed.
+    content: the whole file, uncompressed.
 
   Returns:
-    A read-only uint8 array of the header's shape.
+    A read-only uint8 array of the shape in the header.
 
   Raises:
-    ValueError: Another element type, or a length that the header denies.
+    ValueError: the elements are of another type, or the file's length does not
+      agree with the shape in the header.
 
   Examples:
     >>> parse(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))
@@ -34,7 +36,9 @@ def parse(content: bytes) -> np.ndarray:
     )
   start = 4 + 4 * num_dims[0]
   if len(content) < start:
-    raise ValueError(f'an idx header of {start} bytes in {len(content)} bytes')
+    raise ValueError(
+      f'the idx header needs {start} bytes, but the file has {len(content)}'
+    )
   shape = struct.unpack(f'>{num_dims[0]}I', content[4:start])
   if len(content) != start + math.prod(shape):
     raise ValueError(

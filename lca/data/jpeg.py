@@ -1,4 +1,4 @@
-"""JPEG images as arrays of pixels."""
+"""Decoding of JPEG images into arrays of pixels."""
 
 import contextlib
 import io
@@ -9,25 +9,27 @@ from PIL import Image
 
 
 def decode(content: bytes, *, size: int | None = None) -> np.ndarray:
-  """Decodes a colour JPEG, and resizes it if asked to.
+  """Decodes a colour JPEG, and resizes it to a square if `size` is given.
 
-  Resizing makes the shorter side `size` long, by bicubic interpolation, and
-  keeps the middle square: torchvision's Resize and CenterCrop of one size.
+  The image is scaled by bicubic interpolation until its shorter side has `size`
+  pixels. Then the square in its centre is cut out. torchvision's transforms
+  `Resize(size)` and `CenterCrop(size)` do the same.
 
   Args:
-    content: The whole file.
-    size: Side of the square; None keeps the image as it is.
+    content: the whole file.
+    size: the side of the square in pixels; None keeps the image's own size.
 
   Returns:
-    [H, W, 3] uint8.
+    `[H, W, 3]` uint8 pixels.
 
   Raises:
-    ValueError: Not a whole JPEG, or not one in colour.
+    ValueError: the content is not a complete JPEG, or not an RGB image.
   """
   with _opened(content) as image:
     if size is None:
       return np.asarray(image)
-    # Rounded as torchvision rounds.
+    # Both lines round as torchvision does: `width` and `height` down, `left`
+    # and `top` to the nearest integer.
     width, height = (size * side // min(image.size) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
@@ -35,16 +37,16 @@ def decode(content: bytes, *, size: int | None = None) -> np.ndarray:
 
 
 def shape(content: bytes) -> tuple[int, int, int]:
-  """Reads a colour JPEG's shape from its header, without decoding the rest.
+  """Reads the shape of a colour JPEG from its header, without decoding pixels.
 
   Args:
-    content: The whole file.
+    content: the whole file.
 
   Returns:
     H, W and 3.
 
   Raises:
-    ValueError: Not a JPEG, or not one in colour.
+    ValueError: the content is not a JPEG, or not an RGB image.
   """
   with _opened(content) as image:
     return image.height, image.width, 3
@@ -52,10 +54,11 @@ def shape(content: bytes) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
+  """Opens an RGB JPEG; while it is open, Pillow's errors become ValueErrors."""
   try:
     with Image.open(io.BytesIO(content), formats=['JPEG']) as image:
       if image.mode != 'RGB':
-        raise ValueError(f'a JPEG of mode {image.mode}, not RGB')
+        raise ValueError(f'the JPEG has the mode {image.mode}, not RGB')
       yield image
   except OSError as error:
-    raise ValueError(f'not a whole JPEG ({error})') from error
+    raise ValueError(f'not a complete JPEG ({error})') from error

@@ -1,4 +1,4 @@
-"""Pictures of a partition."""
+"""A figure of a partition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lca.data.federated import FederatedDataset
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
-# Beyond these, bars and their colours can't be told apart.
+# With more clients or classes, the bars or colours cannot be told apart.
 _MAX_BARS = 100
 _MAX_COLORS = 20
 
@@ -20,21 +20,21 @@ _MAX_COLORS = 20
 def plot_partition(
   data: FederatedDataset, path: str | Path | None = None
 ) -> Figure:
-  """Draws how many examples of each class each client holds.
+  """Draws the number of examples of each class for each client.
 
-  Up to 100 clients and 20 classes are stacked bars, more are a heat map. It
-  needs no display.
+  Up to 100 clients with up to 20 classes are drawn as stacked bars, more as a
+  heat map. No display is needed.
 
   Args:
-    data: The clients.
-    path: Where to save the figure; its suffix tells the format, as .png or
-      .svg. None saves nothing.
+    data: the clients.
+    path: the file to save the figure to. Its suffix, such as .png or .svg,
+      chooses the format. None does not save the figure.
 
   Returns:
     The figure.
 
   Raises:
-    ValueError: A format that matplotlib does not know.
+    ValueError: matplotlib does not know the format.
 
   Examples:
     >>> import lca.data
@@ -46,7 +46,8 @@ def plot_partition(
   """
   from matplotlib import colormaps
 
-  # Not pyplot, which would choose a backend and keep the figure.
+  # matplotlib.pyplot would choose a display backend and keep every figure in
+  # memory, so the figure is made without it.
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(10, 4), layout='constrained')

@@ -1,7 +1,9 @@
-"""Data sets that TFDS prepares, and the arrays cached beside them.
+"""Loads data sets that TFDS (tensorflow_datasets) has prepared.
 
-Preparing takes TFDS and a while. The arrays are then mapped from the cache in
-milliseconds and, for our own builders, without importing TFDS.
+The first call needs TFDS and takes some time: TFDS prepares its records, and
+their content is copied into arrays in a cache beside the records. Later calls
+map these arrays into memory within milliseconds. For lca's own builders they do
+not even import TFDS.
 """
 
 import contextlib
@@ -17,14 +19,14 @@ from lca.data import cache
 from lca.data.builders import VERSIONS
 from lca.data.dataset import Split
 
-_BATCH = 1000
+_BATCH = 1000  # records that are copied at a time
 
-# From what the records hold to pixels [H, W, C], uint8.
 Decode = Callable[[bytes], np.ndarray]
+"""Maps an encoded image, as stored in a record, to uint8 pixels `[H, W, C]`."""
 
 
 class Prepared(NamedTuple):
-  """A cached data set, on memory maps."""
+  """A data set whose splits are memory maps of cached arrays."""
 
   train: Split
   test: Split
@@ -40,28 +42,30 @@ def load_own(
   arrays: str = 'arrays',
   decode: Decode | None = None,
 ) -> Prepared:
-  """Loads a data set of one of our builders.
+  """Loads a data set of one of lca's builders.
 
   Args:
-    name: The builder's, a key of `builders.VERSIONS`.
-    builder_class: Imports the builder; called when nothing is cached.
-    data_dir: Where TFDS keeps prepared data; None for its default.
-    archive_dir: The folder of the archives; None to download them. Not looked
-      at when the data set is prepared already.
-    arrays: What the folder of the cached arrays is called; another one for each
-      way to decode.
-    decode: From an image as it is in the records to its pixels; None leaves
-      that to TFDS.
+    name: the name of the builder, a key of `builders.VERSIONS`.
+    builder_class: a function that imports and returns the builder; it is called
+      only if nothing is cached.
+    data_dir: the folder in which TFDS keeps prepared data; None for its default
+      folder.
+    archive_dir: the folder of the published files; None downloads them. It is
+      ignored if the data set has been prepared already.
+    arrays: the name of the folder of cached arrays; every way to decode images
+      needs its own folder.
+    decode: a function from an image as it is stored in the records to its
+      pixels; None leaves the decoding to TFDS.
 
   Returns:
     The splits and the number of classes.
 
   Raises:
-    FileNotFoundError: `archive_dir` lacks an archive.
-    ConnectionError: No `archive_dir`, and no download either.
-    ValueError: An archive or the cache is damaged.
+    FileNotFoundError: a file is missing in `archive_dir`.
+    ConnectionError: `archive_dir` is None, and a file cannot be downloaded.
+    ValueError: an archive or the cache is damaged.
   """
-  root = _root(data_dir)
+  root = _tfds_folder(data_dir)
   directory = root / name / VERSIONS[name] / arrays
   if not directory.exists():
     make_builder = functools.partial(builder_class(), data_dir=root)
@@ -75,33 +79,36 @@ def load_tfds(
   """Loads an image classification data set of TFDS.
 
   Args:
-    name: As `tfds.builder` takes it: name, name/config, name:version.
-    data_dir: Where TFDS keeps prepared data; None for its default.
-    archive_dir: The folder of files downloaded by hand; None to download them.
+    name: the argument of `tfds.builder`: name, name/config or name:version.
+    data_dir: the folder in which TFDS keeps prepared data; None for its default
+      folder.
+    archive_dir: the folder of files that were downloaded by hand; None
+      downloads them.
 
   Returns:
     The splits and the number of classes.
 
   Raises:
     FileNotFoundError: `archive_dir` does not exist.
-    ConnectionError: A host of its files cannot be reached.
-    ValueError: TFDS has no such data set, or it is not an image and a label,
-      split into train and test.
-    ModuleNotFoundError: Preparing it takes TensorFlow, which is missing.
+    ConnectionError: a server of the data set's files cannot be reached.
+    ValueError: TFDS has no data set of this name; its examples are not an image
+      and a label; or it has no split `train` or `test`.
+    ModuleNotFoundError: TensorFlow is needed to prepare the data set, and is
+      not installed.
   """
-  with _asking_for_tensorflow(name):
+  with _explaining_tensorflow(name):
     import tensorflow_datasets as tfds
 
     make_builder = functools.partial(
-      tfds.builder, name, data_dir=_root(data_dir)
+      tfds.builder, name, data_dir=_tfds_folder(data_dir)
     )
     try:
       builder = make_builder()
     except tfds.core.DatasetNotFoundError as error:
       raise ValueError(
-        f'TFDS finds no data set {name!r}. Its catalogue is '
-        'https://www.tensorflow.org/datasets/catalog/overview; some of it '
-        'needs TensorFlow: pip install tensorflow-cpu'
+        f'TFDS finds no data set {name!r}: its catalogue is '
+        'https://www.tensorflow.org/datasets/catalog/overview; some data sets '
+        'need TensorFlow (pip install tensorflow-cpu)'
       ) from error
     features = builder.info.features
     if not (
@@ -112,12 +119,14 @@ def load_tfds(
       and isinstance(features['label'], tfds.features.ClassLabel)
     ):
       raise ValueError(
-        f'{builder.name} is not an image classification data set: it needs a '
-        f'uint8 "image" [H, W, C] and a class "label", and has {features}'
+        f'{builder.name} is not an image classification data set: its examples '
+        'must have a uint8 "image" [H, W, C] and a class "label", but they '
+        f'have {features}'
       )
     arrays = Path(builder.data_dir) / 'arrays'
     if not arrays.exists():
-      # In place of a missing folder TFDS would try the internet, for minutes.
+      # If the folder is missing, TFDS ignores it and tries to download the
+      # files, without internet for minutes.
       if (
         archive_dir is not None and not Path(archive_dir).expanduser().is_dir()
       ):
@@ -126,19 +135,25 @@ def load_tfds(
   return _read(arrays)
 
 
-def _root(data_dir: str | Path | None) -> Path:
-  """Returns the folder itself, or what TFDS takes when none is named."""
+def _tfds_folder(data_dir: str | Path | None) -> Path:
+  """Returns `data_dir`, or the default folder of TFDS if it is None."""
   if data_dir is None:
     data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   return Path(data_dir).expanduser()
 
 
 @contextlib.contextmanager
-def _asking_for_tensorflow(name: str) -> Iterator[None]:
-  """Tells how to install TensorFlow where its absence is behind an error."""
+def _explaining_tensorflow(name: str) -> Iterator[None]:
+  """Tells how to install TensorFlow if its absence has caused an error.
+
+  Raises:
+    ModuleNotFoundError: TensorFlow is missing, in place of whatever error the
+      wrapped code has made of this.
+  """
   try:
     yield
   except Exception as error:
+    # TFDS may raise an error of its own, with the missing module as its cause.
     cause = error
     while not (
       isinstance(cause, ModuleNotFoundError) and cause.name == 'tensorflow'
@@ -153,12 +168,13 @@ def _asking_for_tensorflow(name: str) -> Iterator[None]:
 
 
 def _prepare(make_builder: Callable, archive_dir: str | Path | None):
-  """Returns a builder whose data are prepared."""
+  """Prepares the data of a builder, if needed, and returns the builder."""
   import requests
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.download import downloader
 
-  # TFDS 4.9 tries a host that cannot be reached 10 times, in 204 seconds.
+  # With its own setting of 10 retries, TFDS 4.9 takes 204 seconds to give up on
+  # a server that cannot be reached.
   downloader.MAX_RETRIES = 4
   builder = make_builder()
   config = tfds.download.DownloadConfig(
@@ -169,19 +185,21 @@ def _prepare(make_builder: Callable, archive_dir: str | Path | None):
       download_config=config, file_format='array_record'
     )
   except FileExistsError:
-    # Another process prepared the same data meanwhile: its files serve.
+    # Another process has prepared the same data in the meantime, and its files
+    # are used.
     builder = make_builder()
     if not builder.is_prepared():
       raise
   except requests.ConnectionError as error:
     raise ConnectionError(
-      f'cannot download {builder.name}: {error}. For a machine without '
-      'internet, prepare it on another one and copy the data_dir'
+      f'cannot download {builder.name}: {error}. If this machine has no '
+      'internet, prepare the data set on another one and copy its data_dir'
     ) from error
   return builder
 
 
 def _cache(builder, directory: Path, decode: Decode | None = None) -> None:
+  """Copies the records of a prepared builder into arrays in `directory`."""
   missing = {'train', 'test'} - set(builder.info.splits)
   if missing:
     raise ValueError(
@@ -196,45 +214,46 @@ def _cache(builder, directory: Path, decode: Decode | None = None) -> None:
 def _write_split(
   draft: cache.Draft, builder, split: str, decode: Decode | None
 ) -> None:
-  """Copies a split's records into arrays, a batch at a time."""
+  """Copies the records of one split into arrays, a batch at a time."""
   import tensorflow_datasets as tfds
 
-  # Images that we decode ourselves are read as they are encoded.
+  # TFDS hands over the encoded images if `decode` is to decode them.
   skip = {'image': tfds.decode.SkipDecoding()}
   source = builder.as_data_source(split, decoders=skip if decode else None)
   decode = decode or np.asarray
   size = len(source)
-  with _naming(builder, split, range(1)):
+  with _naming_examples(builder, split, range(1)):
     shape = decode(source[0]['image']).shape
   images = draft.array(f'{split}_images', (size, *shape), np.uint8)
-  numbers = {'label': draft.array(f'{split}_labels', (size,), np.int32)}
+  integers = {'label': draft.array(f'{split}_labels', (size,), np.int32)}
   features = builder.info.features
   if (
     'owner' in features
     and features['owner'].shape == ()
     and np.issubdtype(features['owner'].np_dtype, np.integer)
   ):
-    numbers['owner'] = draft.array(f'{split}_owners', (size,), np.int64)
-  # One by one takes three times as long.
+    integers['owner'] = draft.array(f'{split}_owners', (size,), np.int64)
+  # Reading records one by one takes three times as long as in batches.
   for start in range(0, size, _BATCH):
     rows = range(start, min(start + _BATCH, size))
     records = source.__getitems__(rows)
     pixels = np.empty((len(records), *shape), np.uint8)
-    with _naming(builder, split, rows):
+    with _naming_examples(builder, split, rows):
       for i, record in enumerate(records):
         image = decode(record['image'])
         if image.shape != shape:
           raise ValueError(
-            f'images of different shapes: {shape} and {image.shape}'
+            f'images have different shapes: {shape} and {image.shape}'
           )
         pixels[i] = image
       images.append(pixels)
-    for key, array in numbers.items():
+    for key, array in integers.items():
       array.append(np.array([r[key] for r in records], array.dtype))
 
 
 @contextlib.contextmanager
-def _naming(builder, split: str, rows: range) -> Iterator[None]:
+def _naming_examples(builder, split: str, rows: range) -> Iterator[None]:
+  """Adds the data set, the split and the examples' numbers to a ValueError."""
   try:
     yield
   except ValueError as error:
@@ -245,6 +264,7 @@ def _naming(builder, split: str, rows: range) -> Iterator[None]:
 
 
 def _read(directory: Path) -> Prepared:
+  """Maps the arrays that `_cache` wrote."""
   arrays, metadata = cache.read(directory)
   train, test = (
     Split(

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""The registry of data sets, and the built-in ones."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -13,10 +13,11 @@ from lca.registry import Registry, check_options, options_of, unknown
 
 _TFDS = 'tfds:'
 
-# Pixels, 0 to 255, become inputs from -1 to 1.
-_TO_ONE = {'mean': (127.5,), 'std': (127.5,)}
-# What networks pretrained on ImageNet expect, per channel: its mean (0.485,
-# 0.456, 0.406) and deviation (0.229, 0.224, 0.225), times 255.
+# Scales pixels from [0, 255] to [-1, 1].
+_TO_PLUS_MINUS_ONE = {'mean': (127.5,), 'std': (127.5,)}
+# Networks pretrained on ImageNet expect inputs that are normalised by the mean
+# (0.485, 0.456, 0.406) and the standard deviation (0.229, 0.224, 0.225) of its
+# channels. Pixels go up to 255, so these numbers are multiplied by 255 here.
 _IMAGENET = {
   'mean': (123.675, 116.28, 103.53),
   'std': (58.395, 57.12, 57.375),
@@ -24,52 +25,56 @@ _IMAGENET = {
 
 
 SOURCES: Registry[Callable[..., Dataset]] = Registry('data set')
-"""Functions of options to a `Dataset`, by name.
+"""Functions that take options and return a `Dataset`, by name.
 
-A data set of one's own is added by `SOURCES.register(function, name='mine')`;
-`lca.data.from_arrays` makes one of arrays.
+`SOURCES.register(function, name='mine')` adds your own data set. Inside of the
+function, `lca.data.from_arrays` makes a `Dataset` of your arrays.
 """
 
 
 def load(name: str, **options: Any) -> Dataset:
-  """Loads a data set, preparing it first where that is needed.
+  """Loads a data set, and prepares it first if needed.
 
-  `digits` comes with scikit-learn. `celeba` (its attribute Smiling),
-  `cifar10`, `emnist` (its digits), `fashion_mnist` and `mnist` are prepared
-  once by TFDS from the published files, without TensorFlow, and mapped into
-  memory from then on. The training examples of `emnist` and `celeba` have
-  owners: the writer, the person. `tfds:NAME` is any image classification set of
-  TFDS; most of them need TensorFlow, once, to be prepared.
+  - `digits` comes with scikit-learn.
+  - `celeba` (classes: smiling or not), `cifar10`, `emnist` (its digits),
+    `fashion_mnist` and `mnist` are prepared once by TFDS from the published
+    files, without TensorFlow. From then on they are mapped into memory. The
+    training examples of `emnist` and `celeba` have owners: the writer of a
+    digit, the person in a photograph.
+  - `tfds:NAME` is any image classification data set of TFDS. Most of them need
+    TensorFlow once, to be prepared.
 
-  Inputs of `cifar10` and `celeba` are scaled as networks pretrained on ImageNet
-  expect it, those of `digits` and the rest to [-1, 1].
+  The inputs of `cifar10` and `celeba` are normalised as networks pretrained on
+  ImageNet expect. All other inputs are scaled to [-1, 1].
 
   Args:
-    name: A key of `SOURCES`, or `tfds:NAME`.
-    **options: The source's own. One that is None may be given to every source.
-      Those of the data sets above are:
+    name: a key of `SOURCES`, or `tfds:NAME`.
+    **options: the options of the data set. An option that is None is ignored by
+      data sets that do not have it. The data sets above, except for `digits`,
+      have these options:
 
-      - data_dir: Where TFDS keeps prepared data. None is TFDS's default: the
-        environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      - archive_dir: A folder of the published files, for machines without
-        internet. None downloads them. Not looked at once the data is prepared.
-      - image_size: Of `celeba` alone. The shorter side is resized to it and the
-        middle square kept: at 64 the arrays take 2.2 GB. None keeps the images
-        as they are, 218x178, and takes 21.3 GB. Each size is made once, from
-        the same prepared data.
-
-      `digits` takes none of them.
+      - data_dir: the folder in which TFDS keeps prepared data. None takes the
+        environment variable TFDS_DATA_DIR or, if it is not set,
+        ~/tensorflow_datasets.
+      - archive_dir: a folder of the published files, for machines without
+        internet. None downloads them. It is ignored if the data set has been
+        prepared already.
+      - image_size: for `celeba` only. Images are resized until their shorter
+        side has this many pixels, and the square in the centre is kept; at 64
+        the arrays take 2.2 GB. None keeps the images at 218x178 pixels, which
+        take 21.3 GB. The arrays of each size are made once, from the same
+        prepared data.
 
   Returns:
     The data set.
 
   Raises:
-    ValueError: An unknown name, or damaged files.
-    TypeError: An option that the source doesn't have, or one that it lacks; a
-      source that returns something else than a data set.
-    FileNotFoundError: A file missing in `archive_dir`.
-    ConnectionError: No `archive_dir`, and the files cannot be downloaded.
-    ModuleNotFoundError: TensorFlow is needed and missing.
+    ValueError: the name is unknown, or files are damaged.
+    TypeError: the data set does not take an option, or it needs an option that
+      is missing; or its function does not return a `Dataset`.
+    FileNotFoundError: a file is missing in `archive_dir`.
+    ConnectionError: `archive_dir` is None, and a file cannot be downloaded.
+    ModuleNotFoundError: TensorFlow is needed and is not installed.
 
   Examples:
     >>> load('digits').train
@@ -82,15 +87,19 @@ def load(name: str, **options: Any) -> Dataset:
   else:
     known = {'data set': [*SOURCES, f'{_TFDS}NAME']}
     raise ValueError(unknown('data set', name, known))
-  takes = options_of(source)
-  # A config has the options of all sources, None where they do not apply.
-  given = {k: v for k, v in options.items() if k in takes or v is not None}
-  check_options(f'data set {name!r}', takes, given)
-  dataset = source(**given)
+  parameters = options_of(source)
+  # A config holds the options of all data sets. Those that do not apply to this
+  # one are None, and are left out here.
+  options = {
+    k: v for k, v in options.items() if k in parameters or v is not None
+  }
+  check_options(f'data set {name!r}', parameters, options)
+  dataset = source(**options)
   if not isinstance(dataset, Dataset):
     raise TypeError(
-      f'data set {name!r} must be a lca.data.Dataset, as lca.data.from_arrays '
-      f'returns, but its function returned a {type(dataset).__name__}'
+      f'the function of data set {name!r} must return a lca.data.Dataset, '
+      'such as lca.data.from_arrays makes, but returned a '
+      f'{type(dataset).__name__}'
     )
   return dataset
 
@@ -102,7 +111,7 @@ def _digits() -> Dataset:
   digits = load_digits()
   images = digits.images[..., None].astype(np.uint8)
   labels = digits.target.astype(np.int32)
-  # A fixed split: the test set is the same whatever the run's seed.
+  # The random state is fixed, so that all seeds of a run share one test set.
   train, test = train_test_split(
     np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
   )
@@ -111,19 +120,26 @@ def _digits() -> Dataset:
     train=Split(images[train], labels[train]),
     test=Split(images[test], labels[test]),
     num_classes=10,
-    # Pixels are 0 to 16.
+    # Pixels go from 0 to 16.
     mean=(8.0,),
     std=(8.0,),
   )
 
 
-def _published(
+def _source(
   name: str,
   builder: str,
   builder_class: Callable[[], type],
   statistics: Mapping[str, tuple[float, ...]],
 ) -> Callable[..., Dataset]:
-  """A source that one of our builders prepares."""
+  """Returns the function that loads the data set of one of lca's builders.
+
+  Args:
+    name: the name of the data set in `SOURCES`.
+    builder: the name of its builder, a key of `builders.VERSIONS`.
+    builder_class: a function that imports and returns the builder.
+    statistics: the `mean` and `std` of the data set.
+  """
 
   def source(
     *,
@@ -136,6 +152,10 @@ def _published(
     return Dataset(name, *splits, **statistics)
 
   return source
+
+
+# Importing a builder imports TFDS, which takes a while and is needed only until
+# the data set is prepared. These functions therefore import builders on demand.
 
 
 def _cifar10_builder() -> type:
@@ -203,17 +223,22 @@ def _tfds(
   splits = prepared.load_tfds(
     name.removeprefix(_TFDS), data_dir=data_dir, archive_dir=archive_dir
   )
-  return Dataset(name, *splits, **_TO_ONE)
+  return Dataset(name, *splits, **_TO_PLUS_MINUS_ONE)
 
 
 SOURCES.register(_celeba, name='celeba')
 SOURCES.register(_digits, name='digits')
 for _name, _builder, _builder_class, _statistics in (
   ('cifar10', 'lca_cifar10', _cifar10_builder, _IMAGENET),
-  ('emnist', 'lca_emnist_digits', _emnist_builder, _TO_ONE),
-  ('fashion_mnist', 'lca_fashion_mnist', _fashion_mnist_builder, _TO_ONE),
-  ('mnist', 'lca_mnist', _mnist_builder, _TO_ONE),
+  ('emnist', 'lca_emnist_digits', _emnist_builder, _TO_PLUS_MINUS_ONE),
+  (
+    'fashion_mnist',
+    'lca_fashion_mnist',
+    _fashion_mnist_builder,
+    _TO_PLUS_MINUS_ONE,
+  ),
+  ('mnist', 'lca_mnist', _mnist_builder, _TO_PLUS_MINUS_ONE),
 ):
   SOURCES.register(
-    _published(_name, _builder, _builder_class, _statistics), name=_name
+    _source(_name, _builder, _builder_class, _statistics), name=_name
   )

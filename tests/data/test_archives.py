@@ -140,14 +140,14 @@ def test_a_missing_folder(data_dir, tmp_path):
 def test_a_truncated_file(name, kept, data_dir, archive_dir):
   path = archive_dir / name
   path.write_bytes(path.read_bytes()[:kept])
-  message = f'{path} is not' if kept == 0 else f'{path} is not a whole gzip'
+  message = f'{path} is not' if kept == 0 else f'{path} is not a complete gzip'
   check_refused(ValueError, message, data_dir, archive_dir)
 
 
 def test_a_file_that_is_not_gzip(data_dir, archive_dir):
   path = archive_dir / NAMES[1]
   path.write_bytes(contents()[NAMES[1]])
-  check_refused(ValueError, f'{path} is not a whole', data_dir, archive_dir)
+  check_refused(ValueError, f'{path} is not a complete', data_dir, archive_dir)
 
 
 @pytest.mark.parametrize('position', [2, -1])

@@ -140,7 +140,7 @@ def test_rows_arrive_in_batches(sizes, tmp_path):
 
 @pytest.mark.parametrize('count', [0, 1, 3])
 def test_missing_and_surplus_rows(count, tmp_path):
-  message = rf'{count} rows in an array of \[2, 4\]'
+  message = rf'{count} rows were appended to an array of \[2, 4\]'
   with pytest.raises(ValueError, match=message):
     with cache.writing(tmp_path / 'arrays') as draft:
       draft.array('x', [2, 4], np.uint8).append(np.zeros([count, 4], np.uint8))

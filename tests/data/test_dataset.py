@@ -27,7 +27,7 @@ def dataset(train=(0, 1, 2), test=(2, 0), channels=1, **changes):
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(2), 'integers.*float64'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros([2, 1], int), r'\[2, 1\]'),
     (np.zeros([2, 4, 4, 1], np.uint8), np.zeros(3, int), '2 images but 3'),
-    (np.zeros([0, 4, 4, 1], np.uint8), np.zeros(0, int), 'without pixels'),
+    (np.zeros([0, 4, 4, 1], np.uint8), np.zeros(0, int), 'not be empty'),
   ],
 )
 def test_split_refuses(images, labels, message):

@@ -109,18 +109,18 @@ def with_a(value, dtype=np.float32):
     (features(6, 5), np.eye(6), r'labels .*\[6, 6\].*labels\.argmax\(1\)'),
     (features(6, 5), list('abcabc'), 'labels must be integers'),
     (features(6, 5), LABELS[:5], '6 inputs but 5 labels'),
-    (features(6), LABELS, r'\[6\]; of N single numbers .*inputs\[:, None\]'),
+    (features(6), LABELS, r'\[6\]; if each example .*inputs\[:, None\]'),
     (np.float32(1), LABELS, 'an array for each example, got float32 '),
     (
       features(0, 5),
       LABELS[:0],
-      r'without pixels or other numbers: float32 \[0, 5\]',
+      r'must not be empty, got float32 \[0, 5\]',
     ),
-    (features(6, 0), LABELS, r'without .* numbers: float32 \[6, 0\]'),
+    (features(6, 0), LABELS, r'must not be empty, got float32 \[6, 0\]'),
     (features(6, 5) > 0, LABELS, r'numbers.*bool \[6, 5\].*astype'),
     (features(6, 5) * 1j, LABELS, 'numbers.*complex64'),
     ([['a']] * 6, LABELS, 'numbers'),
-    ([[1.0], [1.0, 2.0]] * 3, LABELS, 'train: inputs make no array'),
+    ([[1.0], [1.0, 2.0]] * 3, LABELS, 'train: inputs cannot be converted'),
   ],
 )
 def test_what_cannot_work(inputs, labels, message):

@@ -29,7 +29,7 @@ def test_round_trip(shape):
     (bytes([0, 0, 8]), 'not an idx file'),
     (bytes([0, 0, 13, 1, 0, 0, 0, 1, 7]), 'starts with 00000d01'),
     (b'\x1f\x8b\x08\x08', 'starts with 1f8b0808'),
-    (bytes([0, 0, 8, 2, 0, 0, 0, 1]), 'header of 12 bytes in 8'),
+    (bytes([0, 0, 8, 2, 0, 0, 0, 1]), 'needs 12 bytes, but .* 8'),
     (bytes([0, 0, 8, 1, 0, 0, 0, 2, 7]), 'needs 10 bytes, got 9'),
     (bytes([0, 0, 8, 1, 0, 0, 0, 1, 7, 7]), 'needs 9 bytes, got 10'),
   ],

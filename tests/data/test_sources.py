@@ -271,7 +271,9 @@ class Unlabelled(Ragged):
 
 
 def test_images_of_different_shapes(tmp_path):
-  message = r'lca_test_ragged.*different shapes: \(4, 4, 1\) and \(5, 4, 1\)'
+  message = (
+    r'lca_test_ragged.*have different shapes: \(4, 4, 1\) and \(5, 4, 1\)'
+  )
   with pytest.raises(ValueError, match=message):
     load('tfds:lca_test_ragged', data_dir=tmp_path)
 

@@ -1,8 +1,8 @@
-"""TFDS builders that prepare and read without TensorFlow.
+"""TFDS builders that prepare and read data sets without TensorFlow.
 
-Their names differ from TFDS's own, so that both fit into one `data_dir`.
-Importing a builder imports TFDS; this module does not, and holds what it takes
-to find prepared data without it.
+Their names begin with `lca_`, so that their data and those of TFDS's own
+builders can share one `data_dir`. Importing a builder imports TFDS. This module
+does not import TFDS: `VERSIONS` is all that is needed to find prepared data.
 """
 
 VERSIONS = {

@@ -1,4 +1,4 @@
-"""Builders of data sets from archives, of a folder or of the internet."""
+"""Base classes of builders that read published archives."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,11 @@ from lca.data.dataset import Split
 
 
 class FromArchives(abc.ABC):
-  """A builder whose archives are verified before anything is written.
+  """A mixin for TFDS builders: verifies archives before anything is written.
 
-  `DownloadConfig.manual_dir` names the folder that holds them; without it they
-  are downloaded. It comes before the TFDS builder among a class's bases.
+  The archives are read from the folder `DownloadConfig.manual_dir`, or are
+  downloaded if it is None. A builder lists this class before the TFDS builder
+  among its bases, because it overrides `download_and_prepare`.
   """
 
   ARCHIVES: ClassVar[Archives]
@@ -29,7 +30,7 @@ class FromArchives(abc.ABC):
 
   @abc.abstractmethod
   def _features(self) -> dict[str, Any]:
-    """Returns the features of an example but for its label, by name."""
+    """Returns the TFDS features of an example, without its label, by name."""
 
   def _info(self):
     label = tfds.features.ClassLabel(names=list(self.CLASSES))
@@ -47,13 +48,13 @@ class FromArchives(abc.ABC):
     """Prepares the data set unless it is prepared already.
 
     Args:
-      download_config: A `tfds.download.DownloadConfig`.
-      **kwargs: As in TFDS.
+      download_config: a `tfds.download.DownloadConfig`.
+      **kwargs: other arguments of the method of TFDS.
 
     Raises:
-      FileNotFoundError: `manual_dir` lacks an archive.
-      ValueError: An archive is damaged or is not the published one.
-      ConnectionError: The archives cannot be downloaded.
+      FileNotFoundError: an archive is missing in `manual_dir`.
+      ValueError: an archive is damaged, or is not the published one.
+      ConnectionError: an archive cannot be downloaded.
     """
     config = download_config or tfds.download.DownloadConfig()
     if not self.data_path.exists():
@@ -63,12 +64,12 @@ class FromArchives(abc.ABC):
         self._manual_paths = self.ARCHIVES.find(config.manual_dir)
     path = Path(self.data_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # As TFDS names the folder that it writes to.
+    # TFDS writes to a folder incomplete.RANDOM_VERSION and renames it.
     with cache.clearing(path.parent, f'incomplete.*_{path.name}'):
       super().download_and_prepare(download_config=config, **kwargs)
 
   def _paths(self, dl_manager) -> Mapping[str, Path]:
-    """Returns the verified archives' paths, by name."""
+    """Returns the paths of the verified archives, by file name."""
     if self._manual_paths is not None:
       return self._manual_paths
     with self.ARCHIVES.downloading(', '.join(self.ARCHIVES.urls)):
@@ -82,9 +83,10 @@ class FromArchives(abc.ABC):
 class ArchiveBuilder(
   FromArchives, tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
-  """A builder of splits that fit into memory.
+  """A builder of data sets whose splits fit into memory.
 
-  A subclass sets the constants and implements `_features` and `_splits`.
+  A subclass sets the constants of `FromArchives` and implements `_features` and
+  `_splits`.
   """
 
   def _split_generators(self, dl_manager):
@@ -93,7 +95,14 @@ class ArchiveBuilder(
 
   @abc.abstractmethod
   def _splits(self, paths: Mapping[str, Path]) -> Mapping[str, Split]:
-    """Returns the splits, by name, from the archives' paths, by name."""
+    """Reads the splits.
+
+    Args:
+      paths: the path of each archive, by file name.
+
+    Returns:
+      The splits by name: `train` and `test`.
+    """
 
   def _checked(
     self,
@@ -101,18 +110,24 @@ class ArchiveBuilder(
     labels: np.ndarray,
     owners: np.ndarray | None = None,
   ) -> Split:
-    """Returns the arrays as a split of this data set, or a ValueError."""
+    """Returns a split of the arrays after checking them.
+
+    Raises:
+      ValueError: the arrays are not those of images, labels and owners of this
+        data set.
+    """
     split = Split(images, labels, owners)
     shape = self.info.features['image'].shape
     if images.shape[1:] != shape:
       raise ValueError(
-        f'images of {images.shape[1:]}, not {shape}: got {images.dtype} '
+        f'images must be {shape}, not {images.shape[1:]}: got {images.dtype} '
         f'{list(images.shape)}'
       )
     low, high = labels.min(), labels.max()
     if low < 0 or high >= len(self.CLASSES):
       raise ValueError(
-        f'labels from {low} to {high}, not in [0, {len(self.CLASSES)})'
+        f'labels must lie in [0, {len(self.CLASSES)}), got labels from {low} '
+        f'to {high}'
       )
     return split
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-# TFDS 4.9.8 does not name ShardBasedBuilder in tfds.core yet.
+# TFDS 4.9.8 does not export ShardBasedBuilder from tfds.core.
 from tensorflow_datasets.core import dataset_builder
 
 from lca.data import jpeg
@@ -27,7 +27,7 @@ _ATTRIBUTE = 'Smiling'
 _SHAPE = (218, 178, 3)
 _SPLITS = ('train', 'validation', 'test')  # 0, 1 and 2 in the partition's file
 
-# Examples that are in memory at once while records are written.
+# The number of examples that are in memory at once while records are written.
 _SHARD = 10_000
 
 _URL = 'https://drive.google.com/uc?export=download&id='
@@ -69,7 +69,13 @@ _ARCHIVES = Archives(
 
 
 class Example(NamedTuple):
-  """A photograph's file name, whether it smiles, and who is on it."""
+  """The file name of a photograph, its class and the person's number.
+
+  Attributes:
+    file_name: the name in the zip file, without its folder.
+    label: 1 if the person smiles, else 0.
+    owner: the number of the person, from CelebA's list of identities.
+  """
 
   file_name: str
   label: int
@@ -79,8 +85,9 @@ class Example(NamedTuple):
 class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
   """CelebA's aligned photographs with the attribute Smiling and the identity.
 
-  The records hold the published JPEG files. A builder that is not shard-based
-  would keep them all in memory, and need TensorFlow beyond one gigabyte.
+  The records hold the published JPEG files. The builder writes them shard by
+  shard. TFDS's other kind of builder would keep all photographs in memory, and
+  would need TensorFlow for more than one gigabyte.
   """
 
   name = 'lca_celeba'
@@ -105,7 +112,7 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
   def _features(self):
     return {
       'image': tfds.features.Image(shape=_SHAPE, encoding_format='jpeg'),
-      'file_name': tfds.features.Text(doc='As in the archive.'),
+      'file_name': tfds.features.Text(doc='The name in the zip file.'),
       'owner': tfds.features.Scalar(dtype=np.int64, doc='The identity.'),
     }
 
@@ -113,12 +120,13 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
     paths = self._paths(dl_manager)
     splits = self._read_lists(paths)
     with self.ARCHIVES.reading(_IMAGES):
-      # Closed with the last of the iterators.
+      # The generators below keep the zip file open. It is closed when the last
+      # of them is deleted.
       archive = zipfile.ZipFile(paths[_IMAGES])
       members = set(archive.namelist())
       for examples in splits.values():
-        names = [_member(example.file_name) for example in examples]
-        _refuse_missing([name for name in names if name not in members])
+        names = [_member_name(example.file_name) for example in examples]
+        _check_none_missing([name for name in names if name not in members])
     return {
       split: [
         functools.partial(
@@ -130,7 +138,7 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
     }
 
   def _read_lists(self, paths) -> dict[str, list[Example]]:
-    """Returns the examples of each split, as the three text files tell."""
+    """Returns the examples of each split, from the three text files."""
     with self.ARCHIVES.reading(_PARTITION):
       partition = _read_numbers(paths[_PARTITION])
     with self.ARCHIVES.reading(_ATTRIBUTES):
@@ -153,37 +161,42 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
   def _generate_examples(self, archive, examples):
     for i, example in enumerate(examples):
       with self.ARCHIVES.reading(_IMAGES, example.file_name):
-        content = archive.read(_member(example.file_name))
+        content = archive.read(_member_name(example.file_name))
         shape = jpeg.shape(content)
         if shape != _SHAPE:
-          raise ValueError(f'an image of {shape}, not {_SHAPE}')
+          raise ValueError(f'the image must be {_SHAPE}, got {shape}')
       yield i, {'image': content, **example._asdict()}
 
 
-def _member(file_name: str) -> str:
+def _member_name(file_name: str) -> str:
+  """Returns the name of a photograph in the zip file."""
   return f'{_FOLDER}/{file_name}'
 
 
-def _check_names(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
-  _refuse_missing([name for name in expected if name not in found])
-  if extra := [name for name in found if name not in expected]:
+def _check_names(
+  listed: Mapping[str, int], partition: Mapping[str, int]
+) -> None:
+  """Raises a ValueError unless a file lists the names of the partition."""
+  _check_none_missing([name for name in partition if name not in listed])
+  if extra := [name for name in listed if name not in partition]:
     raise ValueError(f'{extra[0]} is not in {_PARTITION}')
 
 
-def _refuse_missing(names: list[str]) -> None:
+def _check_none_missing(names: list[str]) -> None:
   if names:
     raise ValueError(f'{len(names)} missing, the first one is {names[0]}')
 
 
 def _read_numbers(path: Path) -> dict[str, int]:
-  """Returns a number for each file name, of lines "000001.jpg 7"."""
-  return _by_name(path.read_text().splitlines(), column=0, columns=1)
+  """Reads lines such as "000001.jpg 7"; returns the number by file name."""
+  return _read_column(path.read_text().splitlines(), column=0, num_columns=1)
 
 
 def _read_attribute(path: Path, attribute: str) -> dict[str, int]:
-  """Returns 0 or 1 for each file name, of -1 or 1 in an attribute's column.
+  """Reads an attribute, -1 or 1 in the file; returns 0 or 1 by file name.
 
-  The first line counts the files, the second one names the attributes.
+  The first line of the file is the number of photographs, the second line the
+  names of the attributes.
   """
   lines = path.read_text().splitlines()
   if len(lines) < 2:
@@ -191,7 +204,7 @@ def _read_attribute(path: Path, attribute: str) -> dict[str, int]:
   names = lines[1].split()
   if attribute not in names:
     raise ValueError(f'no {attribute} among its attributes {names}')
-  values = _by_name(lines[2:], names.index(attribute), columns=len(names))
+  values = _read_column(lines[2:], names.index(attribute), len(names))
   if len(values) != int(lines[0]):
     raise ValueError(f'{len(values)} files, but its first line says {lines[0]}')
   if wrong := [name for name, value in values.items() if value not in (-1, 1)]:
@@ -199,13 +212,26 @@ def _read_attribute(path: Path, attribute: str) -> dict[str, int]:
   return {name: (value + 1) // 2 for name, value in values.items()}
 
 
-def _by_name(lines: list[str], column: int, columns: int) -> dict[str, int]:
-  """Returns a column's numbers, by the file name that begins each line."""
+def _read_column(
+  lines: list[str], column: int, num_columns: int
+) -> dict[str, int]:
+  """Reads one column of a table whose lines begin with a file name.
+
+  Args:
+    lines: each holds a file name and then `num_columns` integers.
+    column: the index of the column, counted from 0 after the file name.
+    num_columns: the number of columns, without the file name.
+
+  Returns:
+    The integers of the column, by file name.
+  """
   numbers = {}
   for line in lines:
     words = line.split()
-    if len(words) != 1 + columns:
-      raise ValueError(f'a line of {len(words)} words, not {1 + columns}')
+    if len(words) != 1 + num_columns:
+      raise ValueError(
+        f'a line has {len(words)} words, not {1 + num_columns}: {line!r}'
+      )
     name = words[0]
     if name in numbers:
       raise ValueError(f'{name} is in it twice')

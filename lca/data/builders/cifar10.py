@@ -91,13 +91,17 @@ class Cifar10(ArchiveBuilder):
       }
 
   def _parse(self, batches, names):
+    """Returns the split in the batches with these names."""
     for name in names:
       size = len(batches[name])
       if not size or size % _RECORD:
         raise ValueError(
-          f'{name} has {size} bytes, which are no records of {_RECORD}'
+          f'{name} has {size} bytes, which is not a multiple of the '
+          f'{_RECORD} bytes of a record'
         )
     content = b''.join(batches[name] for name in names)
     rows = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
+    # Each record holds its planes one after the other: [N, 3, 32, 32]. Models
+    # take the channels last: [N, 32, 32, 3].
     images = rows[:, 1:].reshape(-1, *_PLANES).transpose(0, 2, 3, 1)
     return self._checked(images, rows[:, 0])

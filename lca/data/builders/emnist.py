@@ -1,4 +1,4 @@
-"""EMNIST digits: 280,000 grey 28x28 handwritten digits and who wrote each."""
+"""EMNIST digits: 280,000 grey 28x28 handwritten digits and their writers."""
 
 import io
 import zipfile
@@ -72,7 +72,7 @@ class EmnistDigits(ArchiveBuilder):
       try:
         variables = loadmat(io.BytesIO(content), variable_names=['dataset'])
       except (MatReadError, TypeError) as error:
-        raise ValueError(f'no MATLAB file ({error})') from error
+        raise ValueError(f'not a MATLAB file ({error})') from error
       if 'dataset' not in variables:
         raise ValueError('no variable "dataset" in it')
       return {
@@ -81,15 +81,17 @@ class EmnistDigits(ArchiveBuilder):
       }
 
   def _parse(self, split):
+    """Returns the split in a MATLAB structure of images, labels and writers."""
     rows = _field(split, 'images')
     if rows.dtype != np.uint8 or rows.shape[1:] != (_SIDE**2,):
       raise ValueError(
         f'images must be uint8 [N, {_SIDE**2}], got {rows.dtype} '
         f'{list(rows.shape)}'
       )
-    # The pixels of an image stand column by column; transposed it is upright.
+    # MATLAB stores an image column by column. NumPy reads it row by row, so it
+    # has to be transposed.
     images = rows.reshape(-1, _SIDE, _SIDE).transpose(0, 2, 1)[..., None]
-    columns = []
+    labels_and_owners = []
     for name in ('labels', 'writers'):
       values = _field(split, name)
       if values.shape != (len(images), 1) or values.dtype.kind not in 'iuf':
@@ -97,18 +99,21 @@ class EmnistDigits(ArchiveBuilder):
           f'{name} must be numbers [{len(images)}, 1], got {values.dtype} '
           f'{list(values.shape)}'
         )
-      # MATLAB's numbers may be doubles; one that is no number becomes some
-      # integer here, which is then not equal to it.
+      # MATLAB may store integers as doubles. A NaN or a fraction does not equal
+      # the integer that it is converted to, and is refused below.
       with np.errstate(invalid='ignore'):
         numbers = values[:, 0].astype(np.int64)
       if not np.array_equal(numbers, values[:, 0]):
         raise ValueError(f'{name} must be whole numbers')
-      columns.append(numbers)
-    return self._checked(images, *columns)
+      labels_and_owners.append(numbers)
+    return self._checked(images, *labels_and_owners)
 
 
 def _field(struct: np.ndarray, name: str) -> np.ndarray:
-  """Returns a field of a MATLAB structure, to SciPy an array [1, 1]."""
+  """Returns a field of a MATLAB structure.
+
+  SciPy reads a structure as a structured array of one element, `[1, 1]`.
+  """
   if name not in (struct.dtype.names or ()) or struct.size != 1:
     raise ValueError(f'no field "{name}" in {struct.dtype} {struct.shape}')
   return struct[name].item()

@@ -1,4 +1,4 @@
-"""MNIST and what is published in its format: four gzipped idx files."""
+"""The builder of data sets in MNIST's format: four gzipped idx files."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,6 +23,7 @@ class IdxBuilder(ArchiveBuilder, skip_registration=True):
     }
 
   def _read(self, paths, images_name, labels_name):
+    """Returns the split in one file of images and one of labels."""
     arrays = []
     for name in (images_name, labels_name):
       content = self.ARCHIVES.read(name, paths[name])

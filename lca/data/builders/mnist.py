@@ -31,8 +31,8 @@ _ARCHIVES = Archives(
     't10k-labels-idx1-ubyte.gz': 4_542,
   },
   instructions=(
-    f'MNIST is read from a folder that holds {", ".join((*TRAIN, *TEST))}, '
-    'and not the files of these names that are Fashion-MNIST: pass '
+    f'MNIST is read from a folder that holds {", ".join((*TRAIN, *TEST))} '
+    '(Fashion-MNIST has other files of the same names): pass '
     '--config.data.archive_dir=FOLDER. Without archive_dir they are '
     f'downloaded from {_URL}.'
   ),

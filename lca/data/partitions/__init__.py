@@ -1,9 +1,10 @@
-"""Partitions: which client holds which training examples.
+"""Partitions: functions that decide which client holds which examples.
 
 A partition takes the labels of the training split, the number of clients, a
-seed and options of its own, and returns the example indices of each client;
-`natural` takes the examples' owners alone. The classes are the labels that
-occur. The same arguments give the same partition on every machine.
+seed and its own options, and returns the example indices of each client. The
+exception is `natural`, which takes the owners of the examples and nothing else.
+A class counts if at least one example has its label. The same arguments give
+the same partition on every machine.
 """
 
 import inspect
@@ -28,43 +29,48 @@ PARTITIONS: Registry[Callable[..., list[np.ndarray]]] = Registry(
 )
 """Functions `(labels, num_clients, *, seed, ...)` by name.
 
-A partition of one's own is added by `PARTITIONS.register(function)`. It returns
-an array of example indices for each client, and is given those of `labels`,
-`owners`, `num_clients` and `seed` that it names.
+`PARTITIONS.register(function)` adds your own partition. The function receives
+those of the arguments `labels`, `owners`, `num_clients` and `seed` that its
+signature names, and returns an array of example indices for each client.
 """
 
 
 def check(name: str, num_clients: int | None, **options: Any) -> None:
-  """Raises what `make` would raise before it has the data.
+  """Checks a partition's name and options, before any data is read.
 
   Args:
-    name: A key of `PARTITIONS`.
-    num_clients: How many clients; None for `natural`, which finds them, as
-      every partition does that does not name `num_clients`.
-    **options: The partition's own.
+    name: a key of `PARTITIONS`.
+    num_clients: the number of clients. It must be None for `natural`, and for
+      every other partition without a parameter `num_clients`: they derive the
+      clients from the data.
+    **options: the options of the partition.
 
   Raises:
-    ValueError: An unknown name, or a number of clients for `natural`.
-    TypeError: An option that the partition does not take, or one that it needs
-      and that is missing or None.
+    ValueError: the name is unknown, or `num_clients` is given to a partition
+      that derives its clients from the data.
+    TypeError: the partition does not take an option, or it needs an option
+      that is missing or None.
   """
-  takes = PARTITIONS.parameters(name)
-  # A required option that a config leaves at None is missing.
+  parameters = PARTITIONS.parameters(name)
+  # Configs hold None for an option that is not set. A required option that is
+  # None is therefore left out here, so that the check reports it as missing.
   PARTITIONS.check(
     name,
     [
       k
       for k, value in options.items()
-      if value is not None or k not in takes or takes[k].default is not REQUIRED
+      if value is not None
+      or k not in parameters
+      or parameters[k].default is not REQUIRED
     ],
   )
-  counted = 'num_clients' in inspect.signature(PARTITIONS[name]).parameters
-  if counted and num_clients is None:
+  arguments = inspect.signature(PARTITIONS[name]).parameters
+  if 'num_clients' in arguments and num_clients is None:
     raise TypeError(f'partition {name!r} needs num_clients')
-  if not counted and num_clients is not None:
+  if 'num_clients' not in arguments and num_clients is not None:
     raise ValueError(
-      f'partition {name!r} finds its clients in the data: num_clients must be '
-      f'None, got {num_clients}'
+      f'partition {name!r} derives its clients from the data: num_clients must '
+      f'be None, got {num_clients}'
     )
 
 
@@ -77,25 +83,27 @@ def make(
   owners: np.ndarray | None = None,
   **options: Any,
 ) -> list[np.ndarray]:
-  """Partitions by name.
+  """Calls the partition with a given name.
 
   Args:
-    name: A key of `PARTITIONS`.
-    labels: [N] class numbers of the training split.
-    num_clients: How many clients; None for `natural`, which finds them.
-    seed: Determines the partition.
-    owners: [N] integers, whose each example is; `natural` needs them.
-    **options: The partition's own, all those that it takes and has no default
-      for, and no others.
+    name: a key of `PARTITIONS`.
+    labels: `[N]` class numbers of the training split.
+    num_clients: the number of clients; None for `natural`, which makes one
+      client per owner.
+    seed: the seed that determines the partition.
+    owners: `[N]` integers that identify the owner of each example, such as its
+      writer; only `natural` needs them.
+    **options: the options of the partition; those without a default are
+      required.
 
   Returns:
     One array of example indices per client.
 
   Raises:
-    ValueError: An unknown name, no owners or a number of clients for
-      `natural`, or values that the partition refuses.
-    TypeError: An option that the partition does not take, or one that it needs
-      and that is missing or None.
+    ValueError: the name is unknown; `natural` is given no owners or a number
+      of clients; or the partition refuses a value.
+    TypeError: the partition does not take an option, or it needs an option
+      that is missing or None.
 
   Examples:
     >>> clients = make('shards', np.arange(12) // 4, 2, seed=0)
@@ -103,17 +111,17 @@ def make(
     [6, 6]
   """
   check(name, num_clients, **options)
-  takes = inspect.signature(PARTITIONS[name]).parameters
-  if 'owners' in takes and owners is None:
+  parameters = inspect.signature(PARTITIONS[name]).parameters
+  if 'owners' in parameters and owners is None:
     raise ValueError(f'partition {name!r} needs a training split with owners')
-  brought = {
+  available = {
     'labels': labels,
     'num_clients': num_clients,
     'seed': seed,
     'owners': owners,
   }
-  given = {k: v for k, v in brought.items() if k in takes}
-  return PARTITIONS[name](**given, **options)
+  named = {k: v for k, v in available.items() if k in parameters}
+  return PARTITIONS[name](**named, **options)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Partitions by which a client holds some classes, or more of some."""
+"""Partitions that give the clients different mixtures of classes."""
 
 import numpy as np
 
@@ -12,18 +12,20 @@ def one_class(
   seed: int,
   examples_per_client: int | None = None,
 ) -> list[np.ndarray]:
-  """Gives each client examples of one class only.
+  """Gives each client examples of a single class.
 
-  Client i holds class `i % num_classes` of a random order of the classes. The
-  clients of a class share its examples out at random, disjointly. With fewer
-  clients than classes, the classes that nobody holds are left out.
+  The classes are put into a random order, and client i gets class number
+  `i % num_classes` of this order. Clients with the same class get disjoint
+  random parts of its examples. With fewer clients than classes, the examples
+  of the remaining classes are not used.
 
   Args:
-    labels: [N] class numbers.
-    num_clients: How many clients, from 1 to N.
-    seed: Determines the partition.
-    examples_per_client: How many each client gets; None shares all examples of
-      a class out to its clients, as evenly as can be.
+    labels: `[N]` class numbers.
+    num_clients: the number of clients, from 1 to N.
+    seed: the seed that determines the partition.
+    examples_per_client: the number of examples that each client gets; None
+      shares out all examples of a class among its clients, as evenly as
+      possible.
 
   Returns:
     One array of example indices per client.
@@ -45,9 +47,10 @@ def one_class(
   """
   check_num_clients(num_clients, len(labels))
   rng = np.random.default_rng(seed)
-  # np.resize begins anew where the classes end.
-  held = np.resize(rng.permutation(np.unique(labels)), [num_clients, 1])
-  return _deal(labels, held, examples_per_client, rng)
+  # np.resize repeats the classes from the first one when they run out.
+  order = rng.permutation(np.unique(labels))
+  client_classes = np.resize(order, [num_clients, 1])
+  return _share_out(labels, client_classes, examples_per_client, rng)
 
 
 def labels_per_client(
@@ -60,27 +63,27 @@ def labels_per_client(
 ) -> list[np.ndarray]:
   """Gives each client examples of exactly k classes.
 
-  One client after the other draws its k classes at random among those that
-  the fewest clients hold so far, so that in the end any two classes are held
-  equally often, give or take one. The clients of a class share its examples
-  out at random, disjointly. If `num_clients * k` is below the number of
-  classes, those that nobody holds are left out. With k = 1 it is `one_class`
-  but for the clients' order.
+  The clients choose one after the other. Each one takes the k classes that the
+  fewest clients have taken so far, with ties broken at random. In the end the
+  numbers of clients of any two classes differ by at most one. Clients with the
+  same class get disjoint random parts of its examples. If `num_clients * k` is
+  below the number of classes, the examples of the remaining classes are not
+  used. With k = 1 this is `one_class` with the clients in another order.
 
   Args:
-    labels: [N] class numbers.
-    num_clients: How many clients, from 1 to N.
-    seed: Determines the partition.
+    labels: `[N]` class numbers.
+    num_clients: the number of clients, from 1 to N.
+    seed: the seed that determines the partition.
     labels_per_client: k, from 1 to the number of classes.
-    examples_per_client: How many each client gets, at least k, split over its
-      classes as evenly as can be. None shares all examples of a class out to
-      its clients, as evenly as can be.
+    examples_per_client: the number of examples that each client gets, at least
+      k, split over its classes as evenly as possible. None shares out all
+      examples of a class among its clients, as evenly as possible.
 
   Returns:
     One array of example indices per client.
 
   Raises:
-    ValueError: A number out of the ranges above, or a class has too few
+    ValueError: a number is outside of the ranges above, or a class has too few
       examples for its clients.
 
   Examples:
@@ -99,47 +102,51 @@ def labels_per_client(
       f'labels_per_client must be from 1 to the {len(classes)} classes, got {k}'
     )
   rng = np.random.default_rng(seed)
-  holders = np.zeros(len(classes), int)
-  held = []
+  clients_of_class = np.zeros(len(classes), int)
+  client_classes = []
   for _ in range(num_clients):
+    # A stable sort of a random order breaks ties at random.
     order = rng.permutation(len(classes))
-    fewest = order[np.argsort(holders[order], kind='stable')[:k]]
-    holders[fewest] += 1
-    held.append(classes[fewest])
-  return _deal(labels, np.stack(held), examples_per_client, rng)
+    fewest = order[np.argsort(clients_of_class[order], kind='stable')[:k]]
+    clients_of_class[fewest] += 1
+    client_classes.append(classes[fewest])
+  return _share_out(labels, np.stack(client_classes), examples_per_client, rng)
 
 
-def _deal(
+def _share_out(
   labels: np.ndarray,
-  held: np.ndarray,
+  client_classes: np.ndarray,
   examples_per_client: int | None,
   rng: np.random.Generator,
 ) -> list[np.ndarray]:
-  """Shares each class out among the clients that hold it.
+  """Shares the examples of each class out among the clients of this class.
 
   Args:
-    labels: [N] class numbers.
-    held: [num_clients, k], the classes of each client, all different.
-    examples_per_client: Over its k classes; None for all of each class.
-    rng: Decides who gets which example.
+    labels: `[N]` class numbers.
+    client_classes: `[num_clients, k]`, the k different classes of each client.
+    examples_per_client: the number of examples of each client over all of its
+      classes; None shares out all examples of each class.
+    rng: the generator that shuffles the examples of each class.
 
   Returns:
     One array of example indices per client.
   """
-  num_clients, k = held.shape
+  num_clients, k = client_classes.shape
   if examples_per_client is not None and examples_per_client < k:
     raise ValueError(
-      f'examples_per_client must be at least {k}, one of each class that a '
-      f'client holds, got {examples_per_client}'
+      f'examples_per_client must be at least {k}, one of each class of a '
+      f'client, got {examples_per_client}'
     )
   parts = [[] for _ in range(num_clients)]
-  for label in np.unique(held):
+  for label in np.unique(client_classes):
     examples = rng.permutation(np.flatnonzero(labels == label))
-    clients, position = np.nonzero(held == label)
+    clients, position = np.nonzero(client_classes == label)
     if examples_per_client is None:
-      sizes = _even(len(examples), len(clients))
+      sizes = _even_sizes(len(examples), len(clients))
     else:
-      sizes = _even(examples_per_client, k)[position]
+      # This class is number `position` of the client's k classes.
+      sizes = _even_sizes(examples_per_client, k)[position]
+    # Every client of a class gets at least one of its examples.
     needed = max(sizes.sum(), len(clients))
     if needed > len(examples):
       raise ValueError(
@@ -152,8 +159,11 @@ def _deal(
   return [np.concatenate(part) for part in parts]
 
 
-def _even(total: int, count: int) -> np.ndarray:
-  """Integers [count] that sum to `total`, the first ones larger by one."""
+def _even_sizes(total: int, count: int) -> np.ndarray:
+  """Returns `[count]` integers with the sum `total`, as equal as possible.
+
+  If `total` is not a multiple of `count`, the first integers are larger by one.
+  """
   return total // count + (np.arange(count) < total % count)
 
 
@@ -166,30 +176,35 @@ def dirichlet(
 
     p_k ~ Dir(alpha, ..., alpha) over the n clients,
 
-  and client j gets the share p_kj of the class: 1 / n in the mean, with a
-  variance of (n - 1) / (n^2 (n alpha + 1)). The smaller alpha, the more skewed:
-  near 0 one client has the whole class, and for large alpha all shares are
-  equal. Shares are cut to the nearest example. Clients differ in their classes
-  and in their sizes; a client may be left without any example.
+  and client j gets the share p_kj of the class. A share has the mean 1 / n and
+  the variance (n - 1) / (n^2 (n alpha + 1)). The smaller alpha is, the more
+  skewed is the partition: near 0 one client has the whole class, and for large
+  alpha all shares are equal. Shares are rounded to whole examples. Clients
+  differ in their classes and in their sizes, and a client may get no example.
 
-  This is the direction of Yurochkin et al., which byzfl, FedML and Flower
-  follow, too; the latter two draw again until no client is too small, which
-  changes the distribution, and we don't. Hsu et al. draw in the other
-  direction: for every *client* its mix of classes, from a Dirichlet around the
-  mix of the whole data set, and give all clients the same number of examples.
-  There alpha skews the mix alone, and the same alpha means another partition.
-  FedLab has both directions: by class, drawn again until no client is too
-  small, where its partition is not balanced, and by client where it is.
+  Several partitions go by the name "Dirichlet", and the same alpha means
+  different things in them:
+
+  - By class, as here and in Yurochkin et al.: a Dirichlet over clients is drawn
+    for every class. byzfl does the same. FedML and Flower do so too, but they
+    repeat the draw until no client is too small, which changes the
+    distribution; this function never repeats a draw.
+  - By client, as in Hsu et al.: a Dirichlet over classes, centred on the class
+    frequencies of the whole data set, is drawn for every client, and all
+    clients get the same number of examples. Alpha then skews the classes but
+    not the sizes.
+  - FedLab has both: by client for its balanced partition, and by class, with
+    repeated draws, for its unbalanced one.
 
   Args:
-    labels: [N] class numbers.
+    labels: `[N]` class numbers.
     num_clients: n, from 1 to N.
-    seed: Determines the partition.
-    alpha: The concentration, above 0.
+    seed: the seed that determines the partition.
+    alpha: the concentration, above 0.
 
   Returns:
-    One array of example indices per client, some perhaps empty. Together they
-    hold every example once.
+    One array of example indices per client, possibly empty. Every example
+    belongs to exactly one client.
 
   Raises:
     ValueError: `num_clients` is below 1 or above N, or `alpha` is not a
@@ -214,8 +229,9 @@ def dirichlet(
     examples = rng.permutation(np.flatnonzero(labels == label))
     shares = rng.dirichlet(np.full(num_clients, alpha))
     cuts = np.rint(np.cumsum(shares)[:-1] * len(examples)).astype(int)
-    # In another order for each class: which client gets what is left over by
-    # rounding depends on its place alone when all shares are equal.
+    # The clients take their shares in a new random order for each class. If all
+    # shares are equal, rounding favours the same places in every class: in a
+    # fixed order the same clients would gain each time.
     order = rng.permutation(num_clients)
     for client, piece in zip(order, np.split(examples, cuts), strict=True):
       parts[client].append(piece)
@@ -229,24 +245,25 @@ def shards(
   seed: int,
   shards_per_client: int = 2,
 ) -> list[np.ndarray]:
-  """Sorts by class, cuts into shards and deals each client some of them.
+  """Sorts the examples by class, cuts them into shards, and deals the shards.
 
-  Shards are of equal size, give or take one example, and dealt at random. A
-  shard that is no larger than the smallest class spans two classes at most.
-  Examples of one class are sorted at random.
+  The sizes of two shards differ by at most one example. Each client gets
+  `shards_per_client` random shards. A shard that is not larger than the
+  smallest class holds at most two classes. The order of the examples within a
+  class is random.
 
   Args:
-    labels: [N] class numbers.
-    num_clients: How many clients.
-    seed: Determines the partition.
-    shards_per_client: s. There are `num_clients * s` shards, N at most.
+    labels: `[N]` class numbers.
+    num_clients: the number of clients.
+    seed: the seed that determines the partition.
+    shards_per_client: s. There are `num_clients * s` shards, at most N.
 
   Returns:
-    One array of example indices per client. Together they hold every example
-    once; their sizes differ by at most s.
+    One array of example indices per client. Every example belongs to exactly
+    one client, and the clients' sizes differ by at most s.
 
   Raises:
-    ValueError: A number below 1, or more shards than examples.
+    ValueError: a number is below 1, or there are more shards than examples.
 
   Examples:
     >>> clients = shards(np.repeat(np.arange(10), 60), 100, seed=0)
@@ -267,6 +284,7 @@ def shards(
     )
   rng = np.random.default_rng(seed)
   order = rng.permutation(len(labels))
+  # The stable sort keeps the random order within a class.
   order = order[np.argsort(labels[order], kind='stable')]
   pieces = np.array_split(order, count)
   dealt = rng.permutation(count).reshape(num_clients, shards_per_client)

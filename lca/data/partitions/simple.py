@@ -1,4 +1,4 @@
-"""Partitions that do not look at the classes."""
+"""Partitions that ignore the classes: at random, or by owner."""
 
 import numpy as np
 
@@ -10,17 +10,19 @@ def iid(
   seed: int,
   examples_per_client: int | None = None,
 ) -> list[np.ndarray]:
-  """Shares the examples out at random, as evenly as can be.
+  """Shares the examples out at random, as evenly as possible.
 
   Args:
-    labels: [N] class numbers; only their number matters here.
-    num_clients: How many clients, from 1 to N.
-    seed: Determines the partition.
-    examples_per_client: How many each client gets; None shares all out.
+    labels: `[N]` class numbers; only N matters, not their values.
+    num_clients: the number of clients, from 1 to N.
+    seed: the seed that determines the partition.
+    examples_per_client: the number of examples that each client gets; None
+      shares out all N examples.
 
   Returns:
-    One array of example indices per client. No example is given twice. With
-    None every example is given, and sizes differ by at most one.
+    One array of example indices per client. No two clients share an example.
+    If `examples_per_client` is None, every example belongs to a client and the
+    clients' sizes differ by at most one.
 
   Raises:
     ValueError: `num_clients` is below 1 or above N, `examples_per_client` is
@@ -45,14 +47,14 @@ def iid(
 
 
 def natural(owners: np.ndarray) -> list[np.ndarray]:
-  """Makes a client of each owner: a writer, a person, a device.
+  """Makes one client per owner: per writer, person or device.
 
   Args:
-    owners: [N] integers, whose each example is.
+    owners: `[N]` integers that identify the owner of each example.
 
   Returns:
-    One array of example indices per owner, in the order of the owners'
-    numbers. Together they hold every example once.
+    One array of example indices per owner, sorted by the owners' numbers.
+    Every example belongs to exactly one client.
 
   Examples:
     >>> natural(np.array([7, 3, 7, 7]))
@@ -64,7 +66,12 @@ def natural(owners: np.ndarray) -> list[np.ndarray]:
 
 
 def check_num_clients(num_clients: int, size: int) -> None:
-  """Raises a ValueError unless there can be a client for each example."""
+  """Raises a ValueError unless 1 <= num_clients <= size.
+
+  Args:
+    num_clients: the number of clients.
+    size: the number of examples.
+  """
   if not 1 <= num_clients <= size:
     raise ValueError(
       f'num_clients must be from 1 to the {size} examples, got {num_clients}'
@@ -72,7 +79,7 @@ def check_num_clients(num_clients: int, size: int) -> None:
 
 
 def check_positive(**numbers: int) -> None:
-  """Raises a ValueError that names a number below 1."""
+  """Raises a ValueError that names the first number below 1."""
   for name, number in numbers.items():
     if number < 1:
       raise ValueError(f'{name} must be at least 1, got {number}')

@@ -112,7 +112,9 @@ def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
 def test_a_celeba_image_that_is_cut(loads, data_dir):
   # Records hold it as it is; no array is made of it.
   whole = published.celeba_images()['000006.jpg']
-  message = 'lca_celeba, examples 0 to 4 of its train split: not a whole JPEG'
+  message = (
+    'lca_celeba, examples 0 to 4 of its train split: not a complete JPEG'
+  )
   with pytest.raises(ValueError, match=message):
     loads('celeba', image_size=8, **images_with(_000006=whole[:-900]))
   assert not list(data_dir.glob('*/*/arrays*'))

@@ -63,7 +63,7 @@ WRONG = {
   'side': (
     'mnist',
     mnist_images(np.zeros((23, 28, 27), np.uint8)),
-    r'train-images.*images of \(28, 27, 1\), not \(28, 28, 1\)',
+    r'train-images.*images must be \(28, 28, 1\), not \(28, 27, 1\)',
   ),
   'count': (
     'mnist',
@@ -73,12 +73,12 @@ WRONG = {
   'class': (
     'mnist',
     mnist_labels(np.array([0, 1, 2, 3, 4, 5, 10], np.uint8)),
-    r't10k-labels.*labels from 0 to 10, not in \[0, 10\)',
+    r't10k-labels.*must lie in \[0, 10\), got labels from 0 to 10',
   ),
   'empty': (
     'mnist',
     {'train': (np.zeros((0, 28, 28), np.uint8), np.zeros(0, np.uint8))},
-    'train-images.*without pixels',
+    'train-images.*must not be empty',
   ),
   'dimensions': (
     'mnist',
@@ -94,7 +94,7 @@ WRONG = {
   'batch cut': (
     'cifar10',
     cifar10_with(**{'test_batch.bin': bytes(3073 + 3000)}),
-    'test_batch.bin has 6073 bytes, which are no records of 3073',
+    'test_batch.bin has 6073 bytes, which is not a multiple of the 3073',
   ),
   'batch empty': (
     'cifar10',
@@ -104,7 +104,7 @@ WRONG = {
   'batch class': (
     'cifar10',
     cifar10_with(**label_of('data_batch_5.bin', 10)),
-    r'tar.gz: labels from \d to 10, not in \[0, 10\)',
+    r'tar.gz: labels must lie in \[0, 10\), got labels from \d to 10',
   ),
   # EMNIST
   'no writers': (
@@ -141,7 +141,7 @@ WRONG = {
   'label range': (
     'emnist',
     emnist_with('test', labels=np.array([[0], [9], [1], [2], [10]])),
-    MAT + r'labels from 0 to 10, not in \[0, 10\)',
+    MAT + r'labels must lie in \[0, 10\), got labels from 0 to 10',
   ),
   'pixels missing': (
     'emnist',
@@ -184,17 +184,17 @@ WRONG = {
   'image shape': (
     'celeba',
     images_with(_000002=jpeg_of(178, 218, 3)),
-    rf'{ZIP} and 000002.jpg: an image of \(178, 218, 3\), not \(218, 178, 3\)',
+    rf'{ZIP} and 000002.jpg: the image must be \(218, 178, 3\), got \(178, ',
   ),
   'grey image': (
     'celeba',
     images_with(_000007=jpeg_of(218, 178)),
-    f'{ZIP} and 000007.jpg: a JPEG of mode L, not RGB',
+    f'{ZIP} and 000007.jpg: the JPEG has the mode L, not RGB',
   ),
   'no JPEG': (
     'celeba',
     images_with(_000005=b'GIF89a' * 100),
-    f'{ZIP} and 000005.jpg: not a whole JPEG',
+    f'{ZIP} and 000005.jpg: not a complete JPEG',
   ),
   'no identity': (
     'celeba',
@@ -214,7 +214,7 @@ WRONG = {
   'identity without a number': (
     'celeba',
     lines_with(IDENTITIES, 2, '000003.jpg'),
-    f'{IDENTITIES}: a line of 1 words, not 2',
+    f'{IDENTITIES}: a line has 1 words, not 2',
   ),
   'no attributes': (
     'celeba',
@@ -230,7 +230,7 @@ WRONG = {
   'attribute missing': (
     'celeba',
     lines_with(ATTRIBUTES, 5, '000004.jpg -1 1'),
-    f'{ATTRIBUTES}: a line of 3 words, not 4',
+    f'{ATTRIBUTES}: a line has 3 words, not 4',
   ),
   'attribute range': (
     'celeba',
