@@ -1,4 +1,4 @@
-"""Models: plain `flax.linen` modules, and the classifier around them."""
+"""Models: plain `flax.linen` modules, and the classifier that wraps them."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,10 +15,12 @@ from lca.registry import Registry
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
   'model', brought=['num_classes', 'parent', 'name']
 )
-"""Modules by name: classes, or functions of `num_classes` and options.
+"""Classes of modules, or functions that return a module, by name.
 
-A model of one's own is added by `MODELS.register(MLP, name='mlp')`. Its options
-are the class's fields, and it checks their values itself, in `__post_init__`.
+`MODELS.register(MLP, name='mlp')` adds your own model. Its options are the
+fields of the class, or the parameters of the function. `num_classes` is passed
+to it if it has such a parameter. A class may check the values of its options in
+`__post_init__`.
 """
 
 MODELS.register(CNN, name='cnn')
@@ -26,19 +28,25 @@ MODELS.register(EfficientNet, name='efficientnet_b0')
 MODELS.register(EfficientNetLite0, name='efficientnet_lite0')
 
 PIXELS = {'efficientnet_lite0': ((127.0,), (128.0,))}
-"""Mean and deviation that models expect, where those are not the data set's."""
+"""The `(mean, std)` of pixels that a model expects, by the model's name.
+
+All other models are given pixels that are normalised by the data set's own mean
+and std.
+"""
 
 
 def make(config: Mapping[str, Any], num_classes: int) -> nn.Module:
   """Builds the module that `config.model` describes.
 
   Args:
-    config: `name`, one of `MODELS`, and the model's own options.
-    num_classes: of the data; given to a model that names it.
+    config: `name`, a key of `MODELS`, and the options of the model.
+    num_classes: the number of classes of the data, for models that have this
+      parameter.
 
   Raises:
-    ValueError: an unknown name, or an option with an impossible value.
-    TypeError: an option that the model does not take, or one that it lacks.
+    ValueError: the name is unknown, or the model refuses an option's value.
+    TypeError: the model does not take an option, or it needs an option that is
+      missing.
   """
   options = dict(config)
   name = options.pop('name')

@@ -1,4 +1,4 @@
-"""A module with its inputs and its loss: what is trained and what is tested."""
+"""The classifier: a Flax module with input preparation and a loss."""
 
 import dataclasses
 import functools
@@ -17,54 +17,59 @@ from lca.models.pretrained import load_pretrained
 from lca.typing import PyTree
 
 _COLLECTIONS = ('params', 'batch_stats')
-_BATCH = 2**32 - 1  # folded in for what is random for a batch as a whole
+# Folded into the key of a batch's first example, for a key that is
+# shared by the whole batch.
+_WHOLE_BATCH = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """A module that classifies its inputs, under the cross-entropy loss.
+  """A module that classifies its inputs, with the cross-entropy loss.
 
   The module is any `flax.linen.Module` whose `__call__` maps inputs
-  `[batch, ...]` to logits `[batch, classes]`. It gets more arguments than its
-  inputs if it names them:
+  `[batch, ...]` to logits `[batch, classes]`. It receives further arguments if
+  the signature of its `__call__` names them:
 
-  - `keys`, `[batch]`: a PRNG key for each example in training, None in testing.
-    Randomness that is drawn from them does not depend on which examples share a
-    batch (see `lca.models.kernels.convolution.dropout`).
-  - `mask`, `[batch]`: False where a row only pads the batch, as of a client
-    with a short last batch; None in testing.
+  - `keys`: `[batch]` PRNG keys, one for each example, in training; None in
+    testing. What is drawn from an example's key does not depend on the other
+    examples of the batch (see `lca.models.kernels.convolution.dropout`).
+  - `mask`: `[batch]` booleans, False for rows that only pad the batch to its
+    full size; None if all rows count, as in testing.
   - `train` or `training`: True in training, False in testing.
-  - `deterministic` or `use_running_average`: the opposite.
+  - `deterministic` or `use_running_average`: False in training, True in
+    testing.
 
-  A module that does not name `keys` has an rng `'dropout'` in training, one for
-  the whole batch, so that `flax.linen.Dropout` works. A `flax.linen.BatchNorm`
-  of a module that does not name `mask` is given the mask, so that rows of
-  padding never count in its statistics.
+  Ordinary Flax modules work without these arguments. If the module does not
+  name `keys`, it has a PRNG stream `'dropout'` in training, shared by the whole
+  batch, so that `flax.linen.Dropout` works. If it does not name `mask`, each
+  `flax.linen.BatchNorm` in it receives the mask, so that rows of padding never
+  count in the batch statistics.
 
   Inputs are prepared on the device. Images, `[height, width, channels]` of
-  uint8 or floats, may be resized and cropped; no other inputs can be. With
-  `mean` and `std` inputs become floats, `(input - mean) / std`. Without them,
-  floats pass as they are, and integers stay integers, as tokens must.
+  uint8 or floats, can be resized and cropped; other inputs cannot. With `mean`
+  and `std`, all inputs become the floats `(input - mean) / std`. Without them,
+  floats are passed on unchanged, and integers stay integers, as tokens must.
 
   Attributes:
-    module: as above.
-    mean: a number, or one for each entry of the last axis: of images one per
-      channel, in pixel units. None does not normalise.
-    std: likewise.
-    resize: images are scaled, bicubically, until their shorter side is that
-      long; 0 leaves them as they are.
-    crop: the side of the square that is then cut out of the middle; 0 keeps
-      all.
-    pretrained: weights to start from (see `load_pretrained`); '' draws them.
-    dtype: that a training step computes in, forward and backward, such as
-      `'bfloat16'`; None is the parameters' own. The parameters, their
-      gradients, batch statistics and losses keep theirs, and so does testing.
-      Integers stay integers.
+    module: the module described above.
+    mean: one number, or one for each entry of the inputs' last axis. For images
+      this is one number per channel, in pixel units. None does not normalise.
+    std: like `mean`.
+    resize: the number of pixels of an image's shorter side after bicubic
+      scaling; 0 does not scale.
+    crop: the side of the square that is cut out of the centre after scaling, in
+      pixels; 0 does not crop.
+    pretrained: the weights to start from (see `load_pretrained`); '' draws
+      random weights.
+    dtype: the dtype in which a training step computes, forward and backward,
+      such as `'bfloat16'`; None is that of the parameters. Parameters, their
+      gradients, batch statistics and losses keep their own dtype. Testing
+      ignores this option, and integers stay integers.
 
   Raises:
-    TypeError: the module is none.
-    ValueError: a negative size, a crop larger than what it is cut out of, or a
-      mean without std.
+    TypeError: the module is not a `flax.linen.Module`.
+    ValueError: a size is negative, the crop is larger than the resized side, or
+      only one of `mean` and `std` is given.
   """
 
   module: nn.Module
@@ -97,70 +102,75 @@ class Classifier:
       )
 
   def init(self, key: jax.Array, input_spec: jax.ShapeDtypeStruct) -> PyTree:
-    """Returns the variables to start from.
+    """Returns the module's initial variables.
 
     Args:
-      key: of what is drawn: all, or the output layer of pretrained weights of
-        other classes.
+      key: the PRNG key of random weights. With pretrained weights, only the
+        output layer may be random, if the number of classes differs.
       input_spec: shape and dtype of one input, without a batch, such as
         `Split.input_spec`.
 
     Raises:
-      ValueError, ImportError, OSError: see `load_pretrained`; inputs that the
-        module cannot take, such as images that are too small for it; logits
-        that are not `[batch, classes]`; variables other than parameters and
-        batch statistics.
+      ValueError: the module cannot take such inputs, for example because images
+        are too small for it; its logits are not `[batch, classes]`; it has
+        variables other than parameters and batch statistics; or the pretrained
+        weights do not fit.
+      ImportError, OSError: see `load_pretrained`.
     """
     try:
       hash(self)
-    except TypeError:  # a module that holds arrays: it is compiled every time
-      variables = jax.jit(functools.partial(self._draw, input_spec))(key)
+    except TypeError:
+      # A module that holds arrays has no hash. It cannot be a static argument
+      # of `_jitted_init`, and is compiled in every call.
+      variables = jax.jit(functools.partial(self._random_init, input_spec))(key)
     else:
-      variables = _drawn(self, input_spec, key)
+      variables = _jitted_init(self, input_spec, key)
     if not self.pretrained:
       return variables
     return load_pretrained(variables, self.pretrained)
 
-  def _draw(self, input_spec, key):
-    one = jnp.zeros((1, *input_spec.shape), input_spec.dtype)
-    x, arguments = self._inputs(one), self._named(training=False)
+  def _random_init(self, input_spec, key):
+    """Returns random variables, after checking the module's outputs."""
+    batch = jnp.zeros((1, *input_spec.shape), input_spec.dtype)
+    x, arguments = self._prepare(batch), self._extra_arguments(training=False)
     name = type(self.module).__name__
     try:
       logits, variables = self.module.init_with_output(key, x, **arguments)
-    except Exception as error:  # of anybody's module
+    except Exception as error:  # users' modules may raise anything
       raise ValueError(
         f'{name} cannot take an input of '
         f'{"x".join(map(str, input_spec.shape))} {input_spec.dtype}: {error}'
       ) from error
     if getattr(logits, 'ndim', None) != 2:
       raise ValueError(
-        f'{name} must return logits [batch, classes], but of a batch of 1 it '
+        f'{name} must return logits [batch, classes], but for a batch of 1 it '
         f'returns {jax.tree.map(jnp.shape, logits)}'
       )
     if other := sorted(
       variables.keys() - set(_COLLECTIONS) - {'intermediates'}
     ):
       raise ValueError(
-        f'{name} has the collections {other} beside params and batch_stats, '
-        'and only these two are trained and aggregated'
+        f'{name} has the collections {other} beside params and batch_stats: '
+        'only these two are trained and aggregated, so remove the others from '
+        'the module'
       )
     return {k: v for k, v in variables.items() if k in _COLLECTIONS}
 
   def check_classes(
     self, variables: PyTree, input_spec: jax.ShapeDtypeStruct, num_classes: int
   ) -> None:
-    """Checks that there is a logit for each class.
+    """Checks that the module returns a logit for each class.
 
     Args:
-      variables: of the module.
-      input_spec: of one input.
-      num_classes: of the data.
+      variables: the variables of the module.
+      input_spec: shape and dtype of one input.
+      num_classes: the number of classes of the data.
 
     Raises:
       ValueError: there are fewer logits than classes.
     """
-    one = jax.ShapeDtypeStruct((1, *input_spec.shape), input_spec.dtype)
-    width = jax.eval_shape(self.logits, variables, one).shape[-1]
+    batch = jax.ShapeDtypeStruct((1, *input_spec.shape), input_spec.dtype)
+    width = jax.eval_shape(self.logits, variables, batch).shape[-1]
     if width < num_classes:
       raise ValueError(
         f'{type(self.module).__name__} returns {width} logits, but the data '
@@ -168,9 +178,10 @@ class Classifier:
       )
 
   def logits(self, variables: PyTree, inputs: jax.Array) -> jax.Array:
-    """Maps inputs `[batch, ...]` to logits `[batch, classes]`."""
-    x = self._inputs(inputs)
-    return self.module.apply(variables, x, **self._named(training=False))
+    """Maps inputs `[batch, ...]` to logits `[batch, classes]`, for testing."""
+    x = self._prepare(inputs)
+    arguments = self._extra_arguments(training=False)
+    return self.module.apply(variables, x, **arguments)
 
   def losses(
     self,
@@ -180,32 +191,36 @@ class Classifier:
     keys: jax.Array | None = None,
     mask: jax.Array | None = None,
   ) -> tuple[jax.Array, PyTree]:
-    """Training losses, and what a training step changes beside the parameters.
+    """Returns the losses of a training step, and the new batch statistics.
 
     Args:
-      variables: of the module.
+      variables: the variables of the module.
       inputs: `[batch, ...]`.
-      labels: `[batch]`.
-      keys: `[batch]`, of what is random for each example; None as in testing.
-      mask: `[batch]`, False where a row only pads the batch: it does not count
-        in the batch's statistics. None counts all.
+      labels: `[batch]` class numbers.
+      keys: `[batch]` PRNG keys, one for each example; None computes as in
+        testing.
+      mask: `[batch]` booleans, False for rows that only pad the batch and do
+        not count in its statistics. None counts all rows.
 
     Returns:
-      `[batch]` cross-entropies in nats, and the new `{'batch_stats': ...}`, or
-      `{}` of a module without them.
+      `[batch]` cross-entropies in nats, also of padding rows, and the updated
+      `{'batch_stats': ...}`, or `{}` if the module has no batch statistics.
     """
-    # Statistics of batches stay as they are: flax.linen sums them in float32.
-    variables = {**variables, 'params': self._computed(variables['params'])}
-    x = self._computed(self._inputs(inputs))
-    options: dict[str, Any] = self._named(keys is not None, keys, mask)
-    if keys is not None and 'keys' not in self._names:
-      options['rngs'] = {'dropout': jax.random.fold_in(keys[0], _BATCH)}
+    # Batch statistics are not cast: flax.linen sums them in float32.
+    params = self._cast_floats(variables['params'])
+    variables = {**variables, 'params': params}
+    x = self._cast_floats(self._prepare(inputs))
+    arguments: dict[str, Any] = self._extra_arguments(
+      keys is not None, keys, mask
+    )
+    if keys is not None and 'keys' not in self._argument_names:
+      arguments['rngs'] = {'dropout': jax.random.fold_in(keys[0], _WHOLE_BATCH)}
     if 'batch_stats' not in variables:
-      logits, updated = self.module.apply(variables, x, **options), {}
+      logits, updated = self.module.apply(variables, x, **arguments), {}
     else:
-      with nn.intercept_methods(functools.partial(_masked, mask)):
+      with nn.intercept_methods(functools.partial(_pass_mask, mask)):
         logits, updated = self.module.apply(
-          variables, x, mutable=['batch_stats'], **options
+          variables, x, mutable=['batch_stats'], **arguments
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return _cross_entropies(logits, labels), updated
@@ -217,16 +232,28 @@ class Classifier:
     labels: jax.Array,
     weights: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
-    """Weighted sums over a batch of the loss and of correct predictions."""
+    """Returns weighted sums of the loss and of correct predictions.
+
+    Args:
+      variables: the variables of the module.
+      inputs: `[batch, ...]`.
+      labels: `[batch]` class numbers.
+      weights: `[batch]`, 0 for rows that only pad the batch.
+
+    Returns:
+      The sum of the cross-entropies in nats, and the sum of correct
+      predictions, each row times its weight.
+    """
     logits = self.logits(variables, inputs)
     losses = _cross_entropies(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
-    losses = jnp.where(weights > 0, losses, 0)  # of padding, maybe not finite
+    # The loss of a padding row may not be finite, and 0 * nan is nan.
+    losses = jnp.where(weights > 0, losses, 0)
     return jnp.sum(weights * losses), jnp.sum(weights * correct)
 
-  def _named(self, training, keys=None, mask=None):
-    """Returns the arguments beside the inputs, those that the module names."""
-    offered = {
+  def _extra_arguments(self, training, keys=None, mask=None):
+    """Returns the arguments beside the inputs that the module's call names."""
+    available = {
       'keys': keys,
       'mask': mask,
       'train': training,
@@ -234,67 +261,83 @@ class Classifier:
       'deterministic': not training,
       'use_running_average': not training,
     }
-    return {k: offered[k] for k in self._names & offered.keys()}
+    return {k: available[k] for k in self._argument_names & available.keys()}
 
   @functools.cached_property
-  def _names(self) -> frozenset[str]:
-    """The names of the arguments that the module takes."""
-    _, *more = inspect.signature(self.module.__call__).parameters
-    return frozenset(more)
+  def _argument_names(self) -> frozenset[str]:
+    """The names of the parameters of the module's call, without the inputs."""
+    _, *names = inspect.signature(self.module.__call__).parameters
+    return frozenset(names)
 
-  def _computed(self, tree):
-    """Returns a tree with its floats, and not its integers, in `dtype`."""
+  def _cast_floats(self, tree):
+    """Casts the floats of a tree to `dtype`; leaves integers unchanged."""
 
-    def computed(x):
-      floats = jnp.issubdtype(x.dtype, jnp.floating)
-      return x.astype(self.dtype or x.dtype) if floats else x
+    def cast(x):
+      is_float = jnp.issubdtype(x.dtype, jnp.floating)
+      return x.astype(self.dtype or x.dtype) if is_float else x
 
-    return jax.tree.map(computed, tree)
+    return jax.tree.map(cast, tree)
 
-  def _inputs(self, inputs):
+  def _prepare(self, inputs):
+    """Resizes, crops and normalises inputs, as far as the options say."""
     if self.resize or self.crop:
-      inputs = _resized(inputs, self.resize, self.crop)
-    integers = jnp.issubdtype(inputs.dtype, jnp.integer)
-    if self.mean is None and integers:
+      inputs = _resize_and_crop(inputs, self.resize, self.crop)
+    is_integer = jnp.issubdtype(inputs.dtype, jnp.integer)
+    if self.mean is None and is_integer:
       return inputs
-    wide = jnp.promote_types(inputs.dtype, jnp.float32)
-    x = inputs.astype(jnp.float32 if integers else wide)
+    float_dtype = jnp.promote_types(inputs.dtype, jnp.float32)
+    x = inputs.astype(jnp.float32 if is_integer else float_dtype)
     if self.mean is None:
       return x
     return (x - jnp.array(self.mean)) / jnp.array(self.std)
 
 
-_drawn = jax.jit(Classifier._draw, static_argnums=(0, 1))
+# One compilation serves all equal classifiers and inputs of one shape.
+_jitted_init = jax.jit(Classifier._random_init, static_argnums=(0, 1))
 
 
-def _masked(
+def _pass_mask(
   mask: jax.Array | None,
   call: Callable[..., Any],
   args: tuple[Any, ...],
-  options: dict[str, Any],
+  kwargs: dict[str, Any],
   context: nn.module.InterceptorContext,
 ) -> Any:
-  """Gives the batch's mask to a BatchNorm that is called without one."""
-  normalises = isinstance(context.module, nn.BatchNorm)
-  if mask is None or not normalises or context.method_name != '__call__':
-    return call(*args, **options)
-  if options.get('mask') is None:
-    x = args[0] if args else options['x']
+  """Calls a method of a submodule, and passes the mask to a BatchNorm.
+
+  Flax calls this interceptor in place of every method of every submodule. A
+  BatchNorm that is called without a mask of its own receives the batch's mask.
+  All other calls are unchanged.
+  """
+  is_batch_norm = isinstance(context.module, nn.BatchNorm)
+  if mask is None or not is_batch_norm or context.method_name != '__call__':
+    return call(*args, **kwargs)
+  if kwargs.get('mask') is None:
+    x = args[0] if args else kwargs['x']
     if len(x) != len(mask):
       raise ValueError(
-        f'a BatchNorm sees {list(x.shape)} of a batch of {len(mask)}: which '
-        "rows are padding is not known, so the model's __call__ must name "
-        '`mask` and pass what is right for these rows'
+        f'a BatchNorm receives {list(x.shape)} for a batch of {len(mask)}, so '
+        "it is unknown which rows are padding: the model's __call__ must name "
+        '`mask` and pass the BatchNorm a mask for these rows'
       )
-    options = options | {'mask': mask.reshape(-1, *[1] * (x.ndim - 1))}
-  return call(*args, **options)
+    kwargs = kwargs | {'mask': mask.reshape(-1, *[1] * (x.ndim - 1))}
+  return call(*args, **kwargs)
 
 
-def _resized(images, resize, crop):
-  """The middle of the resized images, as torchvision's transforms cut it."""
-  pixels = images.dtype == jnp.uint8
+def _resize_and_crop(images, resize, crop):
+  """Resizes images and cuts out their centre, as torchvision's transforms do.
+
+  Args:
+    images: `[batch, height, width, channels]` of uint8 or floats.
+    resize: the shorter side after scaling, or 0.
+    crop: the side of the square in the centre, or 0.
+
+  Returns:
+    Float images. Those of uint8 stay within [0, 255].
+  """
+  is_uint8 = images.dtype == jnp.uint8
   if images.ndim != 4 or not (
-    pixels or jnp.issubdtype(images.dtype, jnp.floating)
+    is_uint8 or jnp.issubdtype(images.dtype, jnp.floating)
   ):
     raise ValueError(
       f'model.resize={resize} and model.crop={crop} are for images [height, '
@@ -306,12 +349,15 @@ def _resized(images, resize, crop):
   scaled = tuple(int(resize * s / min(sides)) if resize else s for s in sides)
   shape = (crop or scaled[0], crop or scaled[1])
   if min(scaled) < max(shape) and crop:
-    raise ValueError(f'images of {scaled} have no middle of model.crop={crop}')
+    raise ValueError(
+      f'images of {scaled} are smaller than model.crop={crop}: lower '
+      'model.crop or set model.resize'
+    )
   offsets = [round((s - c) / 2) for s, c in zip(scaled, shape, strict=True)]
   if scaled == sides:
     top, left = offsets
     return images[:, top : top + shape[0], left : left + shape[1]]
-  # What is not kept is not computed.
+  # Scaling and cropping in one call computes only the pixels that are kept.
   images = jax.image.scale_and_translate(
     images,
     (len(images), *shape, images.shape[-1]),
@@ -320,8 +366,8 @@ def _resized(images, resize, crop):
     -jnp.array(offsets, jnp.float32),
     'cubic',
   )
-  # A cubic overshoots the range of pixels; floats have no range.
-  return jnp.clip(images, 0, 255) if pixels else images
+  # Cubic interpolation overshoots the range of pixels. Floats have no range.
+  return jnp.clip(images, 0, 255) if is_uint8 else images
 
 
 _cross_entropies = optax.softmax_cross_entropy_with_integer_labels

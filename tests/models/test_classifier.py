@@ -89,7 +89,7 @@ def test_impossible_transforms(resize, crop, message):
 
 def test_images_smaller_than_the_crop():
   classifier = Classifier(CNN(10), (0.0,), (1.0,), crop=24)
-  with pytest.raises(ValueError, match=r'\(28, 20\) have no middle .*crop=24'):
+  with pytest.raises(ValueError, match=r'\(28, 20\) are smaller .*crop=24'):
     classifier.init(
       jax.random.key(0), jax.ShapeDtypeStruct((28, 20, 1), 'uint8')
     )

@@ -285,7 +285,7 @@ def test_a_norm_over_merged_axes_says_that_it_needs_the_mask():
   classifier = Classifier(Merged())
   x = features(BATCH, 5)
   variables = started(classifier, x)
-  with pytest.raises(ValueError, match=r'sees \[30, 1\] .* name `mask`'):
+  with pytest.raises(ValueError, match=r'receives \[30, 1\] .* name `mask`'):
     classifier.losses(variables, x, LABELS, KEYS, np.ones(BATCH, bool))
 
 
@@ -309,7 +309,7 @@ def test_images_too_small_for_the_network():
     CNN(3, features=(8,) * 4, pool='each'), (8.0,), (8.0,)
   )
   with pytest.raises(
-    ValueError, match='the network has nothing left of 8 x 8 images after'
+    ValueError, match='8 x 8 are too small: no pixel is left after convolution'
   ):
     started(classifier, np.zeros((1, 8, 8, 1), np.uint8))
   deep = Classifier(CNN(3, features=(8,) * 3, pool='each'), (8.0,), (8.0,))
@@ -317,7 +317,7 @@ def test_images_too_small_for_the_network():
   unpadded = CNN(3, features=(8,) * 4, padding='VALID')
   # 3 x 3 convolutions take 2 off: 8, 6, 4, 2, 0.
   with pytest.raises(
-    ValueError, match=r'8 x 8 images after convolution 4 .*VA'
+    ValueError, match=r'8 x 8 are too small: .* convolution 4 .*VA'
   ):
     started(Classifier(unpadded, (8.0,), (8.0,)), np.zeros((1, 8, 8, 1), 'u1'))
 

@@ -318,7 +318,7 @@ def changed(**tensors):
     ),
     (
       {'conv_stem__weight': None},
-      r"its names, such as 'blocks\.0\.0\.bn1\.bias', are not those of",
+      r"its tensor names, such as 'blocks\.0\.0\.bn1\.bias', are not those of",
     ),
   ],
 )
@@ -345,7 +345,7 @@ def test_a_file_with_squeeze_does_not_fit_a_model_without(lite, tmp_path):
 def test_another_models_variables(tmp_path):
   path = write_safetensors(tmp_path / 'w.safetensors', lite_tensors())
   variables = zeros(CNN(10))
-  with pytest.raises(ValueError, match='no EfficientNet has params/Conv_0/'):
+  with pytest.raises(ValueError, match=r'params/Conv_0/.* not in an Effic'):
     load_pretrained(variables, path)
 
 
@@ -355,7 +355,7 @@ def test_what_is_no_such_file(name, lite, tmp_path):
   with pytest.raises(ValueError, match=rf"no file '.*{name}'"):
     load_pretrained(zeros(lite), path)
   path.write_bytes(bytes(range(256)) * 9)
-  with pytest.raises(ValueError, match=rf'{name} is no \.'):
+  with pytest.raises(ValueError, match=rf'{name} is not a valid \.'):
     load_pretrained(zeros(lite), path)
 
 
@@ -408,7 +408,7 @@ def test_a_pickle_calls_no_function(protocol, lite, tmp_path):
   target = tmp_path / 'written'
   evil = pickle.dumps({'a': Calls(os.mkdir, str(target))}, protocol)
   path = write_pth(tmp_path / 'w.pth', evil)
-  with pytest.raises(ValueError, match='mkdir is no part of a tensor'):
+  with pytest.raises(ValueError, match='mkdir is refused: only dictionaries'):
     load_pretrained(zeros(lite), path)
   assert not target.exists()
   pickle.loads(evil)  # the same, trusted

@@ -1,1 +1,6 @@
-"""Convolutions and pooling in the forms that are fast on each backend."""
+"""Convolutions and pooling, written so that XLA runs them fast.
+
+Local training computes convolutions inside of compiled loops, where XLA is slow
+on CPUs, and under `vmap` with one kernel per client, where it is slow on GPUs.
+The modules here compute the same results in other forms.
+"""

@@ -1,14 +1,25 @@
-"""Layers in the form that is fast inside a compiled loop and under vmap.
+"""Convolutions and dropout that suit compiled loops and `vmap` over clients.
 
-Local training runs a convolution's gradients inside `lax.while_loop`, often
-under `vmap` with one kernel per client. Left to itself XLA is slow at both: on
-CPUs the kernel gradient inside a loop is 100 times slower than outside
-(https://github.com/jax-ml/jax/issues/12868), and on GPUs a vmapped convolution
-becomes a grouped one. `conv` goes in through Flax's own door:
+Local training computes the gradients of convolutions inside of a compiled loop
+(`lax.while_loop`), often under `vmap` with one kernel per client. XLA's own
+convolution, `lax.conv_general_dilated`, is slow at both:
+
+- On CPUs the gradient with respect to the kernel takes 100 times as long inside
+  of a loop as outside: 2,945 ms against 29 ms (jaxlib 0.10.2, 2 cores;
+  https://github.com/jax-ml/jax/issues/12868). The workaround in
+  `_kernel_gradient` takes 33 ms. The paper's CNN trains at 20 samples a second
+  with XLA's own convolutions and pooling. It trains at about 1,400 with this
+  workaround, shifted products for its first convolution, pooling by reshape and
+  two virtual devices.
+- On GPUs a convolution under `vmap` with one kernel per client becomes a
+  grouped convolution, which is slow.
+
+`conv` avoids both. Models stay plain `flax.linen` modules, because Flax's
+convolution layer takes the convolution as an argument:
 
     nn.Conv(32, (3, 3), conv_general_dilated=conv)
 
-computes what `nn.Conv(32, (3, 3))` does, and models stay plain `flax.linen`.
+computes the same as `nn.Conv(32, (3, 3))`.
 """
 
 import functools
@@ -24,7 +35,9 @@ from lca.models.kernels import depthwise, pooling, winograd
 from lca.models.kernels.windows import windows
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-_GRADIENT_EXAMPLES = 4  # a kernel gradient of so many images stays in a cache
+# The CPU form of the kernel gradient takes this many images at a time, so that
+# they stay in the processor's cache.
+_GRADIENT_EXAMPLES = 4
 
 
 def conv(
@@ -39,41 +52,49 @@ def conv(
   precision: lax.PrecisionLike = None,
   pool: bool = False,
 ) -> jax.Array:
-  """`lax.conv_general_dilated`, to be handed to `flax.linen.Conv`.
+  """Replaces `lax.conv_general_dilated` as an argument of `flax.linen.Conv`.
 
-  Two-dimensional convolutions in Flax's layout, without dilation, padded by
-  less than the kernel, take a fast form if they have one group, or are
-  depthwise: one filter for each channel, not smaller than its strides. All
-  others are passed on to `lax.conv_general_dilated`.
+  The result is the same. A convolution takes a fast form if it is
+  two-dimensional, in Flax's layout, without dilation, padded by less than the
+  kernel's size, and either of these:
+
+  - it has one group, as ordinary convolutions have;
+  - it is depthwise (one filter for each channel), with a kernel that is at
+    least as large as the strides.
+
+  All other convolutions are passed on to `lax.conv_general_dilated`.
 
   Args:
     lhs: `[batch, height, width, in]` images.
-    rhs: `[kernel height, kernel width, in, out]`.
-    window_strides: as in `lax.conv_general_dilated`, like all that follow.
+    rhs: `[kernel height, kernel width, in, out]` kernel. Its third axis is
+      `in / feature_group_count` if there are several groups.
+    window_strides: the strides down and across.
     padding: `'SAME'`, `'VALID'`, or pairs.
-    lhs_dilation: None is 1.
-    rhs_dilation: None is 1.
-    dimension_numbers: NHWC, HWIO, NHWC is Flax's.
-    feature_group_count: number of groups.
-    precision: of the products.
-    pool: max-pools the result, see `conv_max_pool`.
+    lhs_dilation: dilation of the images; None is 1.
+    rhs_dilation: dilation of the kernel; None is 1.
+    dimension_numbers: the layout; Flax's is `('NHWC', 'HWIO', 'NHWC')`.
+    feature_group_count: the number of groups.
+    precision: precision of the products, as in `lax.conv_general_dilated`.
+    pool: True max-pools the result over 2 x 2 squares, as `conv_max_pool` does.
 
   Returns:
-    `[batch, height, width, out]`, or half as high and as wide if pooled.
+    `[batch, height', width', out]`, or
+    `[batch, height' // 2, width' // 2, out]` if pooled.
   """
   strides = tuple(int(stride) for stride in window_strides)
-  pads = _plain_pads(
+  pads = _fast_padding(
     lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
   )
   if pads is not None and feature_group_count == 1:
     if pool and strides == (1, 1) and _winograd_pays(lhs, rhs, pads):
       return _conv2d_max_pool(lhs, rhs, pads, precision)
     if strides != (1, 1):
-      # One matrix product, of which every gradient is one too.
-      seen = windows(lhs, rhs.shape, pads, strides)
-      columns = jnp.concatenate([window for _, _, window in seen], axis=-1)
-      flat = rhs.reshape(-1, rhs.shape[-1])
-      y = jnp.dot(columns, flat, precision=precision)
+      # With strides, the pixels under the kernel are gathered, and one matrix
+      # product follows ("im2col"). Its gradients are matrix products, too.
+      shifted = [w for _, _, w in windows(lhs, rhs.shape, pads, strides)]
+      patches = jnp.concatenate(shifted, axis=-1)  # [..., positions * in]
+      matrix = rhs.reshape(-1, rhs.shape[-1])  # [positions * in, out]
+      y = jnp.dot(patches, matrix, precision=precision)
     elif rhs.shape[:2] == (1, 1):
       y = jnp.dot(lhs, rhs[0, 0], precision=precision)
     else:
@@ -83,7 +104,6 @@ def conv(
     and feature_group_count == lhs.shape[3] == rhs.shape[3]
     and all(map(operator.ge, rhs.shape[:2], strides))
   ):
-    # Each channel has one filter, which is not smaller than its strides.
     y = depthwise.conv(lhs, rhs, strides, pads)
   else:
     y = lax.conv_general_dilated(
@@ -100,17 +120,22 @@ def conv(
   return pooling.max_pool(y) if pool else y
 
 
-# Handed to flax.linen.Conv it pools before the bias is added: a bias, and a
-# ReLU after it, make no difference to which entry is the largest.
 conv_max_pool = functools.partial(conv, pool=True)
+"""`conv` followed by 2 x 2 max-pooling, as an argument of `flax.linen.Conv`.
+
+`nn.Conv` then pools before it adds the bias. The result is the same as with
+pooling after the bias and after a ReLU: both are monotonic and the same for all
+pixels of a channel, so they do not change which entry is the largest.
+"""
 
 
-def _plain_pads(
+def _fast_padding(
   lhs, rhs, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers
 ):
-  """Returns the padding of a convolution that may be fast, or else None.
+  """Returns the padding as pairs, or None if there is no fast form.
 
-  It has two dimensions, no dilation and Flax's layout.
+  There is one if the convolution has two dimensions, no dilation, Flax's
+  layout, and less padding than the kernel's size. See `conv`.
   """
   ones = (1,) * len(strides)
   layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -124,7 +149,8 @@ def _plain_pads(
   sides, kernel = lhs.shape[1:3], rhs.shape[:2]
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(sides, kernel, strides, padding)
-  # Each window must see the image, in whole or in part.
+  # The kernel fits into the padded images, and everywhere covers at least one
+  # pixel that is not padding.
   if not all(
     k <= size + low + high and 0 <= low < k and 0 <= high < k
     for size, k, (low, high) in zip(sides, kernel, padding, strict=True)
@@ -134,7 +160,12 @@ def _plain_pads(
 
 
 def _winograd_pays(x, kernel, padding):
-  """On CPUs; with less to multiply, transforms cost more than they save."""
+  """Returns True if Winograd's form is faster on CPUs.
+
+  It is for 3 x 3 kernels in float32. Its transforms of images and kernels pay
+  only if there is much to multiply: at least 32 input channels, 32 output
+  channels, and 2^19 for height' * width' * in * out.
+  """
   *sides, channels, features = kernel.shape
   if sides != [3, 3] or min(channels, features) < 32 or not len(x):
     return False
@@ -145,15 +176,18 @@ def _winograd_pays(x, kernel, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d(x, kernel, padding, precision):
+  """Returns a convolution of stride 1 in the form for the platform at hand."""
   if kernel.shape[2] == 1:
     return _shifted_products(x, kernel, padding, precision)
-  on_cpu = winograd.conv if _winograd_pays(x, kernel, padding) else _padded
-  # One product per kernel position is a batched matrix product under vmap,
-  # where a native convolution would be a grouped one.
+  pays = _winograd_pays(x, kernel, padding)
+  cpu_form = winograd.conv if pays else _conv_with_padding
+  # On accelerators, one matrix product for each kernel position becomes a
+  # batched matrix product under `vmap` with one kernel per client. XLA's own
+  # convolution would become a grouped convolution, which is slow.
   return lax.platform_dependent(
     x,
     kernel,
-    cpu=lambda x, k: on_cpu(x, k, padding, precision),
+    cpu=lambda x, k: cpu_form(x, k, padding, precision),
     default=lambda x, k: _shifted_products(x, k, padding, precision),
   )
 
@@ -177,22 +211,32 @@ _conv2d.defvjp(_conv2d_fwd, _conv2d_bwd)
 
 
 def _gradients(x, kernel, g, padding, precision):
+  """Returns the gradients with respect to the images and the kernel.
+
+  The gradient with respect to the images is the convolution of `g`, the
+  gradient with respect to the result, with the kernel turned by 180 degrees.
+  """
   sides = zip(kernel.shape[:2], padding, strict=True)
-  opposite = tuple((size - 1 - lo, size - 1 - hi) for size, (lo, hi) in sides)
+  g_padding = tuple((size - 1 - lo, size - 1 - hi) for size, (lo, hi) in sides)
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-  dx = _conv2d(g, turned, opposite, precision)
+  dx = _conv2d(g, turned, g_padding, precision)
   return dx, _kernel_gradient(x, g, kernel, padding, precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d_max_pool(x, kernel, padding, precision):
+  """Returns `_conv2d`, max-pooled. CPUs compute both in one pass.
+
+  The backward pass keeps one byte for each pooled entry (see
+  `pooling.largest`), and not the result of the convolution.
+  """
   return _conv2d_max_pool_fwd(x, kernel, padding, precision)[0]
 
 
 def _conv2d_max_pool_fwd(x, kernel, padding, precision):
   def in_two_passes(x, kernel):
     y = _conv2d(x, kernel, padding, precision)
-    return pooling.largest(pooling.squares(y))
+    return pooling.largest(pooling.split_squares(y))
 
   pooled, winners = lax.platform_dependent(
     x,
@@ -206,7 +250,7 @@ def _conv2d_max_pool_fwd(x, kernel, padding, precision):
 def _conv2d_max_pool_bwd(padding, precision, residuals, g):
   def in_two_passes(x, kernel, winners, g):
     sides = winograd.output_sides(x, padding)
-    g = pooling.unpooled(winners, g, sides)
+    g = pooling.max_pool_gradient(winners, g, sides)
     return _gradients(x, kernel, g, padding, precision)
 
   return lax.platform_dependent(
@@ -222,12 +266,17 @@ def _conv2d_max_pool_bwd(padding, precision, residuals, g):
 _conv2d_max_pool.defvjp(_conv2d_max_pool_fwd, _conv2d_max_pool_bwd)
 
 
-def _padded(x, kernel, padding, precision):
-  """A convolution that is padded: on CPUs one without takes twice as long."""
+def _conv_with_padding(x, kernel, padding, precision):
+  """Returns XLA's convolution, computed with padding even if there is none.
+
+  A workaround for XLA on CPUs (jaxlib 0.10): a convolution without padding
+  takes twice as long as one with padding. If there is none, this function pads
+  the images and cuts the surplus off the result.
+  """
   if any(pad for pads in padding for pad in pads):
-    return _native(x, kernel, padding, precision)
+    return _xla_conv(x, kernel, padding, precision)
   edges = [size // 2 for size in kernel.shape[:2]]
-  out = _native(x, kernel, tuple((e, e) for e in edges), precision)
+  out = _xla_conv(x, kernel, tuple((e, e) for e in edges), precision)
   height, width = (
     size - k + 1 for size, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
   )
@@ -235,28 +284,40 @@ def _padded(x, kernel, padding, precision):
   return out[:, top : top + height, left : left + width]
 
 
-def _native(x, kernel, padding, precision):
+def _xla_conv(x, kernel, padding, precision):
   return lax.conv_general_dilated(
     x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT, precision=precision
   )
 
 
 def _shifted_products(x, kernel, padding, precision):
-  sums = jnp.promote_types(x.dtype, jnp.float32)
+  """Returns a convolution as a sum of one product per kernel position.
+
+  The images, shifted to a position, are multiplied by the kernel's `[in, out]`
+  matrix there. The sum is in float32 or wider.
+  """
+  sum_dtype = jnp.promote_types(x.dtype, jnp.float32)
 
   def product(window, weights):  # [..., in] times [in, out]
     if len(weights) == 1:
-      return window.astype(sums) * weights[0]
+      return window.astype(sum_dtype) * weights[0]
     return jnp.dot(
-      window, weights, precision=precision, preferred_element_type=sums
+      window, weights, precision=precision, preferred_element_type=sum_dtype
     )
 
-  seen = windows(x, kernel.shape, padding)
-  total = sum(product(window, kernel[i, j]) for i, j, window in seen)
+  shifted = windows(x, kernel.shape, padding)
+  total = sum(product(window, kernel[i, j]) for i, j, window in shifted)
   return total.astype(x.dtype)
 
 
 def _kernel_gradient(x, g, kernel, padding, precision):
+  """Returns the gradient with respect to the kernel, in the kernel's dtype.
+
+  The `[in, out]` entry at position (i, j) is the product of the images shifted
+  by (i, j) with `g`, summed over all pixels of all images. Three forms compute
+  it: one for images of a single channel, one for CPUs, one for accelerators.
+  """
+
   def by_position(x, g):
     g = g.reshape(-1, g.shape[-1])
     rows = [
@@ -266,31 +327,34 @@ def _kernel_gradient(x, g, kernel, padding, precision):
     return jnp.stack(rows).reshape(kernel.shape)
 
   def single_channel(x, g):
-    seen = windows(x, kernel.shape, padding)
-    columns = jnp.stack([w.reshape(-1) for _, _, w in seen])
-    product = jnp.dot(columns, g.reshape(-1, g.shape[-1]), precision=precision)
+    shifted = windows(x, kernel.shape, padding)
+    rows = jnp.stack([w.reshape(-1) for _, _, w in shifted])
+    product = jnp.dot(rows, g.reshape(-1, g.shape[-1]), precision=precision)
     return product.reshape(kernel.shape)
 
   def by_convolution(x, g):
-    # As an ordinary convolution, in which images are the channels: this is
-    # what escapes the slow path of XLA's CPU backend.
+    # A workaround for XLA on CPUs (jaxlib 0.10.2): the gradient that autodiff
+    # makes of a convolution takes 2,945 ms inside of a loop. The same sum is
+    # written here as an ordinary convolution, which takes 33 ms. In it, the
+    # channels of the images are the batch, the images are the channels, and
+    # `g` is the kernel.
     def add(i, total):
       start = i * _GRADIENT_EXAMPLES
       images, gradients = (
         lax.dynamic_slice_in_dim(a, start, _GRADIENT_EXAMPLES) for a in (x, g)
       )
-      part = _native(
-        images.transpose(3, 1, 2, 0),
-        gradients.transpose(1, 2, 0, 3),
+      part = _xla_conv(
+        images.transpose(3, 1, 2, 0),  # [in, height, width, examples]
+        gradients.transpose(1, 2, 0, 3),  # [height', width', examples, out]
         padding,
         precision,
       )
+      # From [in, i, j, out] to the kernel's [i, j, in, out].
       return total + part.transpose(1, 2, 0, 3)
 
     missing = -len(x) % _GRADIENT_EXAMPLES
     x, g = (jnp.pad(a, ((0, missing), (0, 0), (0, 0), (0, 0))) for a in (x, g))
-    sums = jnp.promote_types(kernel.dtype, jnp.float32)
-    zero = jnp.zeros(kernel.shape, sums)
+    zero = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
     total = lax.fori_loop(0, len(x) // _GRADIENT_EXAMPLES, add, zero)
     return total.astype(kernel.dtype)
 
@@ -302,17 +366,18 @@ def _kernel_gradient(x, g, kernel, padding, precision):
 def dropout(
   x: jax.Array, rate: float, keys: jax.Array | None, place: int
 ) -> jax.Array:
-  """Dropout with a key of its own for every example.
+  """Applies dropout with a separate PRNG key for every example.
 
-  A mask then does not depend on which examples it is drawn beside, and so not
-  on the size of a micro-batch or a chunk.
+  The mask of an example depends on its own key alone. The other examples of the
+  batch, and the size of a micro-batch or a chunk, do not change it.
 
   Args:
     x: `[batch, ...]`.
-    rate: the share of entries set to 0; the others are scaled up by 1 / (1 -
-      rate).
-    keys: `[batch]`; None returns `x`.
-    place: of this dropout in the model, folded into the keys.
+    rate: the probability with which an entry is set to 0. The other entries are
+      multiplied by 1 / (1 - rate).
+    keys: `[batch]` PRNG keys; None, as in testing, returns `x`.
+    place: an integer that tells this dropout from the model's other ones. It is
+      folded into the keys, so that their masks are independent.
 
   Returns:
     `[batch, ...]`.
@@ -320,8 +385,8 @@ def dropout(
   if keys is None or not rate:
     return x
 
-  def kept(key):
-    own = jax.random.fold_in(key, place)
-    return jax.random.bernoulli(own, 1 - rate, x.shape[1:])
+  def draw_mask(key):
+    key = jax.random.fold_in(key, place)
+    return jax.random.bernoulli(key, 1 - rate, x.shape[1:])
 
-  return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), 0)
+  return jnp.where(jax.vmap(draw_mask)(keys), x / (1 - rate), 0)

@@ -1,4 +1,4 @@
-"""Convolutions as sums over the kernel's positions."""
+"""The shifted copies of images that a convolution sums over."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = Sequence[tuple[int, int]]
-"""Below and above, of height and of width."""
+"""Rows added above and below, then columns added on the left and the right."""
 
 
 def windows(
@@ -16,24 +16,30 @@ def windows(
   padding: Padding,
   strides: Sequence[int] = (1, 1),
 ) -> Iterator[tuple[int, int, jax.Array]]:
-  """The images as each position of a kernel sees them.
+  """Yields, for each position of a kernel, the pixels that it multiplies.
+
+  A convolution is a sum over the kernel's positions (i, j). Each term is the
+  kernel's entry at (i, j) times the padded images shifted by (i, j). This
+  generator yields these shifted images, subsampled by the strides.
 
   Args:
-    x: `[batch, height, width, channels]`.
-    kernel_shape: of which the first two are the kernel's height and width.
-    padding: pairs.
-    strides: down and across.
+    x: `[batch, height, width, channels]` images.
+    kernel_shape: its first two entries are the kernel's height and width.
+    padding: pairs, see `Padding`.
+    strides: the strides down and across.
 
   Yields:
-    The position's row and column, and `[batch, height', width', channels]`.
+    i, j and the `[batch, height', width', channels]` pixels, where height' and
+    width' are those of the convolution's result.
   """
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   batch, *sides, channels = padded.shape
-  down, right = (
+  # How many pixels the kernel's corner travels, down and across.
+  down, across = (
     stride * ((side - k) // stride) + 1
     for side, k, stride in zip(sides, kernel_shape[:2], strides, strict=True)
   )
   for i in range(kernel_shape[0]):
     for j in range(kernel_shape[1]):
-      end = (batch, i + down, j + right, channels)
+      end = (batch, i + down, j + across, channels)
       yield i, j, lax.slice(padded, (0, i, j, 0), end, (1, *strides, 1))

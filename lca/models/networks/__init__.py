@@ -1,1 +1,1 @@
-"""Networks: plain `flax.linen` modules."""
+"""The built-in networks, which are plain `flax.linen` modules."""

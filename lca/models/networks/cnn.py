@@ -1,4 +1,4 @@
-"""The convolutional networks of the two papers."""
+"""The convolutional networks of the layerwise cosine paper and of LEGATO."""
 
 import math
 from collections.abc import Sequence
@@ -17,36 +17,42 @@ InitialWeights = Literal['lecun_normal', 'torch']
 
 
 class CNN(nn.Module):
-  """3 x 3 convolutions with pooling, then dense layers, each with a ReLU.
+  """3 x 3 convolutions with pooling, then dense layers, with ReLUs between.
 
-  By default the layerwise cosine paper's (García-Márquez et al. 2025, 4.1):
-  convolutions with 32 and 64 features, 2 x 2 max-pooling, a dense layer of
-  128, and the output layer: 1,625,866 parameters on 28 x 28 x 1 images with 10
-  classes. With `padding='VALID'` and `dropout=(0.25, 0.5)` it is LEGATO's
-  (Varma et al. 2021, Table I): 1,199,882. The paper's text has one dropout
-  layer, without a rate; two of these rates are usual for this network.
+  The defaults give the network of the layerwise cosine paper (García-Márquez et
+  al. 2025, section 4.1): convolutions with 32 and 64 features, 2 x 2
+  max-pooling, a dense layer of width 128, and the output layer. It has
+  1,625,866 parameters for 28 x 28 x 1 images and 10 classes.
 
-  Flax and PyTorch start such layers differently. With `initial_weights=
-  'lecun_normal'`, Flax's default, a kernel is drawn from a normal distribution
-  that is cut off at two deviations and has the variance 1 / fan_in, and biases
-  are 0. With `'torch'` kernels and biases are uniform in
-  [-1 / sqrt(fan_in), 1 / sqrt(fan_in)], a third of the variance, as by the
-  layerwise cosine paper's code: PyTorch's default, Kaiming's uniform
-  distribution with a = sqrt(5). The fan-in is the number of inputs that one
-  output is a sum over: 9 times the features before a convolution. It matters in
-  the first rounds: with `'torch'` the losses fall later.
+  With `padding='VALID'` and `dropout=(0.25, 0.5)` it is the network of LEGATO
+  (Varma et al. 2021, Table I), with 1,199,882 parameters. The text of that
+  paper mentions one dropout layer without its rate; the two rates here are the
+  usual ones for this network.
+
+  Flax and PyTorch initialise such layers differently. The fan-in of a layer is
+  the number of inputs that each output sums over: 9 times the input channels
+  for a convolution.
+
+  - `initial_weights='lecun_normal'` is Flax's default: kernels are drawn from a
+    normal distribution that is truncated at two standard deviations and has the
+    variance 1 / fan_in; biases are 0.
+  - `initial_weights='torch'` is PyTorch's default, which the code of the
+    layerwise cosine paper uses: kernels and biases are uniform in
+    [-1 / sqrt(fan_in), 1 / sqrt(fan_in)]. Their variance is a third of the
+    other one. PyTorch calls it Kaiming's uniform distribution with
+    a = sqrt(5). In the first rounds, losses fall later with these weights.
 
   Attributes:
-    num_classes: width of the output.
-    features: of the convolutions.
-    pool: after the `'last'` convolution, or after `'each'`.
-    hidden: widths of the dense layers between.
-    padding: of the convolutions, `'SAME'` or `'VALID'`.
-    dropout: rates before and after the hidden dense layers.
+    num_classes: the width of the output.
+    features: the number of output channels of each convolution.
+    pool: `'last'` pools after the last convolution, `'each'` after each one.
+    hidden: the widths of the hidden dense layers.
+    padding: the padding of the convolutions, `'SAME'` or `'VALID'`.
+    dropout: the dropout rates before the hidden dense layers and after them.
     initial_weights: `'lecun_normal'` or `'torch'`, see above.
 
   Raises:
-    ValueError: an option with an impossible value.
+    ValueError: an option has an impossible value.
   """
 
   num_classes: int
@@ -79,32 +85,34 @@ class CNN(nn.Module):
     """Maps images to logits.
 
     Args:
-      x: `[batch, height, width, channels]`; without convolutions
-        `[batch, ...]`.
-      keys: `[batch]`, of each image's dropout; None for testing.
+      x: `[batch, height, width, channels]` images, or `[batch, ...]` inputs of
+        any shape if there are no convolutions.
+      keys: `[batch]` PRNG keys for the dropout of each image; None for testing.
 
     Returns:
-      `[batch, num_classes]`.
+      `[batch, num_classes]` logits.
 
     Raises:
-      ValueError: inputs that are no images, or images that are too small.
+      ValueError: the inputs of convolutions are not images, or are too small.
     """
     if self.features and x.ndim != 4:
       raise ValueError(
         'convolutions take images [batch, height, width, channels], got '
-        f'{list(x.shape)}: without any, model.features=(), the network takes '
-        'inputs of every shape'
+        f'{list(x.shape)}: pass images, or set model.features=() for a network '
+        'without convolutions, which takes inputs of any shape'
       )
-    before, after = self.dropout
+    rate_before, rate_after = self.dropout
     sides = x.shape[1:3]
-    lost = 2 if self.padding == 'VALID' else 0
+    # A 3 x 3 convolution without padding makes each side 2 pixels shorter.
+    shrinkage = 2 if self.padding == 'VALID' else 0
     for i, features in enumerate(self.features, start=1):
       pooled = self.pool == 'each' or i == len(self.features)
-      if min(x.shape[1:3]) - lost < (2 if pooled else 1):
+      if min(x.shape[1:3]) - shrinkage < (2 if pooled else 1):
         raise ValueError(
-          f'the network has nothing left of {sides[0]} x {sides[1]} images '
+          f'images of {sides[0]} x {sides[1]} are too small: no pixel is left '
           f'after convolution {i} of model.features={self.features} with '
-          f'model.pool={self.pool!r} and model.padding={self.padding!r}'
+          f'model.pool={self.pool!r} and model.padding={self.padding!r}; '
+          'use fewer convolutions or larger images'
         )
       convolution = nn.Conv(
         features,
@@ -114,17 +122,21 @@ class CNN(nn.Module):
         **self._initializers(9 * x.shape[-1]),
       )
       x = nn.relu(convolution(x))
-    x = dropout(x, before, keys, 0)
+    x = dropout(x, rate_before, keys, 0)
     x = x.reshape(len(x), -1)
     for features in self.hidden:
       x = nn.relu(nn.Dense(features, **self._initializers(x.shape[-1]))(x))
-    x = dropout(x, after, keys, 1)
+    x = dropout(x, rate_after, keys, 1)
     return nn.Dense(self.num_classes, **self._initializers(x.shape[-1]))(x)
 
   def _initializers(self, fan_in: int) -> dict[str, Initializer]:
-    """Returns a layer's initialisers; PyTorch's biases know the fan-in."""
+    """Returns the initialisers of a layer, as keyword arguments for it.
+
+    PyTorch's initialisers depend on the layer's fan-in. Flax would not tell it
+    to the initialiser of a bias, so it is passed here.
+    """
     if self.initial_weights == 'lecun_normal':
-      return {}  # Flax's own
+      return {}  # the layer's defaults
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(key, shape, dtype):

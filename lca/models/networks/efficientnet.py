@@ -1,4 +1,4 @@
-"""EfficientNet-B0, and the variant without squeeze-and-excitation, Lite0."""
+"""EfficientNet-B0, and Lite0, its variant without squeeze-and-excitation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ Padding = Literal['symmetric', 'same']
 
 
 class Stage(NamedTuple):
-  """A row of the network's table: blocks of one width.
+  """A stage of the network: a row of Table 1 of the paper.
 
   Attributes:
-    expand: how many times wider a block is inside.
-    kernel: size of its depthwise convolution.
-    stride: of its first block; the others have 1.
-    features: that its blocks return.
-    repeats: the number of its blocks.
+    expand: the factor by which a block widens its inputs internally.
+    kernel: the size of the depthwise convolutions.
+    stride: the stride of the first block; all other blocks have stride 1.
+    features: the number of output channels of each block.
+    repeats: the number of blocks.
   """
 
   expand: int
@@ -34,6 +34,7 @@ class Stage(NamedTuple):
   repeats: int
 
 
+# Expansion, kernel, stride, features and repeats of each stage.
 B0 = (
   Stage(1, 3, 1, 16, 1),
   Stage(6, 3, 2, 24, 2),
@@ -46,18 +47,19 @@ B0 = (
 
 
 class ConvNorm(nn.Module):
-  """A convolution without bias, and batch normalisation.
+  """A convolution without bias, followed by batch normalisation.
 
   Attributes:
-    features: that it returns.
-    padding: of the images, to `ceil(size / stride)` in both cases:
-      `'symmetric'` is PyTorch's, `'same'` TensorFlow's, which at stride 2 may
-      pad one more after than before.
-    epsilon: added to the variance.
-    training: normalises by the batch's statistics, and not by the running ones.
-    kernel: size.
-    stride: in both directions.
-    depthwise: one filter for each channel.
+    features: the number of output channels.
+    padding: `'symmetric'`, as in PyTorch, or `'same'`, as in TensorFlow, where
+      stride 2 may pad one row or column more at the end than at the start. Both
+      give outputs with sides `ceil(side / stride)`.
+    epsilon: the constant that is added to the variance.
+    training: True normalises by the statistics of the batch, False by the
+      running statistics.
+    kernel: the size of the kernel in both directions.
+    stride: the stride in both directions.
+    depthwise: True has one filter for each channel.
   """
 
   features: int
@@ -72,7 +74,10 @@ class ConvNorm(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Maps `[batch, h, w, c]` to `[batch, h / stride, w / stride, features]`.
 
-    Only images of the mask `[batch, 1, 1, 1]` count in the batch's statistics.
+    Args:
+      x: the images.
+      mask: `[batch, 1, 1, 1]` booleans. Images where it is False do not count
+        in the batch's statistics. None counts all images.
     """
     x = nn.Conv(
       self.features,
@@ -90,13 +95,16 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-  """Scales every channel by a gate that looks at all channels' means.
+  """Multiplies each channel by a gate between 0 and 1.
 
-  Hu, Shen and Sun, Squeeze-and-excitation networks, CVPR 2018.
+  The gates are computed from the means of all channels by two dense layers.
 
   Attributes:
-    features: of the hidden layer.
-    activation: of it.
+    features: the width of the hidden layer.
+    activation: the activation of the hidden layer.
+
+  References:
+    Hu, Shen and Sun, Squeeze-and-excitation networks, CVPR 2018.
   """
 
   features: int
@@ -114,17 +122,19 @@ class SqueezeExcite(nn.Module):
 
 
 class MBConv(nn.Module):
-  """Mobile inverted bottleneck, without its shortcut.
+  """A mobile inverted bottleneck, without its shortcut.
 
-  A pointwise convolution widens, a depthwise one looks around, squeeze and
-  excitation weighs the channels, and a pointwise convolution narrows.
+  A pointwise convolution increases the number of channels, a depthwise
+  convolution mixes neighbouring pixels, squeeze-and-excitation scales the
+  channels, and a pointwise convolution reduces their number again.
 
   Attributes:
-    stage: that it belongs to.
-    stride: of the depthwise convolution.
-    squeeze: whether there is squeeze-and-excitation.
-    activation: after all convolutions but the last.
-    conv_norm: a ConvNorm but for features, kernel and stride.
+    stage: the stage to which the block belongs.
+    stride: the stride of the depthwise convolution.
+    squeeze: True has squeeze-and-excitation.
+    activation: the activation after all convolutions but the last one.
+    conv_norm: makes a `ConvNorm` with the network's padding and epsilon from
+      features, kernel and stride.
   """
 
   stage: Stage
@@ -137,7 +147,9 @@ class MBConv(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Maps `[batch, h, w, c]` to `[batch, h / stride, w / stride, features]`.
 
-    The mask is ConvNorm's.
+    Args:
+      x: the images.
+      mask: `[batch, 1, 1, 1]` booleans or None, as in `ConvNorm`.
     """
     stage, features = self.stage, x.shape[-1]
     wide = features * stage.expand
@@ -158,26 +170,33 @@ class MBConv(nn.Module):
 
 
 class EfficientNet(nn.Module):
-  """EfficientNet-B0 (Tan and Le 2019, Table 1), as the layerwise paper uses it.
+  """EfficientNet-B0 (Tan and Le 2019, Table 1).
 
-  5,288,548 parameters with 1,000 classes. The defaults compute what
-  torchvision's and timm's `efficientnet_b0` do, with one difference in
-  training: the running variance follows the batch's variance itself, and not
-  its unbiased estimate, as everywhere in Flax.
+  The layerwise cosine paper uses this network. It has 5,288,548 parameters with
+  1,000 classes. The defaults compute the same as `efficientnet_b0` of
+  torchvision and timm, with one difference in training: as everywhere in Flax,
+  the running variance follows the biased variance of the batch and not the
+  unbiased one.
 
   Attributes:
-    num_classes: width of the output.
-    stages: the network's table.
-    squeeze: whether blocks have squeeze-and-excitation.
+    num_classes: the width of the output.
+    stages: the stages of the network.
+    squeeze: True has squeeze-and-excitation in each block.
     activation: `'swish'` or `'relu6'`.
-    padding: of the convolutions, `'symmetric'` (PyTorch's) or `'same'`
-      (TensorFlow's).
-    epsilon: of batch normalisation.
-    dropout: rate before the output layer.
-    stochastic_depth: rate at which a block behind the last would be skipped for
-      an image; it falls linearly to 0 at the first (Huang et al. 2016).
+    padding: the padding of the convolutions, `'symmetric'` (as in PyTorch) or
+      `'same'` (as in TensorFlow), see `ConvNorm`.
+    epsilon: the constant that batch normalisation adds to the variance.
+    dropout: the dropout rate before the output layer.
+    stochastic_depth: sets the probability with which training skips a block for
+      an image (Huang et al. 2016). For block i of n, counted from 0, it is
+      `stochastic_depth * i / n`. Only blocks with a shortcut can be skipped.
+
+  Raises:
+    ValueError: an option has an impossible value.
 
   References:
+    Huang et al., Deep networks with stochastic depth, ECCV 2016.
+
     Tan and Le, EfficientNet: rethinking model scaling for convolutional neural
     networks, ICML 2019.
   """
@@ -211,18 +230,19 @@ class EfficientNet(nn.Module):
     """Maps images to logits.
 
     Args:
-      x: `[batch, height, width, 3]`.
-      keys: `[batch]`, of what is random for each image in training; None for
-        testing. With keys the batch's statistics normalise, and the running
-        ones, the collection `batch_stats`, take a tenth of them on.
-      mask: `[batch]`, False where a row only pads the batch: it does not count
-        in the batch's statistics. None counts all.
+      x: `[batch, height, width, 3]` images.
+      keys: `[batch]` PRNG keys for the dropout and stochastic depth of each
+        image in training; None for testing. With keys, batch normalisation uses
+        the statistics of the batch, and moves the running statistics (the
+        collection `batch_stats`) towards them by a tenth of the difference.
+      mask: `[batch]` booleans, False for rows that only pad the batch and do
+        not count in its statistics. None counts all rows.
 
     Returns:
-      `[batch, num_classes]`.
+      `[batch, num_classes]` logits.
 
     Raises:
-      ValueError: inputs that are no images.
+      ValueError: the inputs are not images.
     """
     if x.ndim != 4:
       raise ValueError(
@@ -240,21 +260,23 @@ class EfficientNet(nn.Module):
       mask = mask[:, None, None, None]
     stem = conv_norm(32, kernel=3, stride=2, name='stem')
     x = activation(stem(x, mask))
-    # Names sort as the blocks do. Only a stage's first block has its stride.
+    # Sorted by name, the blocks are in the network's order; `load_pretrained`
+    # relies on this. Only a stage's first block has the stage's stride.
     blocks = [
       (f'block{s}_{i}', stage, stage.stride if i == 0 else 1)
       for s, stage in enumerate(self.stages, start=1)
       for i in range(stage.repeats)
     ]
-    for place, (name, stage, stride) in enumerate(blocks):
+    for block_idx, (name, stage, stride) in enumerate(blocks):
       block = MBConv(
         stage, stride, self.squeeze, activation, conv_norm, name=name
       )
       y = block(x, mask)
       if stride == 1 and y.shape == x.shape:
-        rate = self.stochastic_depth * place / len(blocks)
+        # The shortcut. Stochastic depth is dropout of an image's whole block.
+        rate = self.stochastic_depth * block_idx / len(blocks)
         ones = jnp.ones((len(x), 1, 1, 1), x.dtype)
-        y = x + y * dropout(ones, rate, keys, place)
+        y = x + y * dropout(ones, rate, keys, block_idx)
       x = y
     x = activation(conv_norm(1280, name='head')(x, mask))
     x = dropout(jnp.mean(x, axis=(1, 2)), self.dropout, keys, len(blocks))
@@ -268,7 +290,7 @@ EfficientNetLite0 = functools.partial(
   padding='same',
   epsilon=1e-3,
 )
-"""EfficientNet-Lite0, which runs where squeeze-and-excitation is slow.
+"""EfficientNet-Lite0, for devices on which squeeze-and-excitation is slow.
 
-4,652,008 parameters with 1,000 classes, as the published weights have them.
+It has 4,652,008 parameters with 1,000 classes, like the published weights.
 """

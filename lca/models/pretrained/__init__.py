@@ -1,7 +1,8 @@
-"""Weights that others have trained, into the variables of an EfficientNet.
+"""Loads pretrained weights of other libraries into an EfficientNet.
 
-Tensors are matched by their names. Their order in a file would do for `.pth`,
-but a `.safetensors` file keeps none, and equal shapes could be swapped unseen.
+Tensors are matched by their names and not by their order in the file: a
+`.safetensors` file keeps no order, and tensors of equal shapes could be swapped
+without an error.
 """
 
 import os
@@ -19,32 +20,35 @@ HUB = {
   'efficientnet_b0': 'timm/efficientnet_b0.ra_in1k',
   'efficientnet_lite0': 'timm/tf_efficientnet_lite0.in1k',
 }
-"""Repositories on the Hugging Face hub with a `model.safetensors`.
+"""Repositories on the Hugging Face hub that hold a `model.safetensors`.
 
-The weights of the first are those of torchvision's `efficientnet_b0`.
+The keys are sources for `load_pretrained`. The weights of `efficientnet_b0` are
+the same as torchvision's.
 """
 
 
 def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
-  """Replaces an EfficientNet's variables by those of a file.
+  """Replaces the variables of an EfficientNet by those in a file.
 
-  The output layer is loaded if it has as many classes as the model, and stays
-  as it is in `variables` otherwise: a new head for other classes.
+  If the file has another number of classes than the model, the output layer is
+  not loaded and stays as it is in `variables`: a new head for new classes.
 
   Args:
-    variables: of a `lca.models.EfficientNet`, which say what is to be there.
-    source: a `.safetensors` or `.pth` file with the state of torchvision's,
-      timm's or efficientnet_pytorch's model; or a name of `HUB`, to be
+    variables: the variables of a `lca.models.EfficientNet`; they define which
+      tensors must be in the file, and their shapes.
+    source: a `.safetensors` or `.pth` file with the state of an EfficientNet of
+      torchvision, timm or efficientnet_pytorch; or a key of `HUB`, which is
       downloaded by huggingface_hub.
 
   Returns:
     New variables of the same structure, shapes and dtypes.
 
   Raises:
-    ValueError: the file is no such file, or does not fit: the first tensor
-      that is missing, too many or of another shape is named.
-    ImportError: a name of `HUB` without huggingface_hub.
-    OSError: a name of `HUB` that cannot be downloaded.
+    ValueError: the file does not exist or cannot be read, or it does not fit
+      the model. The message names the first tensor that is missing, has no
+      place in the model, or has another shape.
+    ImportError: `source` is a key of `HUB`, and huggingface_hub is missing.
+    OSError: `source` is a key of `HUB`, and cannot be downloaded.
   """
   path = find_pretrained(source)
   tensors = {
@@ -61,8 +65,8 @@ def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
     if extra := sorted(set(tensors) - set(names.values())):
       raise ValueError(f'the model has no place for {extra[0]}')
     loaded = {
-      path: _converted(names[path], tensors, path, leaf)
-      for path, leaf in leaves.items()
+      leaf_path: _to_leaf(names[leaf_path], tensors, leaf_path, leaf)
+      for leaf_path, leaf in leaves.items()
     }
   except ValueError as error:
     raise ValueError(f'{path} does not fit the model: {error}') from error
@@ -70,10 +74,13 @@ def load_pretrained(variables: PyTree, source: str | os.PathLike) -> PyTree:
 
 
 def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
-  """Returns the file of `load_pretrained`'s source, downloaded if it is a name.
+  """Returns the path of a file of weights, after downloading it if needed.
+
+  Args:
+    source: a path or a key of `HUB`, as in `load_pretrained`.
 
   Raises:
-    ValueError: there is no such file, or none of this kind can be read.
+    ValueError: the file does not exist, or its suffix is unknown.
     ImportError, OSError: see `load_pretrained`.
   """
   if source in HUB:
@@ -88,7 +95,7 @@ def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
       path = pathlib.Path(
         huggingface_hub.hf_hub_download(HUB[source], 'model.safetensors')
       )
-    except Exception as error:  # of several libraries below it
+    except Exception as error:  # huggingface_hub passes on many libraries' own
       raise OSError(
         f'cannot download model.safetensors of {HUB[source]} from the Hugging '
         f'Face hub ({error}): give the path of a file'
@@ -97,25 +104,41 @@ def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(source).expanduser()
   if path.suffix not in READERS:
     raise ValueError(
-      f'weights are a file {" or ".join(sorted(READERS))}, or one of '
-      f'{sorted(HUB)}; got {str(path)!r}'
+      f'pretrained weights must be a {" or ".join(sorted(READERS))} file, or '
+      f'one of {sorted(HUB)}, got {str(path)!r}'
     )
   if not path.is_file():
     raise ValueError(f'there is no file {str(path)!r}')
   return path
 
 
-def _converted(name, tensors, path, leaf):
-  """Returns a tensor as this leaf; PyTorch puts the output channels first."""
+def _to_leaf(name, tensors, leaf_path, leaf):
+  """Converts a tensor to the layout and dtype of a leaf of the variables.
+
+  PyTorch's convolution kernels are `[out, in, height, width]`, Flax's
+  `[height, width, in, out]`. PyTorch's dense kernels are `[out, in]`, Flax's
+  `[in, out]`.
+
+  Args:
+    name: the name of the tensor.
+    tensors: all tensors of the file.
+    leaf_path: the path of the leaf in the variables.
+    leaf: the leaf, which is returned itself if it belongs to the output layer
+      and the file has another number of classes.
+
+  Raises:
+    ValueError: the tensor has another shape.
+  """
   tensor = tensors[name]
   axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(leaf.ndim, (0,))
   shape = tuple(leaf.shape[axis] for axis in np.argsort(axes))
   needed = shape
-  if path[1] == 'classifier':  # of any number of classes, but one
+  if leaf_path[1] == 'classifier':
+    # Any number of classes will do, if the kernel and the bias agree on it.
     bias = tensors[f'{name.rpartition(".")[0]}.bias']
     needed = (bias.size, *shape[1:])
   if tensor.shape != needed:
     raise ValueError(f'{name} is {tensor.shape}, but {needed} is needed')
   if needed != shape:
-    return leaf  # the new head
+    return leaf  # a new output layer for another number of classes
   return jnp.asarray(tensor.transpose(axes), leaf.dtype)

@@ -1,8 +1,9 @@
-"""Tensors out of files of weights, read without PyTorch.
+"""Reads tensors from files of weights, without PyTorch.
 
-A `.safetensors` file is a table and bytes. A `.pth` file is a zip file with a
-pickle in it, which may name any function to be called: the one that reads it
-here knows dictionaries and arrays alone, and stops at every other name.
+A `.safetensors` file is a header and bytes. A `.pth` file is a zip file that
+contains a pickle. A pickle from an untrusted source is dangerous, because it
+may call any function. The unpickler here therefore knows dictionaries and
+arrays only, and raises an error for every other name.
 """
 
 import collections
@@ -21,15 +22,20 @@ Tensors = dict[str, np.ndarray]
 
 
 def read(path: pathlib.Path) -> Tensors:
-  """Returns a file's tensors by their names.
+  """Returns the tensors of a file by their names.
+
+  Args:
+    path: a file whose suffix is a key of `READERS`.
 
   Raises:
-    ValueError: it is no such file.
+    ValueError: the content is not that of a file of this suffix.
   """
   try:
     return READERS[path.suffix](path)
-  except Exception as error:  # what bytes can do to a parser has no end
-    raise ValueError(f'{path} is no {path.suffix} file: {error}') from error
+  except Exception as error:  # damaged bytes may raise anything in a parser
+    raise ValueError(
+      f'{path} is not a valid {path.suffix} file: {error}'
+    ) from error
 
 
 _SAFETENSORS = {
@@ -42,7 +48,12 @@ _SAFETENSORS = {
 
 
 def _read_safetensors(path):
-  """Eight bytes of the header's size, the header as JSON, and the arrays."""
+  """Reads a `.safetensors` file.
+
+  The file holds the header's size in eight bytes, the header as JSON, and then
+  the bytes of all arrays. The header has the dtype, the shape and the start and
+  end of each array.
+  """
   data = path.read_bytes()
   start = 8 + int.from_bytes(data[:8], 'little')
   header = json.loads(data[8:start])
@@ -50,14 +61,14 @@ def _read_safetensors(path):
   body = memoryview(data)[start:]
 
   def array(dtype, shape, data_offsets):
-    bytes_of_it = body[slice(*data_offsets)]
-    return np.frombuffer(bytes_of_it, _SAFETENSORS[dtype]).reshape(shape)
+    content = body[slice(*data_offsets)]
+    return np.frombuffer(content, _SAFETENSORS[dtype]).reshape(shape)
 
   return {name: array(**entry) for name, entry in header.items()}
 
 
 def _read_pth(path):
-  """PyTorch's state_dict, in today's format or in that before version 1.6."""
+  """Reads PyTorch's state_dict, in the format before or since version 1.6."""
   if zipfile.is_zipfile(path):
     tensors = _read_zipped(path)
   else:
@@ -71,7 +82,11 @@ def _read_pth(path):
 
 
 def _read_zipped(path):
-  """A zip file with a pickle, and a file for each array."""
+  """Reads the format since version 1.6: a zip file.
+
+  It contains a pickle of the tensors, which refer to arrays by their keys, and
+  one file with the bytes of each array.
+  """
   with zipfile.ZipFile(path) as archive:
     [pickled] = [n for n in archive.namelist() if n.endswith('/data.pkl')]
     folder = pickled.removesuffix('data.pkl')
@@ -84,11 +99,14 @@ def _read_zipped(path):
 
 
 def _read_legacy(path):
-  """Pickles after each other, then arrays in an order that the last one tells.
+  """Reads the format before version 1.6: five pickles, and then the arrays.
 
-  The pickles are a magic number, a version, facts about the machine, the
-  tensors, and the keys of the arrays, each of which starts with its size.
+  The pickles hold a magic number, a version, facts about the machine, the
+  tensors, and the keys of the arrays. The arrays follow in the order of these
+  keys, and each one is preceded by its size in eight bytes.
   """
+  # The tensors come before the arrays' content: they are made as views of empty
+  # arrays, which are filled at the end.
   storages = {}
 
   def storage(dtype, key, size):
@@ -98,15 +116,20 @@ def _read_legacy(path):
     *_, tensors, keys = (_Unpickler(file, storage).load() for _ in range(5))
     for key in keys:
       array = storages[key]
-      file.seek(8, os.SEEK_CUR)
+      file.seek(8, os.SEEK_CUR)  # the size, which is known already
       array[:] = np.frombuffer(file.read(array.nbytes), array.dtype)
   return tensors
 
 
 class _Unpickler(pickle.Unpickler):
-  """Makes dictionaries and arrays, and nothing else.
+  """An unpickler that can make dictionaries and arrays, and nothing else.
 
-  A pickle reaches code through `find_class` alone.
+  A pickle can call only functions that `find_class` returns, and `find_class`
+  refuses all names but those needed for tensors.
+
+  Args:
+    file: the pickle.
+    storage: returns an array's numbers from their dtype, key and size.
   """
 
   def __init__(self, file: BinaryIO, storage: Callable[..., np.ndarray]):
@@ -123,16 +146,23 @@ class _Unpickler(pickle.Unpickler):
 
   def find_class(self, module, name):
     if (module, name) not in self._known:
-      raise pickle.UnpicklingError(f'{module}.{name} is no part of a tensor')
+      raise pickle.UnpicklingError(
+        f'{module}.{name} is refused: only dictionaries and tensors are read'
+      )
     return self._known[module, name]
 
   def persistent_load(self, pid):
+    """Returns the array that a tensor refers to."""
     _, dtype, key, _, size, *_ = pid
     return self._storage(dtype, key, size)
 
 
 def _tensor(storage, offset, shape, strides, *_):
-  """A view that stays inside its storage."""
+  """Returns a tensor as a strided view of its storage.
+
+  Raises:
+    ValueError: the view would reach beyond the storage, into other memory.
+  """
   pairs = list(zip(shape, strides, strict=True))
   last = offset + sum((size - 1) * stride for size, stride in pairs)
   positive = all(size > 0 and stride >= 0 for size, stride in pairs)
@@ -150,4 +180,4 @@ READERS: dict[str, Callable[[pathlib.Path], Tensors]] = {
   '.safetensors': _read_safetensors,
   '.pth': _read_pth,
 }
-"""Functions that read a file, by its suffix."""
+"""Functions that read the tensors of a file, by the file's suffix."""

@@ -1,18 +1,19 @@
-"""Names that three libraries give the tensors of an EfficientNet."""
+"""The names that three libraries give to the tensors of an EfficientNet."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class _Naming(NamedTuple):
-  """Names that a library gives a network's modules.
+  """The names that a library gives to the modules of an EfficientNet.
 
   Attributes:
-    stem: convolution and normalisation.
-    head: the same.
+    stem: the convolution and the normalisation of the stem.
+    head: the convolution and the normalisation of the head.
     classifier: the output layer.
-    block: from stage (from 1), index in it, index in the network, and the
-      block's parts, to two names for each part.
+    block: maps the stage's number (from 1), the block's index in its stage, its
+      index in the network, and the names of its parts to the names of its
+      modules: two for each part, in the order of the parts.
   """
 
   stem: tuple[str, str]
@@ -22,12 +23,14 @@ class _Naming(NamedTuple):
 
 
 def _torchvision_block(stage, index, _, parts):
+  """Yields torchvision's names of a block's modules; see `_Naming.block`."""
   for i, part in enumerate(parts):
     for name in ('fc1', 'fc2') if part == 'squeeze' else ('0', '1'):
       yield f'features.{stage}.{index}.block.{i}.{name}'
 
 
 def _timm_block(stage, index, _, parts):
+  """Yields timm's names of a block's modules; see `_Naming.block`."""
   convs = ('conv_dw', 'conv_pw')
   if 'expand' in parts:
     convs = ('conv_pw', 'conv_dw', 'conv_pwl')
@@ -38,7 +41,9 @@ def _timm_block(stage, index, _, parts):
       yield f'blocks.{stage - 1}.{index}.{name}'
 
 
-_OF_PARTS = {
+# The parts of a block in the network's order, each with the names of its two
+# modules in efficientnet_pytorch.
+_PARTS = {
   'expand': ('_expand_conv', '_bn0'),
   'depthwise': ('_depthwise_conv', '_bn1'),
   'squeeze': ('_se_reduce', '_se_expand'),
@@ -46,10 +51,11 @@ _OF_PARTS = {
 }
 
 
-def _efficientnet_pytorch_block(_, __, place, parts):
+def _efficientnet_pytorch_block(_, __, block_idx, parts):
+  """Yields efficientnet_pytorch's names of a block; see `_Naming.block`."""
   for part in parts:
-    for name in _OF_PARTS[part]:
-      yield f'_blocks.{place}.{name}'
+    for name in _PARTS[part]:
+      yield f'_blocks.{block_idx}.{name}'
 
 
 _NAMINGS = {
@@ -73,6 +79,7 @@ _NAMINGS = {
   ),
 }
 
+# PyTorch's names of a module's tensors, by Flax's names.
 _LEAVES = {
   'kernel': 'weight',
   'scale': 'weight',
@@ -85,14 +92,17 @@ _LEAVES = {
 def names_of(
   leaves: Iterable[tuple[str, ...]], tensors: Mapping[str, Any]
 ) -> dict[tuple[str, ...], str]:
-  """Returns the name of every leaf's tensor.
+  """Returns the name of the tensor that belongs to each leaf.
 
   Args:
-    leaves: paths in the variables, from the collection on.
-    tensors: those of the file, whose names tell the library.
+    leaves: paths of leaves in the variables, beginning with the collection.
+    tensors: the tensors of the file, whose names show which library wrote it.
+
+  Returns:
+    The names by leaf path.
 
   Raises:
-    ValueError: the names are of no known library, or the model is no
+    ValueError: no known library uses such names, or the model is not an
       EfficientNet.
   """
   for naming in _NAMINGS.values():
@@ -101,17 +111,29 @@ def names_of(
   else:
     first = next(iter(sorted(tensors)), None)
     raise ValueError(
-      f'its names, such as {first!r}, are not those of {sorted(_NAMINGS)}'
+      f'its tensor names, such as {first!r}, are not those of an EfficientNet '
+      f'of {sorted(_NAMINGS)}'
     )
   modules = _module_names({path[1:-1] for path in leaves}, naming)
   unknown = [path for path in leaves if path[1:-1] not in modules]
   if unknown:
-    raise ValueError(f'no EfficientNet has {"/".join(unknown[0])}')
+    raise ValueError(
+      f'{"/".join(unknown[0])} is not in an EfficientNet, and pretrained '
+      'weights can be loaded into EfficientNets only'
+    )
   return {path: f'{modules[path[1:-1]]}.{_LEAVES[path[-1]]}' for path in leaves}
 
 
 def _module_names(paths, naming):
-  """From the paths of modules, without their collection, to names."""
+  """Returns a library's names of modules.
+
+  Args:
+    paths: paths of modules in the variables, without the collection.
+    naming: the names of the library.
+
+  Returns:
+    The names by path.
+  """
   pair = ('conv', 'norm')
   names = {('classifier',): naming.classifier}
   for end in ('stem', 'head'):
@@ -120,18 +142,18 @@ def _module_names(paths, naming):
       for kind, name in zip(pair, getattr(naming, end), strict=True)
     }
   blocks = sorted({path[0] for path in paths if path[0].startswith('block')})
-  for place, block in enumerate(blocks):
+  for block_idx, block in enumerate(blocks):
     stage, index = map(int, block.removeprefix('block').split('_'))
     parts = [
       part
-      for part in _OF_PARTS  # which stand in the network's order
+      for part in _PARTS
       if any(path[:2] == (block, part) for path in paths)
     ]
-    ours = [
+    module_paths = [
       (block, part, kind)
       for part in parts
       for kind in (('reduce', 'expand') if part == 'squeeze' else pair)
     ]
-    theirs = naming.block(stage, index, place, parts)
-    names |= dict(zip(ours, theirs, strict=True))
+    module_names = naming.block(stage, index, block_idx, parts)
+    names |= dict(zip(module_paths, module_names, strict=True))
   return names

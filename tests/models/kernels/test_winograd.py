@@ -92,7 +92,7 @@ def test_winograds_form_is_for_heavy_convolutions(
 
   def conv(*args):
     taken.append(args)
-    return convolution._padded(*args)
+    return convolution._conv_with_padding(*args)
 
   monkeypatch.setattr(winograd, 'conv', conv)
   x = jnp.ones((1, size, size, channels), dtype)
