@@ -1,4 +1,4 @@
-"""What tests of convolutions share."""
+"""Inputs and gradients for tests of convolutions."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ def normals(*shape):
 
 
 def value_and_gradients(conv, x, kernel, padding, stride=(1, 1), groups=1):
+  """Returns a scalar function of a convolution, and its gradients."""
+
   def scalar(x, kernel):
     y = conv(
       x,
@@ -29,7 +31,7 @@ def value_and_gradients(conv, x, kernel, padding, stride=(1, 1), groups=1):
       dimension_numbers=LAYOUT,
       feature_group_count=groups,
     )
-    return jnp.sum(jnp.sin(y))  # every output has a cotangent of its own
+    return jnp.sum(jnp.sin(y))  # gives each output a different gradient
 
   return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1)))(x, kernel)
 

@@ -1,4 +1,4 @@
-"""A tiny EfficientNet, and weights for it."""
+"""Keys, variable shapes and images for tests of EfficientNets."""
 
 import functools
 
@@ -10,7 +10,7 @@ KEYS = jax.random.split(jax.random.key(3), 4)
 
 @functools.cache
 def shapes(module, size=32):
-  """Shapes of the variables, without computing one."""
+  """Returns the shapes of a module's variables without computing them."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), 'float32')
   return jax.eval_shape(module.init, jax.random.key(0), image)
 

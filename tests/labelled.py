@@ -1,4 +1,4 @@
-"""A federated data set of given labels."""
+"""Makes federated data sets with given labels."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from lca.data import Dataset, FederatedDataset, Split
 
 
 def make_split(size):
-  """Every example has pixels and a label that tell its index."""
+  """Returns a split in which pixels and label of an example tell its index."""
   index = np.arange(size)
   images = np.empty([size, 2, 3, 1], np.uint8)
   images[:] = (index + 1)[:, None, None, None]
@@ -14,7 +14,7 @@ def make_split(size):
 
 
 def make_labelled(labels, client_indices, root_indices=None):
-  """Three classes, of which class 1 may have no example."""
+  """Returns a data set of three classes with given labels and clients."""
   images = np.zeros([len(labels), 2, 2, 1], np.uint8)
   split = Split(images, np.array(labels))
   toy = Dataset('toy', split, split, 3, (1.0,), (1.0,))

@@ -1,4 +1,4 @@
-"""Small archives in the published formats, of known examples."""
+"""Writes small archives in the published formats, with known examples."""
 
 import dataclasses
 import gzip
@@ -28,7 +28,7 @@ BUILDERS = {
 
 
 def publish(monkeypatch, name, directory, url=CLOSED_PORT):
-  """Lets the files of a folder be the published ones of a data set."""
+  """Makes a data set's builder accept the files of a folder as published."""
   builder = BUILDERS[name]
   files = {k: (directory / k).read_bytes() for k in builder.ARCHIVES.sha256}
   archives = dataclasses.replace(
@@ -49,7 +49,7 @@ def idx(array):
 
 
 def grey(size, seed):
-  """Random images [size, 28, 28] and labels of ten classes."""
+  """Draws images `[size, 28, 28]` and labels of ten classes."""
   rng = np.random.default_rng(seed)
   images = rng.integers(0, 256, (size, 28, 28), np.uint8)
   return images, rng.integers(0, 10, size, np.uint8)
@@ -69,7 +69,7 @@ def write_mnist(directory, train=None, test=None):
 
 
 def cifar10_batches():
-  """Two random records a batch, [2, 3073], by the batch's name."""
+  """Draws two records for each batch, `[2, 3073]`, by the batch's name."""
   rng = np.random.default_rng(0)
   names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
   batches = {}
@@ -97,7 +97,7 @@ def write_cifar10(directory, batches=None):
 
 
 def emnist_splits():
-  """Fields of both splits, as MATLAB has them; and the upright images."""
+  """Returns the MATLAB fields of both splits, and their upright images."""
   splits, upright = {}, {}
   for split, (size, seed) in {'train': (12, 2), 'test': (5, 3)}.items():
     images, labels = grey(size, seed)
@@ -148,7 +148,7 @@ CELEBA = {
 
 
 def photograph(name):
-  """[218, 178, 3]: a gradient, and a colour of its own in the middle."""
+  """Returns `[218, 178, 3]`: a gradient around the file's colour."""
   rows, columns = np.mgrid[:218, :178]
   image = np.stack([rows, columns, np.full_like(rows, 90)], axis=-1)
   image[80:138, 60:118] = celeba_color(name)
@@ -166,10 +166,13 @@ def encode_jpeg(image):
 
 
 def celeba_identities(sizes):
-  """Examples as those of CELEBA, so many in training of each identity.
+  """Makes examples like CELEBA, with given numbers of training photographs.
 
-  Every third identity is on photographs of validation and test as well. The
-  files are in random order, and the identities' numbers in another.
+  Identities whose number is a multiple of 3 also have a validation and a test
+  photograph. The files and the numbers of the identities are in random orders.
+
+  Args:
+    sizes: the number of training photographs of each identity.
   """
   rng = np.random.default_rng(0)
   identities = rng.permutation(10_000)[: len(sizes)].tolist()
@@ -185,7 +188,7 @@ def celeba_identities(sizes):
 
 
 def celeba_texts(examples=CELEBA):
-  """The text files' lines, by name."""
+  """Returns the lines of the text files, by file name."""
   attributes = [
     f'{name} -1  1 {smiling:2d}' for name, (_, smiling, _) in examples.items()
   ]
@@ -220,7 +223,7 @@ WRITERS = {
 
 
 def check_refused(info, data_dir):
-  """The error tells how to get the files, and nothing counts as prepared."""
+  """Checks that the error tells how to get files, and nothing is prepared."""
   assert '--config.data.archive_dir=FOLDER' in str(info.value)
   assert not list(data_dir.glob('*/*/dataset_info.json'))
   assert not list(data_dir.glob('*/*/arrays*'))
@@ -238,7 +241,7 @@ def images_with(**changes):
 
 
 def interrupted(function, calls):
-  """The function, until it was called so often."""
+  """Returns a function that raises KeyboardInterrupt after so many calls."""
   left = iter(range(calls))
 
   def wrapper(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""What tests of downloads share."""
+"""An HTTP server for tests of downloads."""
 
 import functools
 import http.server
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def server(archive_dir, monkeypatch):
-  """Serves the archives over HTTP; yields the address."""
+  """Serves the folder of archives over HTTP; yields its address."""
   monkeypatch.setenv('no_proxy', '127.0.0.1')
   handler = functools.partial(
     http.server.SimpleHTTPRequestHandler, directory=archive_dir

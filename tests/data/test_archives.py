@@ -1,7 +1,7 @@
-"""Archives in the real format, four small ones: prepared, downloaded, damaged.
+"""Tests of archives: preparing, downloading and refusing damaged files.
 
-The builder under test is Fashion-MNIST's own, with the checksums and the
-address of the small archives.
+They use four small archives in Fashion-MNIST's format. The builder under test
+is Fashion-MNIST's, with the checksums and the address of the small archives.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def encode(array):
 
 @functools.cache
 def contents():
-  """Each small archive's uncompressed content, by name."""
+  """Returns the uncompressed content of each small archive, by name."""
   rng = np.random.default_rng(0)
   sizes = {'train': 23, 't10k': 7}
   files = {}
@@ -54,7 +54,7 @@ def data_dir(tmp_path):
 
 
 def small_builder(url=CLOSED_PORT):
-  """Fashion-MNIST's builder for the small archives."""
+  """Returns Fashion-MNIST's builder, changed for the small archives."""
 
   class Small(FashionMnist, skip_registration=True):
     name = FashionMnist.name

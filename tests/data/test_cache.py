@@ -1,4 +1,4 @@
-"""Arrays on disk: whole, or an error that names the file."""
+"""Tests of the cache: complete arrays, or an error that names the file."""
 
 import json
 import os
@@ -91,7 +91,8 @@ def test_a_pickle_in_place_of_an_array_is_not_read(directory):
   (directory / 'index.json').write_text(json.dumps(index))
   check_damaged(directory, 'labels.npy')
   assert not target.exists()
-  np.load(path, allow_pickle=True)  # the same, trusted
+  # NumPy would have run the code in the same file if told to trust it.
+  np.load(path, allow_pickle=True)
   assert target.exists()
 
 
@@ -130,7 +131,7 @@ def test_rows_arrive_in_batches(sizes, tmp_path):
     images = draft.array('images', rows.shape, np.uint8)
     labels = draft.array('labels', [7], np.int32)
     for batch in np.split(rows, np.cumsum(sizes)[:-1]):
-      # The order in memory is not the order of the rows.
+      # Fortran order: the rows are not contiguous in memory.
       images.append(np.asfortranarray(batch))
       labels.append(batch[:, 0, 0].astype(np.int32))
   arrays, _ = cache.read(tmp_path / 'arrays')
@@ -163,12 +164,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-# What killed processes leave behind.
+# Drafts of killed processes.
 
 
 @pytest.fixture
 def writer(tmp_path):
-  """A process that is at writing `tmp_path / 'other'`."""
+  """Starts a process that waits while it writes `tmp_path / 'other'`."""
   program = f"""
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""What a split and a data set refuse."""
+"""Tests of the checks of splits and data sets."""
 
 import numpy as np
 import pytest

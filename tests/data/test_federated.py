@@ -1,4 +1,4 @@
-"""What each client holds and what a round draws."""
+"""Tests of data sets that are split over clients."""
 
 import numpy as np
 import pytest
@@ -127,7 +127,7 @@ def test_federate_is_determined_by_the_seed(dataset):
 
 
 def test_min_examples_is_inclusive(dataset):
-  # 13 examples among 4 clients: 4, 3, 3, 3.
+  # 13 examples are shared out among 4 clients: 4, 3, 3, 3.
   assert make_federated(dataset, min_examples=3).num_clients == 4
   kept = make_federated(dataset, min_examples=4)
   np.testing.assert_array_equal(kept.num_examples, [4])
@@ -140,10 +140,10 @@ def test_min_examples_rules_out_empty_clients(dataset):
     make_federated(dataset, min_examples=0)
 
 
-def test_root_examples_are_nobodys(dataset):
-  held = make_federated(dataset, root_examples=4)
-  assert len(held.root_indices) == 4
-  everything = np.concatenate([held.root_indices, *held.client_indices])
+def test_root_examples_belong_to_no_client(dataset):
+  clients = make_federated(dataset, root_examples=4)
+  assert len(clients.root_indices) == 4
+  everything = np.concatenate([clients.root_indices, *clients.client_indices])
   np.testing.assert_array_equal(np.sort(everything), range(13))
 
 
@@ -155,7 +155,7 @@ def test_root_examples_leave_an_example(dataset, root_examples):
 
 @pytest.fixture
 def owned():
-  """Owner 10 i has the examples whose index is i modulo 4."""
+  """Returns a data set in which owner 10 i has the examples i, i + 4, ..."""
   train, test = make_split(13), make_split(2)
   train = Split(train.inputs, train.labels, 10 * (np.arange(13) % 4))
   return Dataset('toy', train, test, 13, (1.0,), (1.0,))
@@ -168,17 +168,17 @@ def test_natural_clients_are_the_owners(owned):
 
 
 def test_natural_clients_have_what_the_server_leaves(owned):
-  held = make_federated(
+  clients = make_federated(
     owned, partition='natural', num_clients=None, root_examples=5
   )
-  everything = np.concatenate([held.root_indices, *held.client_indices])
+  everything = np.concatenate([clients.root_indices, *clients.client_indices])
   np.testing.assert_array_equal(np.sort(everything), range(13))
-  for indices in held.client_indices:
+  for indices in clients.client_indices:
     assert len(set(owned.train.owners[indices])) == 1
 
 
 def test_natural_clients_without_enough_examples_are_dropped(owned):
-  # Owner 0 has 4 examples, the others 3.
+  # Owner 0 has 4 examples, and every other owner has 3.
   kept = make_federated(
     owned, partition='natural', num_clients=None, min_examples=4
   )
@@ -197,8 +197,8 @@ def test_natural_refuses_a_number_of_clients_and_needs_owners(owned, dataset):
 
 
 def test_federate_passes_the_options(dataset):
-  held = make_federated(dataset, examples_per_client=2)
-  np.testing.assert_array_equal(held.num_examples, [2] * 4)
+  clients = make_federated(dataset, examples_per_client=2)
+  np.testing.assert_array_equal(clients.num_examples, [2] * 4)
   with pytest.raises(TypeError, match="'iid' takes no alpha"):
     make_federated(dataset, alpha=1.0)
   with pytest.raises(TypeError, match="'dirichlet' needs alpha"):
@@ -207,29 +207,29 @@ def test_federate_passes_the_options(dataset):
 
 def test_a_partition_sees_the_labels_of_the_rest():
   digits = load('digits')
-  held = make_federated(digits, partition='one_class', root_examples=500)
-  assert np.count_nonzero(held.label_histogram(), axis=1).tolist() == [1] * 4
+  clients = make_federated(digits, partition='one_class', root_examples=500)
+  assert np.count_nonzero(clients.label_histogram(), axis=1).tolist() == [1] * 4
 
 
 def test_federate_drops_the_empty_clients_of_a_partition():
   digits = load('digits')
-  held = make_federated(
+  clients = make_federated(
     digits, partition='dirichlet', num_clients=200, alpha=1e-3
   )
-  assert held.num_clients < 100
-  assert held.num_examples.sum() == len(digits.train)
+  assert clients.num_clients < 100
+  assert clients.num_examples.sum() == len(digits.train)
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.uint64])
 def test_label_histogram(dtype):
-  held = make_labelled(np.array(LABELS, dtype), CLIENTS)
-  assert np.issubdtype(held.label_histogram().dtype, np.integer)
-  np.testing.assert_array_equal(held.label_histogram(), HISTOGRAM)
+  clients = make_labelled(np.array(LABELS, dtype), CLIENTS)
+  assert np.issubdtype(clients.label_histogram().dtype, np.integer)
+  np.testing.assert_array_equal(clients.label_histogram(), HISTOGRAM)
 
 
 def test_the_servers_examples_are_not_in_the_histogram():
-  held = make_labelled(LABELS, [[0, 3]], [1, 4])
-  np.testing.assert_array_equal(held.label_histogram(), [[1, 0, 1]])
+  clients = make_labelled(LABELS, [[0, 3]], [1, 4])
+  np.testing.assert_array_equal(clients.label_histogram(), [[1, 0, 1]])
 
 
 def test_describe():
@@ -244,7 +244,7 @@ def test_describe():
 
 
 def test_describe_counts_a_clients_examples_in_full():
-  # A default float format would round the median to 1.23457e+06.
+  # Python's format 'g' would round the median to 1.23457e+06.
   size = 1_234_567
-  held = make_labelled(np.zeros(size, np.uint8), [range(size)])
-  assert '(median 1234567)' in held.describe()
+  clients = make_labelled(np.zeros(size, np.uint8), [range(size)])
+  assert '(median 1234567)' in clients.describe()

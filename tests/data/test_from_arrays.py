@@ -1,4 +1,4 @@
-"""Data sets of arrays of one's own: what is taken, and what is refused."""
+"""Tests of data sets from users' arrays: accepted and refused inputs."""
 
 import jax
 import numpy as np
@@ -69,10 +69,8 @@ def test_labels_and_owners_may_be_lists():
 def test_the_number_of_classes_is_found_or_given():
   assert make(features(6, 5)).num_classes == 3
   assert make(features(6, 5), num_classes=10).num_classes == 10
-  seen_in_the_test = from_arrays(
-    (features(2, 5), [0, 1]), (features(1, 5), [4])
-  )
-  assert seen_in_the_test.num_classes == 5
+  only_in_test = from_arrays((features(2, 5), [0, 1]), (features(1, 5), [4]))
+  assert only_in_test.num_classes == 5
   with pytest.raises(ValueError, match='num_classes must be an integer'):
     make(features(6, 5), num_classes=2.5)
   with pytest.raises(ValueError, match=r'label -1 .* numbered from 0'):
@@ -226,7 +224,7 @@ def test_a_source_of_ones_own(monkeypatch):
   registry.update(data.SOURCES)
   monkeypatch.setattr(data.sources, 'SOURCES', registry)
   registry.register(mine)
-  # A config has the built-in sources' options, too, and leaves them at None.
+  # Configs also hold the options of all other data sets, as None.
   made = data.load('mine', width=3, archive_dir=None, image_size=None)
   assert (made.name, made.train.inputs.shape) == ('mine', (6, 3))
   with pytest.raises(TypeError, match=r"'mine' takes no wdth; did you .*width"):

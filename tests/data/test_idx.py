@@ -1,4 +1,4 @@
-"""The idx format."""
+"""Tests of the idx parser."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Partitions of the training examples."""
+"""Tests of the partitions."""
 
 import itertools
 
@@ -8,14 +8,14 @@ import pytest
 from lca.data import partitions
 
 LABELS = np.arange(103) % 10
-# Ten classes of 60, in no order.
+# Ten classes of 60 examples each, in random order.
 SHUFFLED = np.random.default_rng(7).permutation(np.repeat(np.arange(10), 60))
-# Sizes that nothing divides, numbers with gaps.
+# Classes of unequal sizes, whose numbers have gaps.
 UNEVEN = np.random.default_rng(8).permutation(
   np.repeat([0, 2, 3, 11], [40, 90, 170, 97])
 )
 
-# Every partition of the examples of 600 labels, or of 397.
+# All partitions by class or at random, with options for both sets of labels.
 OPTIONS = [
   ('iid', {}),
   ('iid', {'examples_per_client': 9}),
@@ -31,7 +31,11 @@ COMPLETE = [case for case in OPTIONS if 'examples_per_client' not in case[1]]
 
 
 def counts(labels, clients):
-  """[num_clients, num_classes], how many examples of each class."""
+  """Counts the examples of each class for each client.
+
+  Returns:
+    `[num_clients, num_classes]` integers.
+  """
   return np.array(
     [
       [np.sum(labels[c] == label) for label in np.unique(labels)]
@@ -84,8 +88,9 @@ def test_the_type_of_the_labels_does_not_matter(name, options, dtype):
   assert all(map(np.array_equal, got, expected))
 
 
-# The partitions of 12 examples over 3 clients when they were first published:
-# other random numbers would change what every seed's clients hold.
+# The partitions of 12 examples over 3 clients, as recorded when they were first
+# published. If a partition drew other random numbers, every published seed
+# would give other clients.
 RECORDED = [
   ('iid', {}, [[9, 2, 7, 4], [5, 11, 0, 3], [6, 10, 8, 1]]),
   ('one_class', {}, [[2, 8, 11, 5], [9, 6, 3, 0], [4, 10, 1, 7]]),
@@ -168,20 +173,20 @@ def test_one_class_as_in_legato():
   clients = partitions.one_class(labels, 25, seed=0, examples_per_client=1000)
   assert [len(client) for client in clients] == [1000] * 25
   assert num_classes(labels, clients) == [1] * 25
-  held = [labels[client[0]] for client in clients]
-  assert sorted(held[:10]) == list(range(10))
-  assert held[:10] != list(range(10))
-  assert held[10:] == held[:10] + held[:5]
+  classes = [labels[client[0]] for client in clients]
+  assert sorted(classes[:10]) == list(range(10))
+  assert classes[:10] != list(range(10))
+  assert classes[10:] == classes[:10] + classes[:5]
 
 
 def test_one_class_shares_all_of_a_class_evenly():
   clients = partitions.one_class(UNEVEN, 6, seed=1)
-  held = [UNEVEN[client[0]] for client in clients]
+  classes = [UNEVEN[client[0]] for client in clients]
   sizes = {0: [40], 2: [90], 3: [170], 11: [97]}
-  for label in held[:2]:  # the only ones that two clients hold
+  for label in classes[:2]:  # 6 clients: two of the 4 classes have 2 clients
     (size,) = sizes[label]
     sizes[label] = [size - size // 2, size // 2]
-  for label, client in zip(held, clients, strict=True):
+  for label, client in zip(classes, clients, strict=True):
     assert len(client) == sizes[label].pop(0)
   assert not any(sizes.values())
 
@@ -195,7 +200,8 @@ def test_one_class_leaves_out_classes_that_nobody_holds():
 def test_one_class_draws_examples_at_random():
   labels = np.zeros(1000, int)
   first, second = partitions.one_class(labels, 2, seed=0)
-  # Of 500 drawn from 1000, 250 lie in the first half, with a deviation of 8.
+  # Of 500 examples drawn from 1000, 250 are expected in the first half, with a
+  # standard deviation of 8.
   assert 200 < np.sum(first < 500) < 300
   assert 200 < np.sum(second < 500) < 300
 
@@ -237,8 +243,8 @@ def test_labels_per_client_combines_the_classes_freely():
   clients = partitions.labels_per_client(SHUFFLED, 45, seed=0)
   pairs = {tuple(np.unique(SHUFFLED[client])) for client in clients}
   assert pairs <= set(itertools.combinations(range(10), 2))
-  # A fixed cycle of the classes would combine 5 pairs only. 45 pairs drawn
-  # freely from the 45 hold 45 (1 - 1/e) = 28 different ones in the mean.
+  # A fixed cycle of the classes would make 5 different pairs only. 45 random
+  # draws from the 45 pairs give 45 (1 - 1/e) = 28 different ones on average.
   assert len(pairs) > 20
 
 
@@ -278,7 +284,7 @@ CLASSES, PER_CLASS = 100, 2000
 
 
 def dirichlet_shares(num_clients, alpha):
-  """[num_classes, num_clients], each client's share of each class."""
+  """Returns `[num_classes, num_clients]` shares of the classes."""
   labels = np.arange(CLASSES * PER_CLASS) % CLASSES
   clients = partitions.dirichlet(labels, num_clients, seed=5, alpha=alpha)
   table = [np.bincount(labels[c], minlength=CLASSES) for c in clients]
@@ -296,8 +302,9 @@ DIRICHLETS = [(5, 0.5), (20, 10.0), (100, 0.1), (3, 1e-3), (1, 0.5)]
 def test_dirichlet_has_the_mean_of_its_distribution(num_clients, alpha):
   n = num_clients
   mean = dirichlet_shares(n, alpha).mean(axis=0)
-  # A component's variance, of which a mean over independent classes has a
-  # share; then the cut to whole examples, at most half of one on either side.
+  # The mean over independent classes has the variance of a share divided by
+  # their number. Rounding to whole examples moves each end of a share by at
+  # most half an example.
   variance = (n - 1) / (n**2 * (n * alpha + 1))
   tolerance = 5 * np.sqrt(variance / CLASSES) + 1 / PER_CLASS
   np.testing.assert_allclose(mean, 1 / n, rtol=0, atol=tolerance)
@@ -307,41 +314,43 @@ def test_dirichlet_has_the_mean_of_its_distribution(num_clients, alpha):
 def test_dirichlet_has_the_variance_of_its_distribution(num_clients, alpha):
   n = num_clients
   squares = (dirichlet_shares(n, alpha) ** 2).sum(axis=1)
-  # The sum over clients of p_j^2 has these moments, as E prod p_j^a_j is
-  # prod rising(alpha, a_j) / rising(n alpha, sum a_j).
+  # The moments of the sum over clients of p_j^2 follow from
+  # E prod p_j^a_j = prod rising(alpha, a_j) / rising(n alpha, sum a_j).
   mean = n * rising(alpha, 2) / rising(n * alpha, 2)
   second = n * rising(alpha, 4) + n * (n - 1) * rising(alpha, 2) ** 2
   variance = second / rising(n * alpha, 4) - mean**2
-  # Cuts move a share by at most d = 1 / PER_CLASS, its square by 2 p d + d^2.
+  # Rounding moves a share by at most d = 1 / PER_CLASS, and its square by at
+  # most 2 p d + d^2.
   rounding = 2 / PER_CLASS + n / PER_CLASS**2
-  # At n = 1 the variance is 0, but for the rounding of float64.
+  # At n = 1 the variance is 0, up to the rounding of float64.
   tolerance = 4 * np.sqrt(max(variance, 0) / CLASSES) + rounding
   assert abs(squares.mean() - mean) < tolerance
 
 
 def test_dirichlet_draws_each_class_anew_and_sizes_differ():
   shares = dirichlet_shares(20, 0.5)
-  # Over 20 clients two independent classes correlate with a deviation of
-  # 1 / sqrt(19), and the mean of 4950 pairs has one of 0.003.
+  # Over 20 clients, the correlation of two independent classes has a standard
+  # deviation of 1 / sqrt(19), and the mean over 4950 pairs one of 0.003.
   correlations = np.corrcoef(shares)[np.triu_indices(CLASSES, 1)]
   assert abs(correlations.mean()) < 0.02
   assert np.ptp(shares.sum(axis=0)) > 1  # more than a whole class
 
 
 def test_dirichlet_spreads_what_rounding_leaves_over():
-  # Equal shares of 6 examples are 0.6 for each of 10 clients, cut in a fixed
-  # order 4 of them would get nothing of any of the 100 classes.
+  # An equal share of the 6 examples of a class is 0.6 for each of 10 clients.
+  # If the order of the clients were fixed, the same 4 of them would get nothing
+  # of all 100 classes.
   labels = np.arange(600) % 100
   clients = partitions.dirichlet(labels, 10, seed=0, alpha=1e9)
   sizes = [len(client) for client in clients]
-  # 60 are expected, with a deviation of sqrt(100 * 0.6 * 0.4) = 5.
+  # 60 are expected, with a standard deviation of sqrt(100 * 0.6 * 0.4) = 5.
   assert min(sizes) > 40 and max(sizes) < 80
 
 
 def test_dirichlet_may_leave_a_client_empty():
   clients = partitions.dirichlet(UNEVEN, 50, seed=0, alpha=1e-3)
   sizes = [len(client) for client in clients]
-  # One client has nearly all of each of the four classes.
+  # Each of the four classes belongs almost entirely to one client.
   assert len(clients) == 50 and sizes.count(0) >= 40
 
 
@@ -356,7 +365,8 @@ def test_dirichlet_names_an_impossible_alpha(alpha):
 
 @pytest.mark.parametrize('s', [1, 2, 5])
 def test_shards_of_whole_classes(s):
-  # 600 / (20 s) divides the 60 of a class: each shard is of one class.
+  # A shard has 600 / (20 s) examples, which divides the 60 examples of a class.
+  # Every shard therefore has a single class.
   clients = partitions.shards(SHUFFLED, 20, seed=0, shards_per_client=s)
   assert [len(client) for client in clients] == [30] * 20
   table = counts(SHUFFLED, clients)
@@ -369,14 +379,14 @@ def test_shards_are_runs_of_the_sorted_labels(s):
   labels = np.random.default_rng(9).permutation(397)
   runs = [set(run) for run in np.array_split(np.arange(397), 11 * s)]
   for client in partitions.shards(labels, 11, seed=0, shards_per_client=s):
-    held = set(labels[client])
-    dealt = [run for run in runs if run <= held]
-    assert len(dealt) == s and set().union(*dealt) == held
+    client_labels = set(labels[client])
+    dealt = [run for run in runs if run <= client_labels]
+    assert len(dealt) == s and set().union(*dealt) == client_labels
 
 
 @pytest.mark.parametrize('s', [1, 2, 3])
 def test_shards_below_a_class_span_two_at_most(s):
-  # 397 / 11 is 37 at most, and the smallest class has 40.
+  # A shard has at most 37 examples (397 / 11), and the smallest class has 40.
   clients = partitions.shards(UNEVEN, 11, seed=0, shards_per_client=s)
   assert max(num_classes(UNEVEN, clients)) <= 2 * s
 
@@ -384,7 +394,7 @@ def test_shards_below_a_class_span_two_at_most(s):
 def test_shards_are_dealt_at_random():
   clients = partitions.shards(SHUFFLED, 20, seed=0)
   pairs = {tuple(np.unique(SHUFFLED[client])) for client in clients}
-  # Neighbours in sorted order would make one pair of each class only.
+  # If clients got neighbouring shards, all of their classes would be adjacent.
   assert any(len(pair) == 2 and pair[1] - pair[0] > 1 for pair in pairs)
 
 
@@ -429,7 +439,7 @@ def test_make_takes_owners_for_natural_alone():
   owners = np.arange(103) // 10
   made = partitions.make('natural', LABELS, None, seed=3, owners=owners)
   np.testing.assert_array_equal(made[3], range(30, 40))
-  # Other partitions of a data set that has owners don't look at them.
+  # Other partitions ignore the owners of a data set.
   made = partitions.make('iid', LABELS, 7, seed=3, owners=owners)
   assert all(map(np.array_equal, made, partitions.iid(LABELS, 7, seed=3)))
 

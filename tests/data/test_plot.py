@@ -1,4 +1,4 @@
-"""The plots of the clients' labels."""
+"""Tests of the figures of partitions."""
 
 import sys
 
@@ -11,7 +11,7 @@ from lca.data import Dataset, FederatedDataset, plot_partition
 
 @pytest.fixture
 def no_pyplot(monkeypatch):
-  """Importing pyplot is an error."""
+  """Makes importing pyplot an error."""
   monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
 
 
@@ -28,8 +28,8 @@ def test_plot_writes_a_file(tmp_path, suffix, start, repeats):
 
 
 def test_plot_stacks_each_clients_classes():
-  held = make_labelled(LABELS, CLIENTS)
-  figure = plot_partition(held)
+  clients = make_labelled(LABELS, CLIENTS)
+  figure = plot_partition(clients)
   (axes,) = figure.axes
   heights = np.zeros([4, 3])
   tops = np.zeros(4)
@@ -41,7 +41,7 @@ def test_plot_stacks_each_clients_classes():
       heights[client, label] = bar.get_height()
       tops[client] += bar.get_height()
   np.testing.assert_array_equal(heights, HISTOGRAM)
-  assert axes.get_title(loc='left') == held.describe()
+  assert axes.get_title(loc='left') == clients.describe()
   (legend,) = figure.legends
   names = {text.get_text() for text in legend.get_texts()}
   assert names == {'0', '1', '2'}

@@ -1,4 +1,4 @@
-"""`load` on the real data: digits, Fashion-MNIST and TFDS's own builders."""
+"""Tests of `load` on real data: digits, Fashion-MNIST and TFDS's builders."""
 
 import gzip
 import hashlib
@@ -65,7 +65,7 @@ def test_digits_refuses_options_that_do_not_apply(option):
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  """Fashion-MNIST, prepared once from Debian's files."""
+  """Prepares Fashion-MNIST once, from Debian's files; returns the folder."""
   directory = tmp_path_factory.mktemp('tensorflow_datasets')
   start = time.perf_counter()
   load('fashion_mnist', data_dir=directory, archive_dir=DEBIAN)
@@ -155,7 +155,7 @@ def test_a_round_of_fashion_mnist(fashion_mnist):
 
 
 def with_published_header(name):
-  """Debian's file with the gzip header, name and time, of the original."""
+  """Returns Debian's file with the published gzip header (name and time)."""
   packed = (DEBIAN / name).read_bytes()
   time_stamp = 1504176606 if name.startswith('train') else 1504176627
   return b''.join(
@@ -170,7 +170,7 @@ def with_published_header(name):
 
 
 def tfds_checksums():
-  """The SHA-256 of each published .gz that TFDS registers, by file name."""
+  """Returns the SHA-256 that TFDS registers for each .gz, by file name."""
   (package,) = importlib.util.find_spec(
     'tensorflow_datasets'
   ).submodule_search_locations
@@ -220,7 +220,7 @@ def test_preparing_without_tensorflow_says_so(tmp_path):
 
 
 class Ragged(tfds.core.GeneratorBasedBuilder):
-  """Two splits, the first with images of two shapes."""
+  """A builder whose splits have images of two shapes."""
 
   name = 'lca_test_ragged'
   VERSION = tfds.core.Version('1.0.0')
@@ -247,14 +247,14 @@ class Ragged(tfds.core.GeneratorBasedBuilder):
 
 
 class TrainOnly(Ragged):
-  """Without a test split."""
+  """A builder without a test split."""
 
   name = 'lca_test_train_only'
   SPLITS = ('train',)
 
 
 class Unlabelled(Ragged):
-  """Images and a number that is no class."""
+  """A builder whose labels are numbers but not classes."""
 
   name = 'lca_test_unlabelled'
 

@@ -1,11 +1,11 @@
-"""Makes `efficientnet.npz`: what torchvision's and timm's networks compute.
+"""Writes `efficientnet.npz`: outputs of torchvision's and timm's networks.
 
     pip install torch==2.5.1 torchvision==0.20.1 timm
     cd tests && python -m golden.efficientnet
 
-The weights and images are drawn by NumPy, so that a test without PyTorch has
-the same; their sums stand in the file. The file's `versions` are those that
-made it.
+The weights and images are drawn by NumPy, so that tests can draw the same ones
+without PyTorch. The file also holds checksums of both, and the versions of the
+libraries that made it.
 """
 
 import json
@@ -18,7 +18,8 @@ import numpy as np
 FILE = pathlib.Path(__file__).with_suffix('.npz')
 PTH = FILE.with_name('tiny.pth')
 
-# Images are [batch, height, width, 3], odd where padding differs most.
+# Shapes of images, `[batch, height, width, 3]`. Odd sides make the two kinds of
+# padding differ most.
 SHAPES = {
   'torchvision_b0': (2, 67, 50, 3),
   'torchvision_b0_training': (4, 64, 64, 3),
@@ -27,18 +28,19 @@ SHAPES = {
 
 
 def images(case: str) -> np.ndarray:
+  """Draws the images of a case, uniform in [-2, 2)."""
   rng = np.random.default_rng(zlib.crc32(case.encode()))
   return (4 * rng.random(SHAPES[case]) - 2).astype(np.float32)
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-  """By PyTorch's names; every one is drawn on its own."""
+  """Draws tensors of given shapes, each from a seed made of its name."""
   return {name: _tensor(name, shape) for name, shape in shapes.items()}
 
 
 def _tensor(name, shape):
   draws = np.random.default_rng(zlib.crc32(name.encode())).random(shape)
-  signed = 2 * draws - 1  # of variance 1 / 3
+  signed = 2 * draws - 1  # uniform in [-1, 1), with variance 1 / 3
   if len(shape) > 1:
     signed *= np.sqrt(6 / np.prod(shape[1:]))
   elif name.endswith(('.weight', '.running_var')):
@@ -49,6 +51,7 @@ def _tensor(name, shape):
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> float:
+  """Returns the sum of absolute values over all arrays."""
   return sum(float(np.abs(a).sum(dtype=np.float64)) for a in arrays.values())
 
 

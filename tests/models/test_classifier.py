@@ -1,4 +1,4 @@
-"""What a classifier makes of inputs, and its losses."""
+"""Tests of a classifier's losses, resizing and cropping."""
 
 import jax
 import numpy as np
@@ -38,11 +38,11 @@ def test_classifier_normalises_and_scores():
 @pytest.mark.parametrize(
   ('shape', 'resize', 'crop'),
   [
-    # CelebA's, and CIFAR-10's, under torchvision's transforms for B0; by hand:
-    # 256 * 218 / 178 = 313.5 rows, of which 44 to 268 are kept.
+    # The sizes of CelebA and CIFAR-10 under torchvision's transforms for B0.
+    # CelebA has 256 * 218 / 178 = 313.5 rows, of which 44 to 268 are kept.
     ((218, 178), 256, 224),
     ((32, 32), 256, 224),
-    # Made smaller, with what falls between its pixels averaged.
+    # Here the images are made smaller, which averages over several pixels.
     ((90, 120), 40, 33),
     ((50, 40), 20, 0),
     ((30, 41), 0, 24),
@@ -62,14 +62,14 @@ def test_images_are_resized_and_cropped_as_by_pillow(shape, resize, crop):
     top, left = (round((side - crop) / 2) for side in want.size[::-1])
     want = want.crop((left, top, left + crop, top + crop))
 
-  class Seen(nn.Module):
+  class Identity(nn.Module):
     @nn.compact
     def __call__(self, x, keys=None, mask=None):
       return x
 
-  classifier = Classifier(Seen(), (0.0,), (1.0,), resize, crop)
+  classifier = Classifier(Identity(), (0.0,), (1.0,), resize, crop)
   (got,) = jax.jit(classifier.logits)({}, np.asarray(image)[None])
-  # Pillow rounds to whole levels after each direction.
+  # Pillow rounds pixels to integers after scaling each direction.
   np.testing.assert_allclose(got, np.asarray(want), atol=1.6)
   assert np.abs(got - np.asarray(want)).mean() < 0.5
 

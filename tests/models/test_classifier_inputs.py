@@ -1,4 +1,4 @@
-"""Classifiers of anything: features, tokens, images, and anybody's modules."""
+"""Tests of classifiers of features, tokens and images, with users' modules."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
 class MLP(nn.Module):
-  """A module as a user writes it, who does not know this project."""
+  """A module as written by a user who does not know lca."""
 
   num_classes: int = 3
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
 
 class Embedding(nn.Module):
-  """Of tokens `[batch, length]`."""
+  """A module that takes tokens `[batch, length]`."""
 
   @nn.compact
   def __call__(self, x):
@@ -42,7 +42,7 @@ class Embedding(nn.Module):
 
 
 class Ordinary(nn.Module):
-  """Batch normalisation and dropout under a flag of any name, as in Flax."""
+  """A usual Flax module: batch normalisation and dropout under a flag."""
 
   rate: float = 0.5
 
@@ -105,8 +105,7 @@ def test_features_are_normalised_if_asked():
   equal(classifier.logits(variables, inputs), wanted)
 
 
-def test_images_are_what_they_were():
-  """The formula of the pixels by hand, and a training step's keys."""
+def test_images_are_scaled_and_dropout_has_the_keys():
   images = np.random.default_rng(0).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)
   module = CNN(3, features=(2, 2), hidden=(4,), dropout=(0.5, 0.5))
   classifier = Classifier(module, (127.5,), (127.5,))
@@ -119,8 +118,8 @@ def test_images_are_what_they_were():
   equal(losses, optax.softmax_cross_entropy_with_integer_labels(logits, LABELS))
 
 
-class Seen(nn.Module):
-  """Tells the type of what it sees by its one logit, and no more."""
+class ItemSize(nn.Module):
+  """Returns as many logits as its input's dtype has bytes."""
 
   @nn.compact
   def __call__(self, x):
@@ -139,13 +138,13 @@ class Seen(nn.Module):
   ],
 )
 def test_bfloat16_is_of_floats_alone(inputs, mean, in_training, in_test):
-  classifier = Classifier(Seen(), mean, mean, dtype='bfloat16')
+  classifier = Classifier(ItemSize(), mean, mean, dtype='bfloat16')
   assert classifier.logits({}, inputs).shape == (BATCH, in_test)
-  seen = []
+  item_sizes = []
 
-  class Spy(Seen):
+  class Spy(ItemSize):
     def __call__(self, x):
-      seen.append(x.dtype.itemsize)
+      item_sizes.append(x.dtype.itemsize)
       return nn.Dense(3, name='out')(jnp.zeros((len(x), 1)))
 
     __call__ = nn.compact(__call__)
@@ -153,7 +152,7 @@ def test_bfloat16_is_of_floats_alone(inputs, mean, in_training, in_test):
   spying = Classifier(Spy(), mean, mean, dtype='bfloat16')
   variables = started(spying, inputs)
   spying.losses(variables, inputs, LABELS, KEYS)
-  assert seen[-1] == in_training
+  assert item_sizes[-1] == in_training
 
 
 @pytest.mark.parametrize('options', [{'resize': 4}, {'crop': 2}])
@@ -186,7 +185,7 @@ def test_float_images_are_resized_beyond_the_range_of_pixels():
 
 
 def naming(*names):
-  """A module that names these arguments, and the list of what it was given."""
+  """Returns a module with these parameters, and the list of its arguments."""
   given = []
   body = f'def __call__(self, x, {", ".join(names)}):\n'
   body += f'  given.append(({", ".join(names)},))\n'
@@ -315,7 +314,7 @@ def test_images_too_small_for_the_network():
   deep = Classifier(CNN(3, features=(8,) * 3, pool='each'), (8.0,), (8.0,))
   assert started(deep, np.zeros((1, 8, 8, 1), np.uint8))
   unpadded = CNN(3, features=(8,) * 4, padding='VALID')
-  # 3 x 3 convolutions take 2 off: 8, 6, 4, 2, 0.
+  # Each 3 x 3 convolution makes the sides 2 shorter: 8, 6, 4, 2, 0.
   with pytest.raises(
     ValueError, match=r'8 x 8 are too small: .* convolution 4 .*VA'
   ):
@@ -323,7 +322,7 @@ def test_images_too_small_for_the_network():
 
 
 class Odd(nn.Module):
-  """With a collection that nobody trains."""
+  """A module with a collection that is not trained."""
 
   @nn.compact
   def __call__(self, x):
@@ -332,7 +331,7 @@ class Odd(nn.Module):
 
 
 class Vector(nn.Module):
-  """Forgets the batch."""
+  """A module whose outputs lack the batch axis."""
 
   @nn.compact
   def __call__(self, x):
@@ -390,7 +389,7 @@ def test_fewer_logits_than_classes():
 )
 def test_clients_learn_from_any_inputs(module, draw, options):
   inputs = draw(400, 6)
-  # The class is a third of the range of the inputs' sums.
+  # The three classes are the thirds of the inputs, sorted by their sums.
   sums = inputs.sum(axis=1)
   labels = np.digitize(sums, np.quantile(sums, [1 / 3, 2 / 3]))
   data = datasets.from_arrays(

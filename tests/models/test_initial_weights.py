@@ -1,4 +1,4 @@
-"""The CNN's initial weights, from the definitions; and models by name."""
+"""Tests of the CNN's initial weights, and of users' models by name."""
 
 import functools
 
@@ -13,7 +13,8 @@ from lca.registry import Registry
 
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 16), 'float32')
 
-# Inputs that an output is a sum over: 3 * 3 * channels, then the width before.
+# The fan-in of a convolution is 3 * 3 * input channels. The fan-in of a dense
+# layer is its input width.
 FAN_IN = {
   'Conv_0': 9 * 16,
   'Conv_1': 9 * 64,
@@ -43,10 +44,11 @@ def test_pytorchs_are_uniform_within_the_root_of_the_fan_in(layer):
   for x in drawn('torch')[layer].values():
     x = x.ravel()
     assert np.abs(x).max() <= bound
-    # The largest of k is below (1 - c / k) bound with a chance of exp(-c).
+    # The largest of k entries is below (1 - c / k) bound with the probability
+    # exp(-c).
     assert np.abs(x).max() > (1 - 12 / x.size) * bound
-    # Of a uniform variable, the mean has the deviation bound / sqrt(3 k), the
-    # mean square, bound^2 / 3, one of bound^2 sqrt(4 / 45 / k).
+    # Over k uniform entries, the mean has a standard deviation of
+    # bound / sqrt(3 k), and the mean square one of bound^2 sqrt(4 / 45 / k).
     assert abs(x.mean()) < 5 * bound / np.sqrt(3 * x.size)
     tolerance = 5 * bound**2 * np.sqrt(4 / 45 / x.size)
     assert abs(np.mean(x**2) - bound**2 / 3) < tolerance
@@ -57,8 +59,9 @@ def test_flaxs_are_normal_and_cut_off_and_biases_zero(layer):
   kernel, bias = (drawn('lecun_normal')[layer][k] for k in ('kernel', 'bias'))
   assert not bias.any()
   variance = 1 / FAN_IN[layer]
-  # Cut at two deviations of a normal whose variance is larger by what the cut
-  # takes away: 0.87962566 is the deviation of the standard one after the cut.
+  # The distribution is truncated at two standard deviations. Truncation reduces
+  # the standard deviation of a standard normal to 0.87962566, and the normal
+  # before the truncation is wider by this factor.
   assert np.abs(kernel).max() <= 2 * np.sqrt(variance) / 0.8796256 * (1 + 1e-6)
   assert np.mean(kernel**2) == pytest.approx(variance, rel=0.05)
 

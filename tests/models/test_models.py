@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Tests of models that are made by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Weights from files, against the outputs of other libraries."""
+"""Tests of pretrained weights against the outputs of other libraries."""
 
 import functools
 import importlib.util
@@ -33,7 +33,7 @@ def zeros(module):
   return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes(module))
 
 
-# The outputs of other libraries, committed.
+# Outputs of other libraries, from a committed file.
 
 
 @functools.cache
@@ -121,13 +121,13 @@ def test_training_equals_torchvision(tmp_path):
       old, new = old[key], new[key]
     mean, var = (file[f'{case}/{name}.running_{k}'] for k in ('mean', 'var'))
     np.testing.assert_allclose(new['mean'], mean, rtol=1e-3, atol=1e-4)
-    # PyTorch's is of the batch's unbiased variance.
+    # PyTorch's running variance follows the unbiased variance of the batch.
     kept = 0.9 * old['var']
     biased = kept + (var - kept) * (size - 1) / size
     np.testing.assert_allclose(new['var'], biased, rtol=1e-3, atol=1e-4)
 
 
-# The outputs of torchvision, where it is installed.
+# Outputs of torchvision, if it is installed.
 
 
 def test_a_step_equals_torchvisions(tmp_path):
@@ -153,10 +153,13 @@ def test_a_step_equals_torchvisions(tmp_path):
     return -jnp.mean(jnp.sum(one_hot * jax.nn.log_softmax(logits), -1)), logits
 
   grads, logits = jax.jit(jax.grad(loss, has_aux=True))(variables['params'], x)
-  theirs = network.train()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-  torch.nn.functional.cross_entropy(theirs, torch.from_numpy(labels)).backward()
+  expected = network.train()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+  loss_of_torch = torch.nn.functional.cross_entropy(
+    expected, torch.from_numpy(labels)
+  )
+  loss_of_torch.backward()
   np.testing.assert_allclose(
-    logits, theirs.detach().numpy(), rtol=1e-3, atol=1e-4
+    logits, expected.detach().numpy(), rtol=1e-3, atol=1e-4
   )
   for name, path in (
     ('features.0.0', ('stem', 'conv')),
@@ -176,7 +179,8 @@ def test_a_step_equals_torchvisions(tmp_path):
 
 
 def test_names_agree_with_the_order(tmp_path):
-  # Both libraries list their tensors as the network applies them.
+  # Both libraries list their tensors in the order in which the network uses
+  # them, so that renaming by position must agree with renaming by name.
   drawn = golden_weights('torchvision_b0')
   names = json.loads(str(golden_file()['timm_b0/shapes']))
   renamed = dict(zip(names, drawn.values(), strict=True))
@@ -194,7 +198,10 @@ def test_names_agree_with_the_order(tmp_path):
 
 
 def photograph(image, size=224):
-  """As the network was trained to see: the middle 7 / 8, bicubic, signed."""
+  """Prepares an image as in the network's training.
+
+  Cuts out the central 7 / 8, resizes it bicubically, and scales it to [-1, 1].
+  """
   from PIL import Image
 
   height, width = image.shape[:2]
@@ -236,7 +243,7 @@ def test_real_weights_name_real_photographs():
 
 @functools.cache
 def lite_tensors():
-  """A small file's worth of names: only the shapes of timm's Lite0 matter."""
+  """Returns tensors with the names and shapes of timm's Lite0."""
   tensors = golden_weights('timm_lite0')
   counter = {'bn1.num_batches_tracked': np.array(3)}
   return tensors | counter
@@ -263,7 +270,7 @@ def test_another_number_of_classes_keeps_the_new_head(lite, tmp_path):
 
 
 def test_a_classifier_starts_from_them(tmp_path):
-  # The first of B0's stages alone, and a head to go with it.
+  # A network of B0's first stage only, and a head that fits it.
   parts = ('features.0.', 'features.1.', 'features.8.', 'classifier.')
   tensors = {
     name: tensor
@@ -286,7 +293,7 @@ def test_a_classifier_starts_from_them(tmp_path):
 
 
 def changed(**tensors):
-  """Of Lite0's file: None takes a tensor away."""
+  """Returns Lite0's tensors with changes; None removes a tensor."""
   merged = lite_tensors() | {
     k.replace('__', '.'): v for k, v in tensors.items()
   }
@@ -368,7 +375,7 @@ def test_neither_a_file_nor_a_name(lite):
 
 
 def test_a_pth_of_pytorchs():
-  # Written by golden/efficientnet.py: tensor i counts up from 10 i.
+  # golden/efficientnet.py wrote the file. Tensor i counts up from 10 i.
   tensors = read(golden.PTH)
   shapes = {
     '0.weight': (3, 2, 2, 2),
@@ -388,7 +395,7 @@ def test_a_pth_of_pytorchs():
 
 
 class Calls:
-  """Pickled, it calls a function when it is read."""
+  """An object whose pickle calls a function when it is loaded."""
 
   def __init__(self, function, *args):
     self.call = function, args
@@ -411,7 +418,7 @@ def test_a_pickle_calls_no_function(protocol, lite, tmp_path):
   with pytest.raises(ValueError, match='mkdir is refused: only dictionaries'):
     load_pretrained(zeros(lite), path)
   assert not target.exists()
-  pickle.loads(evil)  # the same, trusted
+  pickle.loads(evil)  # Python's own unpickler runs the function
   assert target.exists()
 
 

@@ -1,4 +1,4 @@
-"""Archives in the published formats."""
+"""Fixtures that load small archives in the published formats."""
 
 import published
 import pytest
@@ -20,7 +20,10 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def loads(monkeypatch, archive_dir, data_dir):
-  """Writes the small archives, changed or not, and loads them."""
+  """Returns a function that writes the small archives and loads them.
+
+  The function's keyword arguments change what is written.
+  """
 
   def write_and_load(name, *, image_size=None, **changes):
     published.WRITERS[name](archive_dir, **changes)

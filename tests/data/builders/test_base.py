@@ -1,4 +1,4 @@
-"""What holds for every published data set."""
+"""Tests of all published data sets: loading, downloads and damaged files."""
 
 import importlib.util
 import io
@@ -33,7 +33,7 @@ FILES = [
 ]
 
 
-# What is loaded.
+# Contents.
 
 
 def test_batches_and_shards_of_any_size(loads, monkeypatch):
@@ -55,9 +55,9 @@ def test_owners_are_clients_of_the_natural_partition(name, loads):
   clients = federate(
     data, partition='natural', num_clients=None, min_examples=1, seed=0
   )
-  held = [set(data.train.owners[i]) for i in clients.client_indices]
-  assert all(len(owners) == 1 for owners in held)
-  assert len(set().union(*held)) == clients.num_clients
+  owners = [set(data.train.owners[i]) for i in clients.client_indices]
+  assert all(len(of_client) == 1 for of_client in owners)
+  assert len(set().union(*owners)) == clients.num_clients
   assert clients.num_examples.sum() == len(data.train)
   kept = federate(
     data, partition='natural', num_clients=None, min_examples=3, seed=0
@@ -107,7 +107,8 @@ def test_only_celeba_takes_an_image_size(name, data_dir):
 def test_the_published_checksums_are_asked_for(
   name, file, archive_dir, data_dir
 ):
-  # One at a time, the others are what is expected.
+  # The small archives are not the published files. Every file is checked on its
+  # own, because loading stops at the first wrong one.
   published.WRITERS[name](archive_dir)
   archives = published.BUILDERS[name].ARCHIVES
   with pytest.raises(ValueError) as info:
@@ -124,7 +125,7 @@ def test_the_published_checksums_are_asked_for(
 
 
 def registered(name):
-  """TFDS's sizes and SHA-256, by file name."""
+  """Returns the address, size and SHA-256 that TFDS registers, by file name."""
   (package,) = importlib.util.find_spec(
     'tensorflow_datasets'
   ).submodule_search_locations
@@ -181,7 +182,7 @@ def test_no_internet_is_said_at_once(name, archive_dir, data_dir, monkeypatch):
 
 
 def serve(monkeypatch, name, archive_dir, address):
-  """Writes the archives under the names that their addresses end with."""
+  """Writes archives under the names at the end of their addresses."""
   published.WRITERS[name](archive_dir)
   published.publish(monkeypatch, name, archive_dir, url=address)
   archives = published.BUILDERS[name].ARCHIVES
@@ -222,7 +223,8 @@ def test_a_download_that_ends_early(
   name, server, archive_dir, data_dir, monkeypatch
 ):
   archives = serve(monkeypatch, name, archive_dir, server)
-  # The last file is not there; the first one is, and is all that is probed.
+  # The last file is missing. `probe` requests the first one only, so that it
+  # succeeds if there are several files.
   url = list(archives.urls.values())[-1]
   (archive_dir / url.removeprefix(server)).unlink()
   if len(archives.urls) > 1:
@@ -241,7 +243,7 @@ value="ID"><input type="hidden" name="confirm" value="t"></form></html>"""
 
 @pytest.fixture
 def drive(archive_dir, monkeypatch):
-  """Google Drive in front of the archives; returns its pages' text by ID."""
+  """Answers requests as Google Drive does; returns its first pages by ID."""
   published.WRITERS['celeba'](archive_dir)
   url = celeba.Celeba.ARCHIVES.url
   published.publish(monkeypatch, 'celeba', archive_dir, url=url)
@@ -262,7 +264,7 @@ def drive(archive_dir, monkeypatch):
     return response
 
   monkeypatch.setattr(requests.adapters.HTTPAdapter, 'send', send)
-  monkeypatch.setattr(Archives, 'probe', lambda self: None)  # by other means
+  monkeypatch.setattr(Archives, 'probe', lambda self: None)  # not by requests
   return pages
 
 
@@ -283,7 +285,7 @@ def test_google_drive_refuses(drive, data_dir):
   check_refused(info, data_dir)
 
 
-# A preparation that breaks off.
+# Interrupted preparations.
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'emnist', 'mnist'])
@@ -315,7 +317,7 @@ def test_interrupted_arrays(calls, loads, data_dir, monkeypatch):
 
 @pytest.fixture
 def preparation(archive_dir, data_dir):
-  """A process that has prepared one of MNIST's two splits."""
+  """Starts a process that waits after preparing one of MNIST's two splits."""
   published.write_mnist(archive_dir)
   program = f"""
 import pathlib
@@ -345,7 +347,7 @@ load('mnist', data_dir={str(data_dir)!r}, archive_dir=folder)
     stderr=subprocess.DEVNULL,
     text=True,
   ) as process:
-    assert 'test\n' in process.stdout  # beside what TFDS prints
+    assert 'test\n' in process.stdout  # TFDS prints other lines
     yield process
     process.kill()
 

@@ -1,4 +1,4 @@
-"""CelebA."""
+"""Tests of CelebA."""
 
 import numpy as np
 import published
@@ -32,7 +32,7 @@ def test_celeba(loads):
     assert isinstance(split.owners, np.memmap)
     for image, name in zip(split.inputs, names, strict=True):
       drawn = published.photograph(name).astype(int)
-      # The format is lossy, most so at edges.
+      # JPEG is lossy, most of all at edges.
       assert np.abs(image - drawn).mean() < 2
       middle = np.median(image[85:133, 65:113], axis=(0, 1))
       np.testing.assert_allclose(middle, drawn[109, 89], atol=3)
@@ -41,7 +41,8 @@ def test_celeba(loads):
 @pytest.mark.parametrize(
   ('size', 'resized', 'box'),
   [
-    # 178 x 218 becomes s x floor(218 s / 178); the middle rows are kept.
+    # An image of 178 x 218 is scaled to s x floor(218 s / 178). Then the s rows
+    # in its centre are kept.
     (64, (64, 78), (0, 7, 64, 71)),
     (256, (256, 313), (0, 28, 256, 284)),
   ],
@@ -61,7 +62,7 @@ def test_celeba_resized(size, resized, box, loads):
 
 def test_celeba_sizes_do_not_mix(loads, data_dir):
   small = loads('celeba', image_size=8).train
-  # The records serve every size: the archives are not looked at again.
+  # All sizes are made from the same records; the archives are not read again.
   absent = data_dir / 'absent'
   for size, shape in ((None, (218, 178)), (8, (8, 8)), (9, (9, 9))):
     data = load(
@@ -87,14 +88,14 @@ def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
   config = celeba_config.get_config('layerwise_cosine_krum,non_iid')
   keys = config.data.to_dict()
   for key in ('name', 'archive_dir', 'data_dir', 'image_size'):
-    del keys[key]  # of the source
+    del keys[key]  # an option of `load`, not of `federate`
   clients = federate(data, seed=0, **keys)
-  held = {}
+  names_of = {}
   for name, (split, _, identity) in examples.items():
     if split == 0:
-      held.setdefault(identity, []).append(name)
-  assert len(held) == 300
-  expected = [held[i] for i in sorted(held) if len(held[i]) >= 31]
+      names_of.setdefault(identity, []).append(name)
+  assert len(names_of) == 300
+  expected = [names_of[i] for i in sorted(names_of) if len(names_of[i]) >= 31]
   assert sorted(map(len, expected)) == [31, 31, 33, 35]
   got = clients.gather(range(clients.num_clients))
   assert list(got.num_examples) == [len(names) for names in expected]
@@ -110,7 +111,8 @@ def test_300_identities_of_celeba_are_clients_from_31_photographs_on(loads):
 
 
 def test_a_celeba_image_that_is_cut(loads, data_dir):
-  # Records hold it as it is; no array is made of it.
+  # The damaged file is copied into the records. The error comes when it is
+  # decoded, and no arrays are left behind.
   whole = published.celeba_images()['000006.jpg']
   message = (
     'lca_celeba, examples 0 to 4 of its train split: not a complete JPEG'

@@ -1,4 +1,4 @@
-"""CIFAR-10."""
+"""Tests of CIFAR-10."""
 
 import numpy as np
 import published

@@ -1,4 +1,4 @@
-"""EMNIST."""
+"""Tests of EMNIST."""
 
 import numpy as np
 import published
@@ -22,12 +22,12 @@ def test_emnist(loads):
 
 
 def test_emnist_stands_upright(loads):
-  # A seven: the stroke on top, and on the right side only.
+  # The image is a seven: one stroke at the top and one on the right.
   seven = np.zeros((28, 28), np.uint8)
   seven[4, 6:20] = 255
   seven[4:24, 19] = 255
   fields, _ = published.emnist_splits()
-  # MATLAB's images(1, :) = seven(:)', one column after the other.
+  # This is images(1, :) = seven(:)' in MATLAB: one column after the other.
   fields['train']['images'][0] = np.concatenate(list(seven.T))
   image = loads('emnist', dataset=fields).train.inputs[0, ..., 0]
   np.testing.assert_array_equal(image, seven)

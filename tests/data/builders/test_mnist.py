@@ -1,4 +1,4 @@
-"""MNIST."""
+"""Tests of MNIST."""
 
 import numpy as np
 import published

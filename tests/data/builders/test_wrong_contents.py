@@ -1,4 +1,4 @@
-"""Archives of the right checksum and of wrong content."""
+"""Tests of archives with the right checksum but wrong content."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""The form in which a convolution runs."""
+"""A fixture that chooses the form in which a convolution runs."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from lca.models.kernels import convolution
 
 @pytest.fixture(params=['cpu', 'accelerator'])
 def form(request, monkeypatch):
-  """Runs a test in the CPU's form and in the one for accelerators."""
+  """Runs a test twice: in the form for CPUs and in that for accelerators."""
   if request.param == 'accelerator':
     monkeypatch.setattr(
       convolution.lax,

@@ -1,4 +1,4 @@
-"""The fast convolutions against XLA's own."""
+"""Tests of the fast convolutions against XLA's own."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from lca.models.kernels import convolution
 
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
-# Sums of up to 5 x 5 x 6 or 9 x 8 x 8 products in float32, in another order.
+# The tolerance of float32 sums of up to 5 x 5 x 6 or 9 x 8 x 8 products that
+# are added up in different orders.
 CLOSE = {'rtol': 1e-4, 'atol': 1e-4}
 
 

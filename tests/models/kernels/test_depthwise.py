@@ -1,4 +1,4 @@
-"""The depthwise convolution against XLA's own."""
+"""Tests of the depthwise convolution against XLA's own."""
 
 import functools
 
@@ -12,7 +12,8 @@ from jax import lax
 
 from lca.models.kernels import convolution
 
-# Sums of up to 5 x 5 x 6 or 9 x 8 x 8 products in float32, in another order.
+# The tolerance of float32 sums of up to 5 x 5 x 6 or 9 x 8 x 8 products that
+# are added up in different orders.
 CLOSE = {'rtol': 1e-4, 'atol': 1e-4}
 
 
@@ -111,8 +112,9 @@ def test_depthwise_keeps_bfloat16_and_sums_in_float32(stride):
     stride,
     3,
   )
-  # Outputs are rounded to 8 bits before the sine, and so are their gradients:
-  # about 1e-2 on each of up to 1024 terms of a kernel's gradient, in root.
+  # Outputs are rounded to 8 bits before the sine, and so are their gradients.
+  # The errors of about 1e-2 in each of up to 1024 terms of a kernel's gradient
+  # add up to this, times the square root of their number.
   for half, full in zip(halves[1], wide[1], strict=True):
     np.testing.assert_allclose(
       half.astype('float32'), full, rtol=0.05, atol=1.0

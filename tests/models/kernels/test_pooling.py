@@ -1,4 +1,4 @@
-"""Pooling against Flax's."""
+"""Tests of pooling against Flax's."""
 
 import jax
 import jax.export
@@ -11,7 +11,8 @@ from flax import linen as nn
 from lca.federated.randomness import Purpose, key_for
 from lca.models.kernels import convolution, pooling
 
-# Sums of up to 5 x 5 x 6 or 9 x 8 x 8 products in float32, in another order.
+# The tolerance of float32 sums of up to 5 x 5 x 6 or 9 x 8 x 8 products that
+# are added up in different orders.
 CLOSE = {'rtol': 1e-4, 'atol': 1e-4}
 
 
@@ -46,13 +47,13 @@ def test_conv_max_pool_goes_through_flaxs_door(channels, size):
   variables = plain.init(key_for(0, Purpose.INIT), x)
   variables['params']['bias'] += 0.5
 
-  def last(variables, x):
+  def pool_after_relu(variables, x):
     return flax_pool(nn.relu(plain.apply(variables, x)))
 
-  def first(variables, x):
+  def pool_before_bias(variables, x):
     return nn.relu(ours.apply(variables, x))
 
-  def of(function):
+  def values_and_gradients(function):
     def scalar(*args):
       y = function(*args)
       return jnp.sum(jnp.sin(y)), y
@@ -61,8 +62,8 @@ def test_conv_max_pool_goes_through_flaxs_door(channels, size):
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
-    of(first)(variables, x),
-    of(last)(variables, x),
+    values_and_gradients(pool_before_bias)(variables, x),
+    values_and_gradients(pool_after_relu)(variables, x),
   )
 
 

@@ -1,4 +1,4 @@
-"""Winograd's form of a convolution."""
+"""Tests of Winograd's form of a convolution."""
 
 import functools
 

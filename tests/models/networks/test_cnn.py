@@ -1,4 +1,4 @@
-"""The networks of the two papers."""
+"""Tests of the networks of the two papers."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ def test_dropout_has_a_mask_for_each_key():
   keys = jax.random.split(jax.random.key(0), 6)
   out = np.asarray(dropout(x, 0.25, keys, 0))
   assert set(np.unique(out)) == {0, np.float32(1 / 0.75)}
-  # 2000 draws an example: a deviation of 0.01 of the share kept.
+  # Of the 2000 entries of an example, the share that is kept has a standard
+  # deviation of 0.01.
   np.testing.assert_allclose((out > 0).mean((1, 2)), 0.75, atol=0.05)
   assert np.any(out[0] != out[1])
   np.testing.assert_array_equal(dropout(x[:2], 0.25, keys[:2], 0), out[:2])

@@ -1,4 +1,4 @@
-"""EfficientNet: counts by hand, other libraries' outputs, real weights."""
+"""Tests of EfficientNet: counts by hand, training and randomness."""
 
 import functools
 
@@ -16,7 +16,7 @@ from lca.models.networks.efficientnet import Stage
 TINY = EfficientNet(3, stages=(Stage(1, 3, 1, 32, 1), Stage(2, 5, 2, 8, 2)))
 
 
-# Table 1 of the paper: features in, out, times wider, kernel, blocks.
+# Table 1 of the paper: input and output channels, expansion, kernel, blocks.
 TABLE = [
   (32, 16, 1, 3, 1),
   (16, 24, 6, 3, 2),
@@ -46,7 +46,12 @@ def count(tree):
 
 
 def by_hand(squeeze):
-  """Parameters and normalised channels, from the paper's table."""
+  """Counts parameters and running statistics from the paper's table.
+
+  Returns:
+    The number of parameters without the output layer, and the number of running
+    means and variances.
+  """
   params, normed = 3 * 3 * 3 * 32, 32
   for first, out, times, kernel, blocks in TABLE:
     for features in [first] + [out] * (blocks - 1):
@@ -90,7 +95,8 @@ def test_layers_are_torchs_tensors():
   groups = layer_names(variables, 'block')
   assert groups == [*blocks, 'head', 'stem', 'classifier']
   modules = layer_names(variables, 'module')
-  # 49 convolutions, as many normalisations, 2 layers in each squeeze, the last.
+  # There are 49 convolutions, as many normalisations, 2 layers in each of 16
+  # squeeze-and-excitations, and the output layer.
   assert len(modules) == 49 + 49 + 2 * 16 + 1
 
 
@@ -207,35 +213,35 @@ def test_what_is_random_belongs_to_an_images_key():
 
 
 def test_stochastic_depth_skips_blocks_and_scales_the_others():
-  # One block of all has a shortcut, the last of three: its rate is 2 / 3 of
-  # the module's.
+  # Of the three blocks only the last one has a shortcut. It is skipped with
+  # 2 / 3 of the module's rate.
   x = np.repeat(tiny_images(1), 200, axis=0)
   keys = jax.random.split(jax.random.key(8), 200)
 
   @functools.partial(jax.jit, static_argnums=0)
   def into_the_head(rate):
-    seen = []
+    head_inputs = []
 
     def spy(method, args, kwargs, context):
       if context.module.name == 'head' and context.method_name == '__call__':
-        seen.append(args[0])
+        head_inputs.append(args[0])
       return method(*args, **kwargs)
 
     module = TINY.clone(dropout=0.0, stochastic_depth=rate)
     with nn.intercept_methods(spy):
       module.apply(tiny(), x, keys, mutable=['batch_stats'])
-    return seen[0]
+    return head_inputs[0]
 
   dropped, full = (np.asarray(into_the_head(rate)) for rate in (0.6, 0.0))
   np.testing.assert_allclose(full, full[:1].repeat(200, 0), rtol=1e-5)
-  # full = x + y, and dropped is x or x + y / 0.6.
+  # `full` is x + y. `dropped` is x if the block is skipped, else x + y / 0.6.
   distances = np.abs(dropped - full).max(axis=(1, 2, 3))
   skipped = distances > distances.mean()
   y = (full - dropped)[skipped][0]
   np.testing.assert_allclose(
     dropped[~skipped][0], full[0] + y * (1 / 0.6 - 1), rtol=1e-3, atol=1e-4
   )
-  # 200 draws at rate 0.4: a deviation of 0.035.
+  # The share of 200 draws at rate 0.4 has a standard deviation of 0.035.
   np.testing.assert_allclose(skipped.mean(), 0.4, atol=0.14)
 
 
