@@ -31,10 +31,10 @@ def from_arrays(
     file of a memory map, and are scaled from [0, 255] to [-1, 1] on the device,
     unless `mean` and `std` are given. If your bytes are tokens and not pixels,
     pass `inputs.astype(np.int32)`.
-  - Floats and other integers, such as tokens, reach the model unchanged, unless
-    `mean` and `std` are given. float64 becomes float32 and int64 becomes int32,
-    as in `jnp.asarray`. For a memory map such a conversion is an error, because
-    it would read the whole file into memory.
+  - Floats and other integers, such as tokens, are not scaled unless `mean` and
+    `std` are given. float64 becomes float32 and int64 becomes int32, as in
+    `jnp.asarray`. For a memory map such a conversion is an error, because it
+    would read the whole file into memory.
 
   Args:
     train: inputs `[N, ...]` and integer labels `[N]`, which are shared out

@@ -60,6 +60,7 @@ class Split:
       self._check_integers('owners', self.owners)
 
   def _check_inputs(self):
+    """Raises a ValueError unless the inputs are finite numbers `[N, ...]`."""
     inputs = self.inputs
     got = f'{inputs.dtype} {list(inputs.shape)}'
     if inputs.dtype == bool or not _is_number(inputs.dtype):
@@ -99,6 +100,7 @@ class Split:
         )
 
   def _check_integers(self, field: str, numbers: np.ndarray):
+    """Raises a ValueError unless a field holds one integer per input."""
     if not np.issubdtype(numbers.dtype, np.integer) or numbers.ndim != 1:
       one_hot = f'{field}.argmax(1)' if numbers.ndim == 2 else ''
       raise ValueError(

@@ -105,6 +105,7 @@ def load(name: str, **options: Any) -> Dataset:
 
 
 def _digits() -> Dataset:
+  """Splits scikit-learn's 1,797 digits into training and test examples."""
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 
@@ -194,6 +195,7 @@ def _celeba(
   archive_dir: str | Path | None = None,
   image_size: int | None = None,
 ) -> Dataset:
+  """Loads CelebA at a given size; every size has its own cache of arrays."""
   if image_size is not None and image_size < 1:
     raise ValueError(f'image_size must be at least 1, got {image_size}')
 
@@ -220,6 +222,7 @@ def _tfds(
   data_dir: str | Path | None = None,
   archive_dir: str | Path | None = None,
 ) -> Dataset:
+  """Loads the data set `tfds:NAME` of TFDS."""
   splits = prepared.load_tfds(
     name.removeprefix(_TFDS), data_dir=data_dir, archive_dir=archive_dir
   )

@@ -17,8 +17,8 @@ from lca.models.pretrained import load_pretrained
 from lca.typing import PyTree
 
 _COLLECTIONS = ('params', 'batch_stats')
-# Folded into the key of a batch's first example, for a key that is
-# shared by the whole batch.
+# Folded into the key of a batch's first example, to make a key for the whole
+# batch.
 _WHOLE_BATCH = 2**32 - 1
 
 
@@ -48,7 +48,8 @@ class Classifier:
   Inputs are prepared on the device. Images, `[height, width, channels]` of
   uint8 or floats, can be resized and cropped; other inputs cannot. With `mean`
   and `std`, all inputs become the floats `(input - mean) / std`. Without them,
-  floats are passed on unchanged, and integers stay integers, as tokens must.
+  floats keep their values (shorter ones become float32), and integers stay
+  integers, as tokens must.
 
   Attributes:
     module: the module described above.
@@ -154,6 +155,7 @@ class Classifier:
         'only these two are trained and aggregated, so remove the others from '
         'the module'
       )
+    # Intermediates that the module sows are dropped.
     return {k: v for k, v in variables.items() if k in _COLLECTIONS}
 
   def check_classes(

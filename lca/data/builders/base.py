@@ -90,6 +90,7 @@ class ArchiveBuilder(
   """
 
   def _split_generators(self, dl_manager):
+    """Returns the generators of examples, by split, as TFDS asks for them."""
     splits = self._splits(self._paths(dl_manager))
     return {k: self._generate_examples(v) for k, v in splits.items()}
 

@@ -117,6 +117,7 @@ class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
     }
 
   def _shard_iterators_per_split(self, dl_manager):
+    """Returns, for each split, functions that generate a shard's examples."""
     paths = self._paths(dl_manager)
     splits = self._read_lists(paths)
     with self.ARCHIVES.reading(_IMAGES):

@@ -3,8 +3,8 @@
 A partition takes the labels of the training split, the number of clients, a
 seed and its own options, and returns the example indices of each client. The
 exception is `natural`, which takes the owners of the examples and nothing else.
-A class counts if at least one example has its label. The same arguments give
-the same partition on every machine.
+Only labels that occur in the training split count as classes. The same
+arguments give the same partition on every machine.
 """
 
 import inspect
