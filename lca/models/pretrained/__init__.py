@@ -95,7 +95,7 @@ def find_pretrained(source: str | os.PathLike) -> pathlib.Path:
       path = pathlib.Path(
         huggingface_hub.hf_hub_download(HUB[source], 'model.safetensors')
       )
-    except Exception as error:  # huggingface_hub passes on many libraries' own
+    except Exception as error:  # several libraries' errors may arrive here
       raise OSError(
         f'cannot download model.safetensors of {HUB[source]} from the Hugging '
         f'Face hub ({error}): give the path of a file'
