@@ -1,16 +1,17 @@
-"""Byzantine clients: what they do to their labels and to their updates.
+"""Attacks: how Byzantine clients change their labels and their updates.
 
-Which rows are Byzantine is always a mask `[n]`, never a position. An attack on
-the updates is a function `(updates, *, byzantine, key=None, **options) ->
-updates`: honest rows come back bit for bit, dtypes are kept, and what is sent
-is computed in float32 or wider. `make` and `from_function` turn one into an
-`Attack`, what a simulation takes.
+An attack on the updates is a function `(updates, *, byzantine, key=None,
+**options) -> updates`. The boolean mask `byzantine`, `[n]`, marks the rows of
+the attackers. The function replaces these rows and returns the honest rows bit
+for bit. It computes in float32 or wider and keeps the dtypes of the leaves.
+`from_function` binds the options of such a function and returns an `Attack`,
+which a simulation takes; `make` builds an `Attack` from a config.
 
-Attackers know the honest updates of the round and collude. What they compute
-leaves out honest rows that no rule would mix either (see `lca.geometry`), such
-as those of clients that did not answer; they still count among n. With no
-honest row, means, deviations, extremes and distances are zero, and so is what
-colluding clients send.
+Attackers collude and know the honest updates of the round. Honest rows that are
+rejected (see `lca.geometry`), such as those of clients that did not answer, are
+left out of the statistics that attackers compute, but they still count in `n`.
+Without any honest row, means, deviations, extremes and distances are 0, and
+colluding clients send zeros.
 """
 
 from lca.attacks.base import (

@@ -1,4 +1,4 @@
-"""What an attack is, and how a function of the updates becomes one."""
+"""The type of an attack, and the helpers that make one from a function."""
 
 import functools
 import inspect
@@ -21,14 +21,15 @@ P = ParamSpec('P')
 
 
 class Attack(NamedTuple):
-  """What Byzantine clients do, on both sides of their training.
+  """The behaviour of Byzantine clients before and after their local training.
 
   Attributes:
-    on_labels: `(labels [n, S], *, byzantine [n], client_ids [n], num_classes,
-      key) -> labels`, before the training.
-    on_updates: `(updates, *, byzantine [n], key, aggregate) -> updates`, after
-      it. A row of NaN is a client that does not answer, and stays one.
-      `aggregate` is the server's own, from updates to one update.
+    on_labels: changes labels before the training: `(labels [n, S], *,
+      byzantine [n], client_ids [n], num_classes, key) -> labels`.
+    on_updates: changes updates after the training: `(updates, *, byzantine
+      [n], key, aggregate) -> updates`. A client that does not answer is a row
+      of NaN, and remains one. `aggregate` is the server's own aggregation in
+      this round, a function from stacked updates to one update.
   """
 
   on_labels: Callable[..., jax.Array]
@@ -36,12 +37,12 @@ class Attack(NamedTuple):
 
 
 def keep_labels(labels: jax.Array, **_: Any) -> jax.Array:
-  """Of clients that train on what they hold."""
+  """Leaves labels unchanged."""
   return labels
 
 
 def keep_updates(updates: Updates, **_: Any) -> Updates:
-  """Of clients that send what they computed."""
+  """Leaves updates unchanged."""
   return updates
 
 
@@ -53,17 +54,17 @@ def update_attack(
 ) -> Callable[[Callable[P, Updates]], Callable[P, Updates]]:
   """Marks a function of the updates as an attack and checks its arguments.
 
-  The function is `(updates, *, byzantine, key=None, **options) -> updates`;
-  without a default for the key, it is one that needs a key.
+  The function is `(updates, *, byzantine, key=None, **options) -> updates`. If
+  its `key` has no default, a call without a key is an error.
 
   Args:
-    **checks: by the name of an option, what it may be. None passes where it is
-      the option's default.
+    **checks: for each option to check, by its name, a function of
+      `lca.options`. None is not checked where it is the option's default.
 
   Returns:
-    A decorator. What it returns raises a ValueError for updates that are not
-    stacked, a `byzantine` that is no boolean mask `[n]` or an option that a
-    check refuses, and a TypeError for a missing key.
+    A decorator. The decorated function raises a ValueError if the updates are
+    not stacked, if `byzantine` is not a boolean mask `[n]`, or if a check
+    refuses an option, and a TypeError if a required key is missing.
   """
 
   def decorate(function: Any) -> Any:
@@ -79,7 +80,9 @@ def update_attack(
           f'{mask.dtype.name}{list(mask.shape)}'
         )
       if key is None and needs_key:
-        raise TypeError(f'{function.__name__} draws at random: it needs a key')
+        raise TypeError(
+          f'{function.__name__} draws random numbers and needs a key, got None'
+        )
       options = _checked_options(attack, options)
       return function(updates, byzantine=mask, key=key, **options)
 
@@ -91,23 +94,28 @@ def update_attack(
 
 
 ROUND_BRINGS = ('byzantine', 'key', 'aggregate')
-"""Names of the arguments that a round brings to an attack on the updates."""
+"""Names of the arguments that a round passes to an attack on the updates."""
 
 
 def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
-  """An Attack of clients that train honestly and send something else.
+  """Makes an `Attack` from a function of the updates.
+
+  The Byzantine clients train on their true labels. The function then replaces
+  their updates.
 
   Args:
-    function: `(updates, *, byzantine, ...) -> updates`; it is given those of
-      `byzantine`, `key` and `aggregate` that it names.
-    **options: its other arguments.
+    function: `(updates, *, byzantine, ...) -> updates`. It may name `key` and
+      `aggregate` too (see `Attack.on_updates`); a round passes those of the
+      three arguments that the function names.
+    **options: values of the function's other arguments.
 
   Returns:
     The attack.
 
   Raises:
-    TypeError: an option that the function does not take, or lacks.
-    ValueError: an option with an impossible value.
+    TypeError: an option is unknown to the function, or a required one is
+      missing.
+    ValueError: an option has an impossible value.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -116,20 +124,20 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
     >>> print(attack.on_updates(jnp.ones(3), byzantine=jnp.arange(3) == 1))
     [ 1. -2.  1.]
   """
-  own = options_of(function, ROUND_BRINGS, of_data=True)
-  check_options(rule_name(function), own, options)
+  known_options = options_of(function, ROUND_BRINGS, of_data=True)
+  check_options(rule_name(function), known_options, options)
   options = _checked_options(function, options)
-  named = inspect.signature(function).parameters
+  parameters = inspect.signature(function).parameters
 
-  def on_updates(updates, **of_the_round):
-    brought = {n: v for n, v in of_the_round.items() if n in named}
-    return function(updates, **brought, **options)
+  def on_updates(updates, **from_round):
+    accepted = {k: v for k, v in from_round.items() if k in parameters}
+    return function(updates, **accepted, **options)
 
   return Attack(keep_labels, on_updates)
 
 
 def _checked_options(function, options):
-  """The options, each converted by its check if it has one."""
+  """Returns the options, each converted by its check where it has one."""
   checks = getattr(function, 'checks', {})
   parameters = inspect.signature(function).parameters
 
@@ -137,28 +145,31 @@ def _checked_options(function, options):
     unset = value is None and parameters[name].default is None
     return value if unset else checks[name](name, value)
 
-  return {n: checked(n, v) if n in checks else v for n, v in options.items()}
+  return {k: checked(k, v) if k in checks else v for k, v in options.items()}
 
 
 def replace(
   updates: Updates, byzantine: jax.Array, rows: Update | Updates
 ) -> Updates:
-  """Puts other rows in the place of the Byzantine ones.
+  """Replaces the rows of the Byzantine clients.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
-    rows: one for all of them, leaves `[...]`, or stacked like the updates.
+    rows: the new rows: a single update, leaves `[...]`, that all Byzantine
+      clients send, or stacked updates, leaves `[n, ...]`, of which their rows
+      are taken.
 
   Returns:
-    Stacked updates in the dtypes of `updates`, the other rows bit for bit.
+    Stacked updates in the dtypes of `updates`. Honest rows are unchanged bit
+    for bit.
   """
 
-  def one(leaf, new):
+  def replace_in_leaf(leaf, new):
     mask = byzantine.reshape((-1,) + (1,) * (leaf.ndim - 1))
     return jnp.where(mask, jnp.asarray(new).astype(leaf.dtype), leaf)
 
-  return jax.tree.map(one, updates, rows)
+  return jax.tree.map(replace_in_leaf, updates, rows)
 
 
 def draw_rows(
@@ -168,28 +179,33 @@ def draw_rows(
   sample: Callable[..., jax.Array],
   row: Callable[[int, jax.Array], jax.Array],
 ) -> list[jax.Array]:
-  """Draws a row of its own for each Byzantine client, and for no other.
+  """Replaces each Byzantine row by an independent random row.
+
+  Random numbers are drawn for Byzantine rows only.
 
   Args:
-    leaves: of stacked updates, each `[n, ...]`.
+    leaves: leaves `[n, ...]` of stacked updates.
     byzantine: `[n]` mask.
-    key: folded with the number of the row.
-    sample: `(key, shape, dtype) -> numbers`, as those of `jax.random`; called
-      once for all leaves, which compiles faster.
-    row: `(k, numbers) -> row` of leaf k, from numbers of its shape.
+    key: PRNG key; the index of a row is folded into it.
+    sample: `(key, shape, dtype) -> numbers`, like the samplers of
+      `jax.random`. One call draws the numbers of all leaves of a row, which
+      compiles faster than a call for each leaf.
+    row: `(k, numbers) -> row` makes the row of leaf k from random numbers of
+      the row's shape.
 
   Returns:
-    The leaves with those rows, in their dtypes.
+    The leaves with the new rows, in their dtypes.
   """
-  order = jnp.argsort(~byzantine, stable=True)  # theirs come first
+  order = jnp.argsort(~byzantine, stable=True)  # Byzantine rows come first
   dtype = sums.wide(jnp.result_type(*leaves))
   sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
   ends = list(itertools.accumulate(sizes))
 
-  def step(i, leaves):
-    own = jax.random.fold_in(key, order[i])
-    drawn = sharding.whole_on_each_device(sample(own, (ends[-1],), dtype))
-    numbers = jnp.split(drawn, ends[:-1])
+  def replace_row(i, leaves):
+    row_key = jax.random.fold_in(key, order[i])
+    drawn = sample(row_key, (ends[-1],), dtype)
+    drawn = sharding.whole_on_each_device(drawn)
+    numbers = jnp.split(drawn, ends[:-1])  # one part for each leaf
     rows = [
       row(k, x.reshape(leaves[k].shape[1:])) for k, x in enumerate(numbers)
     ]
@@ -198,4 +214,4 @@ def draw_rows(
       for leaf, new in zip(leaves, rows, strict=True)
     ]
 
-  return lax.fori_loop(0, jnp.sum(byzantine), step, leaves)
+  return lax.fori_loop(0, jnp.sum(byzantine), replace_row, leaves)

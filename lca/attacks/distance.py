@@ -1,4 +1,4 @@
-"""Rows as far from the honest mean as distances of honest rows allow."""
+"""Min-Max and Min-Sum: the farthest rows that honest distances still excuse."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lca import options
-from lca.attacks import honest as among
+from lca.attacks import stats
 from lca.attacks.base import replace, update_attack
 from lca.typing import Updates
 
@@ -23,29 +23,37 @@ def min_max(
   key: jax.Array | None = None,
   direction: Direction = 'std',
 ) -> Updates:
-  r"""Min-Max: no farther from any honest row than those are from each other.
+  r"""Min-Max: goes as far from honest rows as they are from each other.
+
+  The attackers move from the honest mean :math:`\mu` along a direction p, until
+  their largest distance to an honest row is the largest distance D between two
+  honest rows:
 
   .. math:: \hat x_b = \mu + \gamma p, \qquad \gamma = \max \gamma : \;
-      \max_{i \in H} \|\mu + \gamma p - x_i\| \le
+      \max_{i \in H} \|\mu + \gamma p - x_i\| \le D =
       \max_{i, j \in H} \|x_i - x_j\|
 
-  The paper halves steps until :math:`\gamma` is close to the largest one. Each
-  i bounds it by a quadratic, :math:`\gamma^2 \|p\|^2 + 2 \gamma \langle p, \mu
-  - x_i \rangle + \|\mu - x_i\|^2 \le D^2`, and the smallest of their larger
-  roots is that :math:`\gamma`, in closed form; the length of p cancels.
+  The paper approximates :math:`\gamma` by halving steps. Here it is computed in
+  closed form. Each honest row i bounds it by a quadratic,
+
+  .. math:: \gamma^2 \|p\|^2 + 2 \gamma \langle p, \mu - x_i \rangle +
+      \|\mu - x_i\|^2 \le D^2
+
+  and :math:`\gamma` is the smallest of their larger roots. The length of p does
+  not matter.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
     key: unused.
-    direction: p; `'unit'` :math:`-\mu / \|\mu\|`, `'std'` minus the honest
-      rows' deviation, `'sign'` :math:`-\mathrm{sign}(\mu)`.
+    direction: p: `'unit'` is :math:`-\mu / \|\mu\|`, `'std'` minus the honest
+      rows' standard deviation, `'sign'` :math:`-\mathrm{sign}(\mu)`.
 
   Returns:
-    Stacked updates. With one honest row, or p = 0, the mean is sent.
+    Stacked updates. With one honest row, or p = 0, the honest mean is sent.
 
   Raises:
-    ValueError: unknown direction.
+    ValueError: `direction` is unknown.
 
   Examples:
     >>> import jax.numpy as jnp
@@ -58,13 +66,14 @@ def min_max(
     Shejwalkar and Houmansadr, Manipulating the Byzantine: optimizing model
     poisoning attacks and defenses for federated learning, NDSS 2021.
   """
-  honest = among.honest_rows(updates, byzantine)
-  mean = among.mean(updates, honest)
+  honest = stats.honest_rows(updates, byzantine)
+  mean = stats.mean(updates, honest)
   p = _unit_direction(direction, updates, honest, mean)
-  gram = among.centred_gram(updates, honest, mean, p)
-  # The larger root of x**2 + 2 b x + c, with c <= 0, without cancellation.
+  gram = stats.centred_gram(updates, honest, mean, p)  # p is the last row
+  # Row i's quadratic is x**2 + 2 b x + c, with c <= 0. Where b > 0, root - b
+  # would cancel, so the larger root is computed as -c / (b + root).
   b = -gram[:-1, -1]
-  c = jnp.diagonal(gram)[:-1] - among.largest_distance(gram, honest) ** 2
+  c = jnp.diagonal(gram)[:-1] - stats.largest_distance(gram, honest) ** 2
   c = jnp.minimum(c, 0)
   root = jnp.sqrt(b * b - c)
   roots = jnp.where(b > 0, -c / jnp.where(b > 0, b + root, 1), root - b)
@@ -80,14 +89,17 @@ def min_sum(
   key: jax.Array | None = None,
   direction: Direction = 'std',
 ) -> Updates:
-  r"""Min-Sum: the squared distances add up to no more than an honest row's.
+  r"""Min-Sum: bounds the sum of squared distances to the honest rows.
+
+  The attackers move from the honest mean :math:`\mu` along a direction p, until
+  the sum is as large as the largest one of an honest row:
 
   .. math:: \hat x_b = \mu + \gamma p, \qquad \gamma = \max \gamma : \;
       \sum_{i \in H} \|\mu + \gamma p - x_i\|^2 \le
       \max_{i \in H} \sum_{j \in H} \|x_i - x_j\|^2
 
-  Around their mean both sums are :math:`|H|` times a squared distance from it
-  plus the same constant, so that :math:`\gamma \|p\| = \max_i \|x_i - \mu\|`.
+  The sum from any point x is :math:`|H| \, \|x - \mu\|^2` plus a constant.
+  Therefore :math:`\gamma \|p\| = \max_i \|x_i - \mu\|`.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -96,30 +108,39 @@ def min_sum(
     direction: p, as in `min_max`.
 
   Returns:
-    Stacked updates. With one honest row, or p = 0, the mean is sent.
+    Stacked updates. With one honest row, or p = 0, the honest mean is sent.
 
   Raises:
-    ValueError: unknown direction.
+    ValueError: `direction` is unknown.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from lca import attacks
+    >>> print(attacks.min_sum(jnp.array([1., 9., 3.]),
+    ...   byzantine=jnp.arange(3) == 1))
+    [1. 1. 3.]
 
   References:
     Shejwalkar and Houmansadr, Manipulating the Byzantine: optimizing model
     poisoning attacks and defenses for federated learning, NDSS 2021.
   """
-  honest = among.honest_rows(updates, byzantine)
-  mean = among.mean(updates, honest)
+  honest = stats.honest_rows(updates, byzantine)
+  mean = stats.mean(updates, honest)
   p = _unit_direction(direction, updates, honest, mean)
-  squares = among.squared_deviations(updates, honest, mean)
+  squares = stats.squared_deviations(updates, honest, mean)
   return _send(updates, byzantine, mean, p, jnp.sqrt(jnp.max(squares)))
 
 
 def _unit_direction(direction, updates, honest, mean):
+  """Returns p, scaled to norm 1; zeros if its norm is 0."""
   if direction == 'std':
-    against = among.std(updates, honest, mean)
+    minus_p = stats.std(updates, honest, mean)
   else:
-    against = jax.tree.map(jnp.sign, mean) if direction == 'sign' else mean
-  return jax.tree.map(jnp.negative, among.unit(against))
+    minus_p = jax.tree.map(jnp.sign, mean) if direction == 'sign' else mean
+  return jax.tree.map(jnp.negative, stats.unit(minus_p))
 
 
 def _send(updates, byzantine, mean, p, length):
+  """Replaces the Byzantine rows by `mean + length * p`."""
   rows = jax.tree.map(lambda m, p: m + length.astype(m.dtype) * p, mean, p)
   return replace(updates, byzantine, rows)

@@ -1,8 +1,8 @@
 """Fang et al.'s attacks on Krum and on the trimmed mean, with full knowledge.
 
-They push the model against the direction in which honest clients move it. The
-published attacks are on models; a row here is what is left of one when the
-server's is taken away.
+Both attacks push the model against the direction in which the honest clients
+would move it. The paper states them for the clients' models. Here they are
+stated for updates, client minus server.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jax import lax
 
 from lca import options
 from lca.aggregators import krum
-from lca.attacks import honest as among
+from lca.attacks import stats
 from lca.attacks.base import draw_rows, replace, update_attack
 from lca.stacked import geometry, sums
 from lca.typing import Update, Updates
@@ -34,64 +34,78 @@ def fang_krum(
   threshold: float = 1e-5,
   changes: Changes = 'mean',
 ) -> Updates:
-  r"""Sends the strongest row against the model's change that Krum selects.
+  r"""Sends the largest step against the model's change that Krum selects.
 
-  .. math:: \hat x_b = -\lambda s, \qquad
-      \lambda_0 = \sqrt{\frac{\min_{i \in H} \sum_{l \in \Gamma_i}
+  .. math:: \hat x_b = -\lambda s
+
+  Here s holds the signs of the change that the model would make without an
+  attack. `changes` decides how the attackers know them. With `'aggregate'` they
+  are the signs of the server's own aggregate of what all clients computed, as
+  for the paper's attackers of full knowledge. With `'mean'`, the default, they
+  are estimated by the honest mean, as the paper's attackers of partial
+  knowledge do with a mean of their own.
+
+  The search for :math:`\lambda` begins at the paper's upper bound,
+
+  .. math:: \lambda_0 = \sqrt{\frac{\min_{i \in H} \sum_{l \in \Gamma_i}
       \|x_l - x_i\|^2}{(n - 2m - 1)\, d}} +
       \frac{\max_{i \in H} \|x_i\|}{\sqrt d}
 
-  with m Byzantine clients among n, d coordinates, and :math:`\Gamma_i` the n -
-  m - 2 honest rows nearest to :math:`x_i`. s holds the signs of the change that
-  the model would make without an attack. The paper's attackers of full
-  knowledge know it, from what all clients have computed and the server's
-  aggregate of that (`changes='aggregate'`). Its attackers of partial knowledge
-  estimate the signs by those of a mean, here of the honest rows (`'mean'`, the
-  default).
+  for m Byzantine clients among n and d coordinates, where :math:`\Gamma_i`
+  holds the n - m - 2 honest rows nearest to :math:`x_i`. Then :math:`\lambda`
+  is halved until Krum selects a Byzantine row. If :math:`\lambda` falls to the
+  threshold first, the row is sent although Krum does not select it.
 
-  From the paper's bound :math:`\lambda_0` on, :math:`\lambda` is halved until
-  Krum selects one of the copies, or it is at most the threshold: that one is
-  then sent all the same. Krum is decided on `[n, n]` inner products alone.
-
-  All send the same row (the paper's others may differ by a little), and where
-  m leaves no n - 2m - 1 > 0, the bound takes 1.
+  All attackers send the same row; in the paper, they may differ slightly. Where
+  n - 2m - 1 is not positive, the bound uses 1 instead. The search works on
+  `[n, n]` inner products only.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
     key: unused.
-    aggregate: from stacked updates to one update; `changes='aggregate'` needs
-      it, and a simulation brings the server's own.
-    f: that the server's Krum tolerates.
-    threshold: where the search ends, above 0.
-    changes: whose signs s are.
+    aggregate: function from stacked updates to one update; required by
+      `changes='aggregate'`. A simulation passes the server's own aggregation.
+    f: number of Byzantine clients that the server's Krum tolerates.
+    threshold: the search ends when :math:`\lambda` is at most this; above 0.
+    changes: how the attackers know s: `'mean'` or `'aggregate'`.
 
   Returns:
     Stacked updates.
 
   Raises:
-    ValueError: unless n > 2f + 2 and f >= 0, a threshold not above 0, or
-      unknown changes.
+    ValueError: f is negative or n <= 2f + 2, `threshold` is not above 0, or
+      `changes` is unknown.
     TypeError: `changes='aggregate'` without an `aggregate`.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from lca import attacks
+    >>> updates = jnp.array([1., 1.5, 2., 0., 0.])
+    >>> sent = attacks.fang_krum(updates, byzantine=updates == 0, f=1)
+    >>> print(bool(sent[3] < 0), bool(sent[3] == sent[4]))
+    True True
 
   References:
     Fang et al., Local model poisoning attacks to Byzantine-robust federated
     learning, USENIX Security 2020, section 4.2 and theorem 1.
   """
-  honest = among.honest_rows(updates, byzantine)
+  honest = stats.honest_rows(updates, byzantine)
   change = _change(changes, updates, honest, aggregate)
   signs = jax.tree.map(jnp.sign, change)
-  gram, along = geometry.gram(updates), geometry.inner(updates, signs)
-  square = geometry.gram(geometry.one_client(signs))[0, 0]
+  # Products of the updates with each other, with s, and of s with itself.
+  gram = geometry.gram(updates)
+  with_signs = geometry.inner(updates, signs)
+  signs_squared = geometry.gram(geometry.one_client(signs))[0, 0]
 
   def refused(strength):
-    # The Gram matrix with copies of one row in the place of the Byzantine.
-    products = -strength * along
-    sent = jnp.where(byzantine[:, None], products, gram)
-    sent = jnp.where(byzantine, products[:, None], sent)
+    # The Gram matrix as if the Byzantine rows were -strength * s.
+    products = -strength * with_signs
+    attacked = jnp.where(byzantine[:, None], products, gram)
+    attacked = jnp.where(byzantine, products[:, None], attacked)
     both = byzantine[:, None] & byzantine
-    sent = jnp.where(both, strength**2 * square, sent)
-    weights = krum.weigh(sent, f=f).weights
+    attacked = jnp.where(both, strength**2 * signs_squared, attacked)
+    weights = krum.weigh(attacked, f=f).weights
     return (strength > threshold) & ~jnp.any(byzantine & (weights > 0))
 
   start = _largest_strength(updates, gram, byzantine, honest)
@@ -103,27 +117,32 @@ def fang_krum(
 def _change(changes, updates, honest, aggregate):
   """Returns the change that the model would make without an attack."""
   if changes == 'mean':
-    return among.mean(updates, honest)
+    return stats.mean(updates, honest)
   if aggregate is None:
-    raise TypeError("changes='aggregate' needs a function aggregate")
+    raise TypeError(
+      "changes='aggregate' needs a function aggregate from stacked updates to "
+      'one update, got None'
+    )
   return jax.tree.map(
     lambda x: x.astype(sums.wide(x.dtype)), aggregate(updates)
   )
 
 
 def _largest_strength(updates, gram, byzantine, honest):
-  """Returns the bound of theorem 1."""
+  """Returns the upper bound of theorem 1; 0 without an honest row."""
   n, m = len(byzantine), jnp.sum(byzantine)
-  size = float(sum(leaf[0].size for leaf in jax.tree.leaves(updates)))
-  others = honest[:, None] & honest & ~jnp.eye(n, dtype=bool)
-  between = jnp.where(others, geometry.distances(gram), jnp.inf)
-  near = jnp.sort(between, axis=1) / jnp.maximum(n - 2 * m - 1, 1) / size
-  counted = (jnp.arange(n) < n - m - 2) & ~jnp.isinf(near)
-  nearest = jnp.sum(jnp.where(counted, near, 0), axis=1)
-  closest = jnp.min(jnp.where(honest, nearest, jnp.inf))
-  longest = jnp.max(jnp.where(honest, geometry.norms(gram), 0))
-  bound = jnp.sqrt(closest) + longest / jnp.sqrt(size)
-  # Infinity is never halved to an end.
+  d = float(sum(leaf[0].size for leaf in jax.tree.leaves(updates)))
+  # The first term: the smallest sum of squared distances to near rows.
+  pairs = honest[:, None] & honest & ~jnp.eye(n, dtype=bool)
+  between = jnp.where(pairs, geometry.distances(gram), jnp.inf)
+  terms = jnp.sort(between, axis=1) / jnp.maximum(n - 2 * m - 1, 1) / d
+  counted = (jnp.arange(n) < n - m - 2) & ~jnp.isinf(terms)
+  sums_to_nearest = jnp.sum(jnp.where(counted, terms, 0), axis=1)
+  smallest_sum = jnp.min(jnp.where(honest, sums_to_nearest, jnp.inf))
+  # The second term: the largest norm.
+  largest_norm = jnp.max(jnp.where(honest, geometry.norms(gram), 0))
+  bound = jnp.sqrt(smallest_sum) + largest_norm / jnp.sqrt(d)
+  # The search halves the bound, which would never end from infinity.
   return jnp.where(honest.any(), jnp.minimum(bound, 1e18), 0)
 
 
@@ -137,58 +156,71 @@ def fang_trimmed_mean(
   b: float = 2.0,
   changes: Changes = 'mean',
 ) -> Updates:
-  r"""Sends entries beyond the honest extreme against the model's change.
+  r"""Sends entries beyond the honest extremes, against the model's change.
 
-  Per coordinate, with the honest rows' smallest entry l and largest one u,
+  In every coordinate, with the smallest entry l and the largest entry u of the
+  honest rows, each Byzantine client draws its own entry:
 
   .. math:: \hat x_b \sim \begin{cases}
       U(l, \; l b \text{ if } l < 0 \text{ else } l / b) & s \ge 0 \\
       U(u, \; u b \text{ if } u > 0 \text{ else } u / b) & s < 0
       \end{cases}
 
-  where s is the model's change without an attack, as in `fang_krum`.
-
-  Every Byzantine client draws its own. The paper gives it against the trimmed
-  mean and the median.
+  where U is the uniform distribution and s the model's change without an
+  attack, as in `fang_krum`. The paper uses the attack against the trimmed mean
+  and the median.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
-    key: a PRNG key.
+    key: PRNG key.
     aggregate: as in `fang_krum`.
-    b: how far beyond; at least 1, in the paper 2.
+    b: how far beyond the extremes to draw, at least 1; the paper's is 2.
     changes: as in `fang_krum`.
 
   Returns:
     Stacked updates.
 
   Raises:
-    ValueError: b below 1, or unknown changes.
+    ValueError: b is below 1, or `changes` is unknown.
     TypeError: `changes='aggregate'` without an `aggregate`.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp
+    >>> from lca import attacks
+    >>> sent = attacks.fang_trimmed_mean(jnp.array([1., 9., 3.]),
+    ...   byzantine=jnp.arange(3) == 1, key=jax.random.key(0))
+    >>> print(bool(0.5 <= sent[1] <= 1))
+    True
 
   References:
     Fang et al., Local model poisoning attacks to Byzantine-robust federated
     learning, USENIX Security 2020, section 4.3.
   """
-  honest = among.honest_rows(updates, byzantine)
+  honest = stats.honest_rows(updates, byzantine)
   change = _change(changes, updates, honest, aggregate)
-  low, high = among.extremes(updates, honest)
+  low, high = stats.extremes(updates, honest)
+  # Draw between the extreme on the far side of the change ...
   start = jax.tree.map(
-    lambda m, lowest, highest: jnp.where(m < 0, highest, lowest),
+    lambda s, lowest, highest: jnp.where(s < 0, highest, lowest),
     change,
     low,
     high,
   )
-  # Away from zero where that is beyond, towards it where it is not.
+  # ... and that extreme times b, or over b if b would move it back inside.
   stop = jax.tree.map(
-    lambda m, e: jnp.where((m < 0) == (e > 0), e * b, e / b), change, start
+    lambda s, extreme: jnp.where(
+      (s < 0) == (extreme > 0), extreme * b, extreme / b
+    ),
+    change,
+    start,
   )
   leaves, structure = jax.tree.flatten(updates)
   ends = list(zip(jax.tree.leaves(start), jax.tree.leaves(stop), strict=True))
 
-  def row(k, part):
+  def row(k, uniform):
     first, last = ends[k]
-    return first + part * (last - first)
+    return first + uniform * (last - first)
 
   rows = draw_rows(leaves, byzantine, key, jax.random.uniform, row)
   return jax.tree.unflatten(structure, rows)

@@ -1,4 +1,4 @@
-"""Attacks on the labels, and what carries them: flips and replacement."""
+"""Label flipping, and model replacement, which boosts what it trains."""
 
 from typing import Literal
 
@@ -22,41 +22,45 @@ def flip_labels(
   key: jax.Array,
   flip_fraction: float = 1.0,
 ) -> jax.Array:
-  """Replaces labels of Byzantine clients by random ones.
+  """Replaces labels of Byzantine clients by random labels.
 
-  With more than two classes a flipped label is a random *other* one, uniformly
-  over the `num_classes - 1`; with two classes it is a fair coin, as in the
-  published code. A client's flips are its own: they depend on `key` and its
-  id, not on the round, the row it stands in or the padding.
+  With more than two classes, a flipped label becomes one of the `num_classes -
+  1` other labels, each with the same probability. With two classes it becomes
+  either label with probability 1/2, as in the published code, so that half of
+  the flipped labels stay right.
+
+  A client's flips depend only on `key`, on its id and on the position of the
+  example. They do not depend on the round, on the client's row or on padding.
 
   Args:
     labels: `[n, S]` integers.
     byzantine: `[n]` mask.
     client_ids: `[n]` integers.
-    num_classes: labels lie in `[0, num_classes)`.
-    key: the same in every round of a run.
-    flip_fraction: the chance of each label to be flipped.
+    num_classes: number of classes; labels lie in `[0, num_classes)`.
+    key: PRNG key, the same in every round of a run.
+    flip_fraction: probability that a label is flipped.
 
   Returns:
-    `[n, S]` labels.
+    `[n, S]` labels in the dtype of `labels`.
 
   References:
     García-Márquez et al. 2025, section 4.2.
   """
 
   def flip(label, client_id, position):
-    own = jax.random.fold_in(jax.random.fold_in(key, client_id), position)
-    which, whether = jax.random.split(own)
+    label_key = jax.random.fold_in(jax.random.fold_in(key, client_id), position)
+    new_key, flip_key = jax.random.split(label_key)
     if num_classes == 2:
-      other = jax.random.randint(which, (), 0, 2)
+      new = jax.random.randint(new_key, (), 0, 2)
     else:
-      step = jax.random.randint(which, (), 1, num_classes)
-      other = (label + step) % num_classes
+      step = jax.random.randint(new_key, (), 1, num_classes)
+      new = (label + step) % num_classes
     return jnp.where(
-      jax.random.uniform(whether) < flip_fraction, other, label
+      jax.random.uniform(flip_key) < flip_fraction, new, label
     ).astype(labels.dtype)
 
-  # All labels in one row, which compiles in half the time.
+  # One vmap over all labels in a row, [n * S], compiles in half the time of a
+  # vmap over clients of a vmap over examples.
   clients = jnp.broadcast_to(client_ids[:, None], labels.shape)
   positions = jnp.broadcast_to(jnp.arange(labels.shape[1]), labels.shape)
   rows = (x.ravel() for x in (labels, clients, positions))
@@ -67,29 +71,36 @@ def flip_labels(
 def model_replacement(
   updates: Updates, *, byzantine: jax.Array, boost: Boost
 ) -> Updates:
-  r"""Multiplies the Byzantine clients' updates (Eq. 3).
+  r"""Model replacement: multiplies the Byzantine clients' updates (Eq. 3).
 
   .. math:: \hat V_{adv} = \beta (V_{adv} - V_G)
 
-  Under averaging with enough honest clients near convergence, :math:`\beta =
-  n` puts one attacker's model in the place of the server's.
+  Near convergence, honest updates are small. Under plain averaging, a single
+  attacker with :math:`\beta = n` then replaces the server's model by its own.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
-    boost: beta. `'replace'` is honest / Byzantine clients of this round (the
-      published code), `'n'` the number of clients (the text's n / eta, with
-      its eta of 1).
+    boost: :math:`\beta`. `'replace'` is the number of honest clients over the
+      number of Byzantine clients in this round (the published code), `'n'` the
+      number of clients (the paper's n / eta, with its eta of 1).
 
   Returns:
     Stacked updates.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from lca import attacks
+    >>> print(attacks.model_replacement(jnp.ones(4),
+    ...   byzantine=jnp.arange(4) == 1, boost='replace'))
+    [1. 3. 1. 1.]
 
   References:
     Bagdasaryan et al., How to backdoor federated learning, AISTATS 2020;
     García-Márquez et al. 2025, section 4.2.
   """
   if boost == 1:
-    return updates  # and spare their copy
+    return updates  # without a copy
   n, attackers = len(byzantine), jnp.sum(byzantine)
   if boost == 'replace':
     factor = (n - attackers) / jnp.maximum(attackers, 1)
@@ -100,14 +111,21 @@ def model_replacement(
 
 
 def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
-  """Training on random labels; with a boost, model replacement.
+  """Returns the attack of clients that train on random labels.
+
+  With a boost other than 1, the attack is model replacement.
 
   Args:
-    flip_fraction: of the labels, see `flip_labels`.
-    boost: of the updates, see `model_replacement`.
+    flip_fraction: probability that a label is flipped; see `flip_labels`.
+    boost: factor of the updates; see `model_replacement`.
 
   Raises:
-    ValueError: a fraction outside [0, 1], or an unknown boost.
+    ValueError: `flip_fraction` lies outside [0, 1], or `boost` is neither a
+      finite number nor a known word.
+
+  Examples:
+    >>> from lca import attacks
+    >>> attack = attacks.label_flipping(flip_fraction=.5, boost='replace')
   """
   flip_fraction = options.number(0, 1)('flip_fraction', flip_fraction)
   if boost not in ('replace', 'n'):
@@ -122,7 +140,7 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
     return flip_labels(labels, flip_fraction=flip_fraction, **per_round)
 
   def on_updates(updates, *, byzantine, key=None, aggregate=None):
-    del key, aggregate  # nothing is left to draw or to find out
+    del key, aggregate  # unused: the boost is the same for any rule
     return model_replacement(updates, byzantine=byzantine, boost=boost)
 
   return Attack(on_labels, on_updates)

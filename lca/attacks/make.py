@@ -1,4 +1,4 @@
-"""From the keys of a config to an Attack."""
+"""The registry of attacks, and how a config names one."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,22 +10,26 @@ from lca.registry import Registry, unknown
 ATTACKS: Registry[Callable[..., Any]] = Registry(
   'attack', brought=ROUND_BRINGS, of_data=True
 )
-"""Functions of the updates, `(updates, *, byzantine, ...) -> updates`, and
-functions of options that return an Attack; `lca.attacks` fills it."""
+"""The attacks by name; `lca.attacks` registers its own.
+
+An entry is either a function of the updates, `(updates, *, byzantine, ...) ->
+updates`, or a function from options to an `Attack`, such as `label_flipping`.
+"""
 
 POPULATION_KEYS = ('num_attackers', 'num_byzantine', 'sampled')
+"""Keys of `config.attack` that say how many clients attack, not how."""
 
 
 def make(config: Mapping[str, Any]) -> Attack:
   """Builds the attack that `config.attack` describes.
 
   Args:
-    config: `name`, one of `ATTACKS` or `'none'`, and the attack's own keys.
-      `POPULATION_KEYS` say who attacks, which is the simulation's business.
+    config: `name`, one of `ATTACKS` or `'none'`, and the attack's own options.
+      `POPULATION_KEYS` are ignored: `lca.federated.population` reads them.
 
   Raises:
-    ValueError: an unknown attack, or an option with an impossible value.
-    TypeError: a key that the attack does not take, or lacks.
+    ValueError: the attack is unknown, or an option has an impossible value.
+    TypeError: an option is unknown to the attack, or a required one is missing.
 
   Examples:
     >>> from lca import attacks
@@ -36,15 +40,15 @@ def make(config: Mapping[str, Any]) -> Attack:
   if name == 'none':
     if keys:
       raise TypeError(
-        f'attack.name is none, so that {sorted(keys)} do not apply: compose '
-        'no preset of an attack'
+        f"attack.name='none' takes no other keys, got {sorted(keys)}: compose "
+        'no preset of an attack, or do not set attack.name'
       )
     return NO_ATTACK
   if name not in ATTACKS:
     raise ValueError(unknown('attack', name, {'attack': [*ATTACKS, 'none']}))
-  own = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
-  ATTACKS.check(name, own)
+  options = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
+  ATTACKS.check(name, options)
   attack = ATTACKS[name]
   if 'byzantine' in inspect.signature(attack).parameters:
-    return from_function(attack, **own)
-  return attack(**own)
+    return from_function(attack, **options)
+  return attack(**options)

@@ -1,4 +1,4 @@
-"""Rows that know nothing of the honest ones: noise, constants, no numbers."""
+"""Attacks that need no other client's update: noise, constants, NaN."""
 
 import re
 from typing import Literal
@@ -24,26 +24,26 @@ def gaussian(
   mu: float = 0.0,
   layers: str | None = None,
 ) -> Updates:
-  r"""Every Byzantine client sends noise of its own.
+  r"""Sends Gaussian noise, drawn independently for each Byzantine client.
 
   .. math:: \hat x_b \sim \mathcal{N}(\mu, \sigma^2 I)
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
-    key: a PRNG key.
-    sigma: the deviation, at least 0.
-    mu: the mean of every coordinate.
-    layers: a regular expression, searched in the paths of the leaves, such as
-      `'params/Conv_0/bias'`. The others stay what the client computed. None is
-      all leaves.
+    key: PRNG key.
+    sigma: standard deviation, at least 0.
+    mu: mean of every coordinate.
+    layers: regular expression that is searched in the paths of the leaves, such
+      as `'params/Conv_0/bias'`. Only leaves that match are replaced by noise;
+      the others stay what the client computed. None matches all leaves.
 
   Returns:
     Stacked updates.
 
   Raises:
-    ValueError: a negative sigma, no regular expression, or one that no leaf's
-      path matches.
+    ValueError: `sigma` is negative, `layers` is no regular expression, or it
+      matches no leaf.
 
   Examples:
     >>> import jax, jax.numpy as jnp
@@ -62,21 +62,24 @@ def gaussian(
   """
   leaves, structure = jax.tree.flatten(updates)
   paths = layer_names(updates)
-  chosen = [
+  matching = [
     i
     for i, path in enumerate(paths)
     if layers is None or re.search(layers, path)
   ]
-  if not chosen:
-    raise ValueError(f'layers={layers!r} is found in none of {paths}')
+  if not matching:
+    raise ValueError(
+      f'layers={layers!r} matches no leaf; the paths of the leaves are {paths}'
+    )
 
   def row(k, numbers):
-    del k  # all leaves alike
+    del k  # the distribution is the same in all leaves
     return mu + sigma * numbers
 
-  drawn = [leaves[i] for i in chosen]
-  rows = draw_rows(drawn, byzantine, key, jax.random.normal, row)
-  for i, leaf in zip(chosen, rows, strict=True):
+  noisy = draw_rows(
+    [leaves[i] for i in matching], byzantine, key, jax.random.normal, row
+  )
+  for i, leaf in zip(matching, noisy, strict=True):
     leaves[i] = leaf
   return jax.tree.unflatten(structure, leaves)
 
@@ -85,7 +88,7 @@ def gaussian(
 def zero(
   updates: Updates, *, byzantine: jax.Array, key: jax.Array | None = None
 ) -> Updates:
-  """Byzantine clients send zeros: they ride along and learn the model.
+  """Sends zeros, as a free rider that receives the model without training.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -106,19 +109,26 @@ def constant(
   key: jax.Array | None = None,
   value: float,
 ) -> Updates:
-  """Byzantine clients send one number in all coordinates.
+  """Sends the same number in all coordinates.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
     key: unused.
-    value: the number, finite.
+    value: the number; must be finite.
 
   Returns:
     Stacked updates.
 
   Raises:
-    ValueError: a value that is not finite.
+    ValueError: `value` is not finite.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from lca import attacks
+    >>> print(attacks.constant(jnp.array([1., 2., 3.]),
+    ...   byzantine=jnp.arange(3) == 1, value=-5.))
+    [ 1. -5.  3.]
 
   References:
     Li et al., RSA: Byzantine-robust stochastic aggregation methods, AAAI 2019
@@ -135,19 +145,19 @@ def non_finite(
   key: jax.Array | None = None,
   value: Literal['nan', 'inf', '-inf'] = 'nan',
 ) -> Updates:
-  """Byzantine clients send what is no number, or none that is finite.
+  """Sends NaN or an infinity in all coordinates.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
     key: unused.
-    value: in all coordinates.
+    value: `'nan'`, `'inf'` or `'-inf'`.
 
   Returns:
     Stacked updates.
 
   Raises:
-    ValueError: another value.
+    ValueError: `value` is none of these words.
   """
   return _constant(updates, byzantine, float(value))
 
