@@ -1,8 +1,9 @@
-"""One client's part of a round: its training, its gradient, its momentum.
+"""A client's part of a round: local training, one gradient, or momentum.
 
-Clients hold different numbers of examples, in arrays padded to the same length
-`S`. Padding never changes a result: the last batch of an epoch is short, as in
-a DataLoader, and a client with fewer steps stops when it is done.
+Clients hold different numbers of examples, in arrays that are padded to the
+same length `S`. Padding never changes a result. The last batch of an epoch is
+shorter, as in a PyTorch DataLoader, and a client with fewer examples takes
+fewer steps.
 """
 
 import dataclasses
@@ -22,31 +23,37 @@ LossFn = Callable[
   [PyTree, jax.Array, jax.Array, jax.Array, jax.Array],
   tuple[jax.Array, PyTree],
 ]
-"""Losses of a batch, and what a step changes beside the parameters.
+"""A function that computes the losses of a batch of b examples.
 
 `(variables, inputs [b, ...], labels [b], keys [b], mask [b]) -> (losses [b],
-updated)`, where `updated` holds the collections of variables that have changed,
-such as `batch_stats`, in which rows outside the mask do not count.
+updated)`. `updated` holds the collections of variables beside the parameters
+that the batch has changed, such as `batch_stats`. Rows outside the mask do not
+affect it.
 """
 
-_NOISE = 2**32 - 1  # folded in for what is random in the loss
+_NOISE = 2**32 - 1  # folded into the key of dropout and other noise in a loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocalGradient:
-  """A client's part of a round of federated SGD: minus one batch's gradient.
+  """A client's part of federated SGD: sends minus the gradient of one batch.
 
   Attributes:
-    losses: of a batch, per example.
-    batch_size: in examples; a client that holds fewer takes them all.
-    microbatch_size: a step sums the gradients of at most so many examples at a
-      time, in parts as even as can be. Smaller ones need less memory and, on
-      CPUs, less time: they stay in the cache, and a short last batch costs no
-      more than it must. None takes the batch as a whole, as a model with batch
-      statistics must: they are the whole batch's. It changes a result by
-      rounding alone.
-    update_dtype: of the update that it sends, such as `'bfloat16'`, which
-      halves what the server stores of all clients; None is the variables'.
+    losses: computes the losses of a batch.
+    batch_size: examples in a batch. A client with fewer examples takes all.
+    microbatch_size: the largest number of examples whose gradients are computed
+      at once. A batch is split into microbatches of nearly equal size, and
+      their gradients are summed. Small microbatches need less memory. They are
+      faster on CPUs, because they stay in cache and a short last batch costs
+      less. None does not split the batch. A model with batch statistics must
+      not split it, because its statistics are those of the whole batch. For
+      other models, the result changes only by rounding.
+    update_dtype: dtype of the update to send, such as `'bfloat16'`, which
+      halves the memory of all clients' updates on the server. None keeps the
+      dtypes of the variables.
+
+  Raises:
+    ValueError: a number is below 1.
   """
 
   losses: LossFn
@@ -63,43 +70,62 @@ class LocalGradient:
   def __call__(
     self, variables: PyTree, data: ClientData, key: jax.Array
   ) -> tuple[PyTree, jax.Array]:
-    """Returns what one client sends.
+    """Computes one client's update.
 
     Args:
-      variables: the server's, a Flax dict with `'params'`.
-      data: one client's: inputs `[S, ...]`, labels `[S]`, num_examples `[]`.
-      key: decides what is drawn.
+      variables: the server's model, a Flax dict with `'params'`.
+      data: the client's examples: inputs `[S, ...]`, labels `[S]`, num_examples
+        `[]`.
+      key: PRNG key for the order of examples and for noise in the loss.
 
     Returns:
       The update, client minus server, and the mean training loss `[]` over the
-      examples seen. A client without examples returns zeros.
+      examples used, in nats. Both are 0 for a client without examples.
     """
     order = shuffled(key, len(data.labels), data.num_examples)
     stop = jnp.minimum(self.batch_size, data.num_examples)
     loss, grads, updated = self.loss_and_gradient(
       variables, data, key, order, 0, stop
     )
-    seen = jnp.maximum(stop, 1)
-    minus = jax.tree.map(lambda g: -g / seen, grads)
+    num_used = jnp.maximum(stop, 1)
+    minus_mean = jax.tree.map(lambda g: -g / num_used, grads)
     zeros = jax.tree.map(jnp.zeros_like, variables)
-    moved = jax.tree.map(
+    # Other collections, such as batch statistics, are sent as differences.
+    changes = jax.tree.map(
       lambda new, old: jnp.where(stop > 0, new - old, 0),
       updated,
       {name: variables[name] for name in updated},
     )
-    update = self.as_sent({**zeros, **moved, 'params': minus})
-    return update, loss / seen
+    update = self.to_update_dtype({**zeros, **changes, 'params': minus_mean})
+    return update, loss / num_used
 
-  def as_sent(self, tree: PyTree) -> PyTree:
-    """Returns a tree like the variables in the dtype of an update."""
+  def to_update_dtype(self, tree: PyTree) -> PyTree:
+    """Casts a tree like the variables to the dtype of updates."""
     return jax.tree.map(lambda x: x.astype(self.update_dtype or x.dtype), tree)
 
   def loss_and_gradient(self, variables, data, key, order, start, stop):
-    """Sums over the examples `order[start:stop]`; returns what else changes."""
-    most = min(self.batch_size, len(order))
-    parts = -(-most // (self.microbatch_size or most))
-    size = -(-most // parts)  # as even as the parts can be
-    noise = jax.random.fold_in(key, _NOISE)
+    """Sums the loss and its gradient over the examples `order[start:stop]`.
+
+    Args:
+      variables: the model, a Flax dict with `'params'`.
+      data: the client's examples.
+      key: PRNG key for noise in the loss.
+      order: `[S]` positions of the examples, from `shuffled`.
+      start: first position in `order`.
+      stop: end of the batch in `order`, at most `batch_size` after `start`.
+
+    Returns:
+      The sum of the losses, the gradient of this sum with respect to
+      `'params'`, and the collections that the batch has changed.
+
+    Raises:
+      ValueError: `microbatch_size` would split a batch whose statistics belong
+        to the whole batch.
+    """
+    largest_batch = min(self.batch_size, len(order))
+    num_parts = -(-largest_batch // (self.microbatch_size or largest_batch))
+    part_size = -(-largest_batch // num_parts)  # nearly equal parts
+    noise_key = jax.random.fold_in(key, _NOISE)
 
     def loss(params, positions):
       rows = order[jnp.minimum(positions, len(order) - 1)]
@@ -107,42 +133,49 @@ class LocalGradient:
         {**variables, 'params': params},
         data.inputs[rows],
         data.labels[rows],
-        jax.vmap(functools.partial(jax.random.fold_in, noise))(positions),
-        # Of no examples there would be no statistics to normalise with.
+        # A key for each position: noise does not depend on the microbatches.
+        jax.vmap(functools.partial(jax.random.fold_in, noise_key))(positions),
+        # An empty batch has no statistics to normalise with, so the mask keeps
+        # at least one example; the loss below still leaves it out.
         positions < jnp.maximum(stop, start + 1),
       )
       return jnp.sum(jnp.where(positions < stop, losses, 0)), updated
 
-    def part(i, totals):
-      positions = start + i * size + jnp.arange(size)
+    def add_part(i, totals):
+      positions = start + i * part_size + jnp.arange(part_size)
       (total, updated), grads = jax.value_and_grad(loss, has_aux=True)(
         variables['params'], positions
       )
       return jax.tree.map(jnp.add, totals, (total, grads)), updated
 
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, variables['params'])
-    if parts == 1:
-      totals, updated = part(0, zeros)
+    if num_parts == 1:
+      totals, updated = add_part(0, zeros)
       return *totals, updated
     if 'batch_stats' in variables:
       raise ValueError(
-        'a model with batch statistics takes its batch as a whole, but '
-        f'microbatch_size={self.microbatch_size} splits its {most} examples'
+        f'microbatch_size={self.microbatch_size} splits a batch of '
+        f'{largest_batch} examples, but batch statistics are those of a whole '
+        'batch: leave microbatch_size unset'
       )
-    num_parts = -(-(stop - start) // size)
-    totals = lax.fori_loop(0, num_parts, lambda i, t: part(i, t)[0], zeros)
+    # A short last batch needs fewer parts.
+    num_parts = -(-(stop - start) // part_size)
+    totals = lax.fori_loop(0, num_parts, lambda i, t: add_part(i, t)[0], zeros)
     return *totals, {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocalTraining(LocalGradient):
-  """A client's part of a round: epochs of its own training.
+  """A client's part of federated averaging: trains for several epochs.
 
-  García-Márquez et al. 2025, section 2.1.
+  The update is the trained model minus the server's model.
 
   Attributes:
-    optimizer: fresh in every round; `batch_size` is of its steps.
-    local_epochs: passes over the client's data, each in a new random order.
+    optimizer: optimiser of the client's steps; its state is new in every round.
+    local_epochs: passes over the client's examples, each in a new random order.
+
+  References:
+    García-Márquez et al. 2025, section 2.1.
   """
 
   optimizer: optax.GradientTransformation
@@ -151,23 +184,24 @@ class LocalTraining(LocalGradient):
   def __call__(
     self, variables: PyTree, data: ClientData, key: jax.Array
   ) -> tuple[PyTree, jax.Array]:
-    """As in `LocalGradient`."""
+    """Computes one client's update; see `LocalGradient.__call__`."""
 
     def epoch(i, carry):
-      own = jax.random.fold_in(key, i)
-      order = shuffled(own, len(data.labels), data.num_examples)
-      step = functools.partial(self._step, data, own, order)
+      epoch_key = jax.random.fold_in(key, i)
+      order = shuffled(epoch_key, len(data.labels), data.num_examples)
+      step = functools.partial(self._step, data, epoch_key, order)
       num_steps = -(-data.num_examples // self.batch_size)
       return lax.fori_loop(0, num_steps, step, carry)
 
     opt_state = self.optimizer.init(variables['params'])
     start = (variables, opt_state, jnp.zeros(()))
     trained, _, loss = lax.fori_loop(0, self.local_epochs, epoch, start)
-    seen = jnp.maximum(data.num_examples * self.local_epochs, 1)
+    num_used = jnp.maximum(data.num_examples * self.local_epochs, 1)
     update = jax.tree.map(jnp.subtract, trained, variables)
-    return self.as_sent(update), loss / seen
+    return self.to_update_dtype(update), loss / num_used
 
   def _step(self, data, key, order, i, carry):
+    """Takes step i of an epoch; the carry holds the summed loss, too."""
     variables, opt_state, total = carry
     start = i * self.batch_size
     stop = jnp.minimum(start + self.batch_size, data.num_examples)
@@ -186,19 +220,28 @@ class LocalTraining(LocalGradient):
 def with_momentum(
   momenta: Updates, updates: Updates, client_ids: jax.Array, momentum: float
 ) -> tuple[Updates, Updates]:
-  r"""Worker momentum: what a client sends is a mean over its rounds.
+  r"""Worker momentum: each client sends a moving average of its updates.
 
   .. math:: m_i \leftarrow \beta m_i + (1 - \beta) x_i
 
+  Only the rounds in which a client takes part enter its average.
+
   Args:
-    momenta: stacked `[num_clients, ...]`, zeros before the first round.
-    updates: stacked `[n, ...]`, of this round's clients.
-    client_ids: `[n]`, who they are; `num_clients` is nobody.
+    momenta: leaves `[num_clients, ...]`, zeros before the first round.
+    updates: leaves `[n, ...]`, the updates of this round's clients.
+    client_ids: `[n]` ids of these clients. An id of `num_clients` stands for a
+      client whose momentum must not change.
     momentum: :math:`\beta`.
 
   Returns:
-    The new momenta of all clients, and this round's `[n, ...]`, in the updates'
-    dtypes.
+    The new momenta of all clients, and the momenta of this round's clients,
+    leaves `[n, ...]` in the dtypes of the updates.
+
+  Examples:
+    >>> momenta, sent = with_momentum(
+    ...   jnp.array([4., 8.]), jnp.array([2.]), jnp.array([1]), momentum=0.5)
+    >>> print(momenta, sent)
+    [4. 5.] [5.]
 
   References:
     Karimireddy, He and Jaggi, Learning from history for Byzantine robust
@@ -218,8 +261,21 @@ def with_momentum(
 def shuffled(key: jax.Array, size: int, count: ArrayLike) -> jax.Array:
   """Returns a random order of `range(count)`, then the rest of `range(size)`.
 
-  The order does not depend on `size`: every position has a random number of
-  its own, whatever the length of the array it stands in.
+  The order of the first `count` positions does not depend on `size`, because
+  each position draws a random number from its own key.
+
+  Args:
+    key: PRNG key.
+    size: length of the padded array.
+    count: number of real examples, `[]`.
+
+  Returns:
+    `[size]` positions.
+
+  Examples:
+    >>> order = shuffled(jax.random.key(0), size=5, count=3)
+    >>> sorted(order[:3].tolist()), sorted(order[3:].tolist())
+    ([0, 1, 2], [3, 4])
   """
   positions = jnp.arange(size)
   draws = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i)))(

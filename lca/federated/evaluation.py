@@ -1,4 +1,4 @@
-"""Tests of a model: exact means over the test set, block by block."""
+"""Evaluation of a model: exact means over the test set, block by block."""
 
 import functools
 import math
@@ -17,18 +17,22 @@ from lca.models import Classifier
 from lca.stacked.sharding import AXIS
 from lca.typing import PyTree
 
-# One block that holds the whole test set stays on the devices. Of several
-# blocks, each is read while the one before is tested.
 BLOCK_BYTES = 2**28
+"""The largest size of a block of test inputs, over all devices.
+
+A test set that fits into one block stays on the devices. Otherwise each block
+is read while the block before it is tested.
+"""
 
 Block = Callable[[], tuple[jax.Array, jax.Array, jax.Array]]
-"""Puts inputs, labels and weights 0 or 1, `[batches, batch, ...]`, on a mesh.
+"""A function that puts inputs, labels and weights of a block on a mesh.
 
-An example of weight 0 only fills up a batch.
+The arrays are `[batches, batch, ...]`. Weights are 1 for examples of the test
+set, and 0 for rows that only fill up a batch.
 """
 
 Tester = Callable[..., tuple[jax.Array, jax.Array]]
-"""`(variables, inputs, labels, weights) -> (sum of losses, sum of correct)`."""
+"""`(variables, inputs, labels, weights) -> (sum of losses, number correct)`."""
 
 
 def make_blocks(split: Split, mesh: Mesh, batch_size: int) -> list[Block]:
@@ -36,17 +40,21 @@ def make_blocks(split: Split, mesh: Mesh, batch_size: int) -> list[Block]:
 
   Args:
     split: the test set.
-    mesh: with an axis `'clients'`, which shares each block.
-    batch_size: examples that a device takes at once.
+    mesh: mesh with an axis `'clients'`, over which each block is spread.
+    batch_size: number of examples that a device tests at once.
+
+  Returns:
+    The blocks, in the order of the test set. A single block is kept on the
+    devices after its first use.
   """
   devices = mesh.shape[AXIS]
   batch_size = min(batch_size, -(-len(split) // devices))
-  at_once = batch_size * devices
-  batches = -(-len(split) // at_once)
+  total_batch = batch_size * devices  # over all devices
+  batches = -(-len(split) // total_batch)
   spec = split.input_spec
-  batch_bytes = at_once * math.prod(spec.shape) * spec.dtype.itemsize
+  batch_bytes = total_batch * math.prod(spec.shape) * spec.dtype.itemsize
   num_blocks = -(-batches // max(1, BLOCK_BYTES // batch_bytes))
-  size = at_once * -(-batches // num_blocks)  # as even as the blocks can be
+  size = total_batch * -(-batches // num_blocks)  # examples in a block
   sharding = NamedSharding(mesh, P(AXIS))
 
   def place(start):
@@ -65,7 +73,12 @@ def make_blocks(split: Split, mesh: Mesh, batch_size: int) -> list[Block]:
 
 
 def make_tester(classifier: Classifier, mesh: Mesh) -> Tester:
-  """Makes the jitted function that tests a model on one block."""
+  """Returns a jitted function that tests a model on one block.
+
+  Args:
+    classifier: computes sums of losses and of right predictions for a batch.
+    mesh: mesh with an axis `'clients'`, over which the blocks are spread.
+  """
 
   @jax.jit
   @functools.partial(
@@ -88,23 +101,24 @@ def make_tester(classifier: Classifier, mesh: Mesh) -> Tester:
 def evaluate(
   test: Tester, variables: PyTree, blocks: Sequence[Block], size: int
 ) -> dict[str, float]:
-  """Tests a model.
+  """Tests a model on the whole test set.
 
   Args:
-    test: from `make_tester`.
-    variables: of the model, on every device.
-    blocks: from `make_blocks`.
-    size: of the test set.
+    test: function from `make_tester`.
+    variables: the model, with a copy on every device.
+    blocks: blocks from `make_blocks`.
+    size: number of examples in the test set.
 
   Returns:
-    Exact means over the test set: `test_loss` in nats, `test_accuracy`.
+    `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
+    right predictions.
   """
-  sums, testing = np.zeros(2), (0, 0)
+  sums, running = np.zeros(2), (0, 0)
   for block in blocks:
-    examples = block()  # read while the block before is tested
-    sums += jax.device_get(testing)
-    testing = test(variables, *examples)
-  loss, correct = sums + jax.device_get(testing)
+    examples = block()  # read while the devices test the block before
+    sums += jax.device_get(running)  # wait for the block before
+    running = test(variables, *examples)
+  loss, correct = sums + jax.device_get(running)
   return {
     'test_loss': float(loss) / size,
     'test_accuracy': float(correct) / size,

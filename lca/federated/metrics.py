@@ -1,12 +1,13 @@
-"""The metrics of a round: one function each, in the order of columns.
+"""The metrics of a round, one function each, in the order of the columns.
 
-A metric is a function of what a round has `Seen`. It returns a number, or
-`[layers]` numbers, or None in a run that the metric does not apply to. To add
-one, register it here, or from outside:
+A metric is a function of a `RoundResult`. It returns a number `[]`, numbers
+`[layers]`, or None if the metric does not apply to the run. To add a metric,
+register a function here or in a file of your own:
 
     @METRICS.register
-    def largest_update(seen):
-      return jnp.max(lca.geometry.norms(lca.geometry.norms_gram(seen.updates)))
+    def largest_update(result):
+      gram = lca.geometry.norms_gram(result.updates)
+      return jnp.max(lca.geometry.norms(gram))
 """
 
 from collections import OrderedDict
@@ -25,22 +26,23 @@ from lca.stacked.trees import Scope
 from lca.typing import PyTree, Update, Updates
 
 
-class Seen(NamedTuple):
-  """Holds all that is known of `n` clients at the end of a round.
+class RoundResult(NamedTuple):
+  """What is known of a round of `n` clients at its end, for the metrics.
 
   Attributes:
-    losses: `[n]`, the clients' mean training losses in nats.
-    byzantine: `[n]` mask.
-    answered: `[n]` mask; None in a run in which every client always answers.
-    updates: stacked `[n, ...]`, as the server has received them; a client that
-      does not answer is a row of NaN.
-    for_rule: the part of the updates that the rule aggregates.
+    losses: `[n]` mean training losses of the clients, in nats.
+    byzantine: `[n]` mask of the clients that attacked.
+    answered: `[n]` mask of the clients that answered; None in a run in which
+      every client always answers.
+    updates: updates as the server received them, leaves `[n, ...]`; the row of
+      a client that did not answer is NaN.
+    for_rule: the part of the updates that the rule aggregated.
     update: the aggregate.
-    variables: of the new model.
-    info: what the rule says that it decided; see `lca.explain`.
-    floored: `[]`, the running variances that would have become negative; None
-      of a model without batch statistics.
-    layers: the scope of the layers to measure; None for none.
+    variables: the new model.
+    info: what the rule decided; see `lca.explain`.
+    floored: `[]` number of running variances that were negative and set to 0;
+      None for a model without batch statistics.
+    layers: scope of the layers to measure; None measures no layers.
   """
 
   losses: jax.Array
@@ -55,8 +57,8 @@ class Seen(NamedTuple):
   layers: Scope | None
 
 
-METRICS: Registry[Callable[[Seen], jax.Array | None]] = Registry(
-  'metric', brought=['seen']
+METRICS: Registry[Callable[[RoundResult], jax.Array | None]] = Registry(
+  'metric', brought=['result']
 )
 
 ALWAYS = ('train_loss', 'byzantine', 'rejected', 'nonfinite')
@@ -64,93 +66,94 @@ ALWAYS = ('train_loss', 'byzantine', 'rejected', 'nonfinite')
 
 
 @METRICS.register
-def train_loss(seen: Seen) -> jax.Array:
+def train_loss(result: RoundResult) -> jax.Array:
   """Returns the mean training loss of the honest clients that answered."""
-  honest = ~seen.byzantine
-  if seen.answered is not None:
-    honest &= seen.answered
-  return jnp.sum(jnp.where(honest, seen.losses, 0)) / jnp.sum(honest)
+  honest = ~result.byzantine
+  if result.answered is not None:
+    honest &= result.answered
+  return jnp.sum(jnp.where(honest, result.losses, 0)) / jnp.sum(honest)
 
 
 @METRICS.register
-def byzantine(seen: Seen) -> jax.Array:
+def byzantine(result: RoundResult) -> jax.Array:
   """Counts the clients that attacked."""
-  return jnp.sum(seen.byzantine)
+  return jnp.sum(result.byzantine)
 
 
 @METRICS.register
-def rejected(seen: Seen) -> jax.Array:
-  """Counts the updates that came and were not finite, or too large to be.
+def rejected(result: RoundResult) -> jax.Array:
+  """Counts the received updates that are not finite or far too large.
 
-  See `lca.geometry` for rejected rows.
+  See `lca.geometry` for rejected rows. Clients that did not answer are not
+  counted here, but by `dropped`.
   """
-  found = geometry.rejected_rows(geometry.norms_gram(seen.updates))
-  if seen.answered is not None:
-    found &= seen.answered
-  return jnp.sum(found)
+  mask = geometry.rejected_rows(geometry.norms_gram(result.updates))
+  if result.answered is not None:
+    mask &= result.answered
+  return jnp.sum(mask)
 
 
 @METRICS.register
-def nonfinite(seen: Seen) -> jax.Array:
-  """Counts the entries of which the aggregate or the new model is not finite.
+def nonfinite(result: RoundResult) -> jax.Array:
+  """Counts the entries that are not finite in the aggregate or the new model.
 
-  The two differ where finite numbers overflow when they are added.
+  An entry counts once. The model may overflow where the aggregate is finite.
   """
 
   def count(update, new):
     return jnp.sum(~(jnp.isfinite(update) & jnp.isfinite(new)))
 
-  counts = jax.tree.map(count, seen.update, seen.variables)
+  counts = jax.tree.map(count, result.update, result.variables)
   return jnp.sum(jnp.stack(jax.tree.leaves(counts)))
 
 
 @METRICS.register
-def dropped(seen: Seen) -> jax.Array | None:
-  """Counts the clients that did not answer, where that can happen."""
-  return None if seen.answered is None else jnp.sum(~seen.answered)
+def dropped(result: RoundResult) -> jax.Array | None:
+  """Counts the clients that did not answer, in runs in which some may not."""
+  return None if result.answered is None else jnp.sum(~result.answered)
 
 
 @METRICS.register
-def floored(seen: Seen) -> jax.Array | None:
-  """Counts the running variances that would have become negative."""
-  return seen.floored
+def floored(result: RoundResult) -> jax.Array | None:
+  """Counts the running variances that were negative and set to 0."""
+  return result.floored
 
 
 @METRICS.register
-def norm(seen: Seen) -> jax.Array | None:
+def norm(result: RoundResult) -> jax.Array | None:
   """Returns the layers' normalised norms (LEGATO's Eq. 2)."""
-  if seen.layers is None:
+  if result.layers is None:
     return None
-  return normalized_norms(seen.for_rule, seen.layers)
+  return normalized_norms(result.for_rule, result.layers)
 
 
 @METRICS.register
-def factor(seen: Seen) -> jax.Array | None:
-  """Returns the layers' factors, under a rule that explains itself by them."""
-  return None if seen.layers is None else seen.info.get('factors')
+def factor(result: RoundResult) -> jax.Array | None:
+  """Returns the layers' factors, for a rule whose info has any (LEGATO)."""
+  return None if result.layers is None else result.info.get('factors')
 
 
-def measure(seen: Seen) -> OrderedDict[str, jax.Array]:
+def measure(result: RoundResult) -> OrderedDict[str, jax.Array]:
   """Returns all metrics that apply, by name, in the order of `METRICS`.
 
-  The dict is an OrderedDict because a function under `jax.jit` returns a plain
-  one with its keys sorted.
+  The result is an OrderedDict because `jax.jit` sorts the keys of a plain dict.
   """
-  found = ((name, metric(seen)) for name, metric in METRICS.items())
-  return OrderedDict((name, x) for name, x in found if x is not None)
+  values = ((name, metric(result)) for name, metric in METRICS.items())
+  return OrderedDict((name, x) for name, x in values if x is not None)
 
 
 def columns(
   metrics: Mapping[str, jax.Array], layers: Sequence[str]
 ) -> list[str]:
-  """Returns the names of all numbers among some metrics, one after the other.
+  """Returns a name for every number in the metrics, in their order.
 
   Args:
-    metrics: from `measure`, or their shapes.
-    layers: names of the layers, which follow the name of a metric of layers.
+    metrics: metrics from `measure`, or their shapes.
+    layers: names of the measured layers. Each number of a metric `[layers]` is
+      named after the metric and its layer.
 
   Raises:
-    ValueError: a metric is no number and not of these layers.
+    ValueError: the shape of a metric is neither `[]` nor `[layers]`.
 
   Examples:
     >>> columns({'loss': jnp.zeros(()), 'norm': jnp.zeros(2)}, ['w', 'b'])
@@ -160,8 +163,8 @@ def columns(
   for name, x in metrics.items():
     if x.shape not in ((), (len(layers),)):
       raise ValueError(
-        f'the metric {name!r} has the shape {x.shape}, but it must be a number '
-        f'or of the {len(layers)} layers that are measured'
+        f'the metric {name!r} has the shape {x.shape}, but it must be a single '
+        f'number, (), or one for each of the {len(layers)} layers measured'
       )
     names += [f'{name}/{layer}' for layer in layers] if x.shape else [name]
   return names

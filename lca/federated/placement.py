@@ -1,9 +1,11 @@
-"""Where a round runs: meshes of devices, chunks of clients, places of arrays.
+"""Placement of a round on devices: meshes, chunks of clients, shardings.
 
-A round spreads arrays in three ways. The model that clients start from is
-whole on every device. Clients and their updates are spread by client, each
-device with its share of the rows. What the server computes with is spread by
-coordinate (see `lca.stacked.sharding`).
+A round spreads arrays over the devices in three ways:
+
+- everywhere: every device has a copy, as of the model that clients start from;
+- by client: each device has some rows, as of examples and updates in training;
+- by coordinate: each device has some coordinates of all rows, as of everything
+  in the server's step (see `lca.stacked.sharding`).
 """
 
 import dataclasses
@@ -26,9 +28,9 @@ class Placement:
   """The devices that a round is spread over, and how much each does at once.
 
   Attributes:
-    mesh: with an axis `'clients'`; see `clients_mesh`.
-    chunk_size: how many clients one vmap holds.
-    eval_batch_size: how many test examples a device takes at once.
+    mesh: mesh with an axis `'clients'`; see `clients_mesh`.
+    chunk_size: number of clients that a device trains at once, in one vmap.
+    eval_batch_size: number of examples that a device tests at once.
   """
 
   mesh: Mesh
@@ -37,46 +39,51 @@ class Placement:
 
   @property
   def everywhere(self) -> NamedSharding:
-    """The sharding of an array that every device has a copy of."""
+    """The sharding of an array of which every device has a copy."""
     return NamedSharding(self.mesh, P())
 
   @property
   def by_client(self) -> NamedSharding:
-    """The sharding of an array whose first axis is clients."""
+    """The sharding of an array whose first axis is spread over the devices."""
     return NamedSharding(self.mesh, P(AXIS))
 
   def by_coordinate(self, tree: PyTree, lead: int = 0) -> PyTree:
     """Returns the shardings of arrays that are spread by coordinate.
 
     Args:
-      tree: of arrays, or of their shapes.
-      lead: how many leading axes are rows, which stay whole.
+      tree: pytree of arrays, or of their shapes.
+      lead: number of leading axes that are not split, such as 1 for stacked
+        updates.
     """
 
-    def one(x):
+    def sharding(x):
       spec = by_coordinate(x.shape, self.mesh.size, lead)
       return NamedSharding(self.mesh, spec)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(sharding, tree)
 
 
 def clients_mesh(num_devices: int | None = None) -> Mesh:
-  """Makes a mesh with one axis, `'clients'`, over as many devices a process.
+  """Makes a mesh with one axis, `'clients'`.
+
+  Every process contributes the same number of devices.
 
   Args:
-    num_devices: of all processes; None is all there are.
+    num_devices: number of devices over all processes; None takes all devices.
 
   Raises:
-    ValueError: there are not so many, or the processes cannot share them.
+    ValueError: `num_devices` is below 1, is no multiple of the number of
+      processes, or exceeds the devices.
   """
-  everywhere, processes = jax.devices(), jax.process_count()
+  all_devices, processes = jax.devices(), jax.process_count()
   if num_devices is None:
-    num_devices = len(everywhere)
+    num_devices = len(all_devices)
   each, rest = divmod(num_devices, processes)
   if rest or not 1 <= each <= jax.local_device_count():
     raise ValueError(
-      f'a mesh of {num_devices} devices cannot be had: it takes a multiple of '
-      f'the {processes} processes, and there are {len(everywhere)} devices'
+      f'cannot make a mesh of {num_devices} devices: the number must be a '
+      f'positive multiple of the number of processes, {processes}, and at most '
+      f'the number of devices, {len(all_devices)}'
     )
   devices = [
     device
@@ -89,7 +96,10 @@ def clients_mesh(num_devices: int | None = None) -> Mesh:
 
 
 def default_chunk_size(backend: str) -> int:
-  """Returns how many clients one vmap holds: one on CPUs, to stay in cache."""
+  """Returns the default of `Placement.chunk_size`.
+
+  It is 1 on CPUs, where a wide vmap would not stay in cache, and 32 elsewhere.
+  """
   return 1 if backend == 'cpu' else 32
 
 
@@ -98,8 +108,12 @@ def default_microbatch_size(
 ) -> int | None:
   """Returns the default of `LocalGradient.microbatch_size`.
 
-  Accelerators take the batch as a whole, and so must, on every backend, a
-  model with batch statistics.
+  It is 32 on CPUs. It is None, which does not split a batch, on accelerators
+  and for models with batch statistics.
+
+  Args:
+    backend: `'cpu'`, `'gpu'` or `'tpu'`.
+    batch_stats: True if the model has batch statistics.
   """
   return 32 if backend == 'cpu' and not batch_stats else None
 
@@ -107,29 +121,31 @@ def default_microbatch_size(
 def train_clients(
   train: LocalGradient, mesh: Mesh, chunk_size: int
 ) -> jax.stages.Wrapped:
-  """Spreads the clients' work over devices, and over chunks on each device.
+  """Makes the function that trains all clients of a round.
+
+  Each device trains its rows in chunks, one chunk after the other.
 
   Args:
-    train: one client's part.
-    mesh: with an axis `'clients'`.
-    chunk_size: how many clients one vmap holds. Memory is bounded by the
-      chunk; the results do not depend on it, but for rounding.
+    train: computes one client's update.
+    mesh: mesh with an axis `'clients'`.
+    chunk_size: number of clients that a device trains at once, in one vmap. A
+      larger chunk needs more memory. The result changes only by rounding.
 
   Returns:
-    A jitted function `(variables, data, client_ids, key) -> (updates, losses)`
-    over `n` clients, stacked along the first axis of `data` and `client_ids`.
-    Each client's key is `key` with its id folded in. The updates, leaves
-    `[n, ...]`, and the mean training losses, `[n]`, are sharded along
-    `'clients'`. `n` must be a multiple of the devices: see `place_clients`.
+    A jitted function `(variables, data, client_ids, key) -> (updates, losses)`.
+    `data` and `client_ids` are stacked over `n` clients; `n` must be a multiple
+    of the devices (see `place_clients`). The id of a client is folded into
+    `key` for its training. The updates, leaves `[n, ...]`, and the mean
+    training losses, `[n]`, are spread by client.
 
   Raises:
-    ValueError: a chunk size below 1.
+    ValueError: `chunk_size` is below 1.
   """
   if chunk_size < 1:
     raise ValueError(f'chunk_size must be at least 1, got {chunk_size}')
 
-  # Without check_vma=False a gradient with respect to the replicated variables
-  # would be summed over the devices.
+  # Without check_vma=False, shard_map sums the gradient with respect to the
+  # replicated variables over the devices: a wrong result without an error.
   @jax.jit
   @functools.partial(
     jax.shard_map,
@@ -139,23 +155,28 @@ def train_clients(
     check_vma=False,
   )
   def on_each_device(variables, data, client_ids, key):
-    def one(client):
+    def train_one(client):
       data, client_id = client
       return train(variables, data, jax.random.fold_in(key, client_id))
 
-    chunks = -(-len(client_ids) // chunk_size)
-    width = -(-len(client_ids) // chunks)  # as even as the chunks can be
+    num_chunks = -(-len(client_ids) // chunk_size)
+    width = -(-len(client_ids) // num_chunks)  # chunks of nearly equal size
     return lax.map(
-      one, (data, client_ids), batch_size=None if width == 1 else width
+      train_one, (data, client_ids), batch_size=None if width == 1 else width
     )
 
   return on_each_device
 
 
 def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Shards arrays `[n, ...]` over the mesh, zero rows added until n divides.
+  """Puts arrays `[n, ...]` on the mesh, spread by client.
 
-  A client of zeros has no examples, so it takes no steps.
+  Rows of zeros are added until the number of rows is a multiple of the devices.
+  They are clients without examples, which take no steps.
+
+  Args:
+    tree: pytree of host arrays.
+    mesh: mesh with an axis `'clients'`.
   """
   sharding = NamedSharding(mesh, P(AXIS))
 
@@ -166,14 +187,15 @@ def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place_parts(part: Callable[[int], PyTree], mesh: Mesh) -> PyTree:
-  """Shards arrays `[n, ...]` over the mesh, made one device's part at a time.
+  """Puts arrays `[n, ...]` on the mesh, spread by client, device by device.
 
-  The host never holds more than one part, and makes only the parts of this
-  process's devices.
+  The host holds the rows of one device at a time, and a process makes only the
+  rows of its own devices.
 
   Args:
-    part: `part(i)` makes the rows of the mesh's device i, as many for each.
-    mesh: with an axis `'clients'`.
+    part: `part(i)` returns a pytree with the rows of device i of the mesh. The
+      number of rows is the same for all devices.
+    mesh: mesh with an axis `'clients'`.
   """
   parts = [
     jax.device_put(part(i), device)
@@ -191,24 +213,32 @@ def place_parts(part: Callable[[int], PyTree], mesh: Mesh) -> PyTree:
 
 
 def pad_rows(x: np.ndarray, multiple: int) -> np.ndarray:
-  """Adds rows of zeros until `multiple` divides their number."""
+  """Adds rows of zeros until the number of rows is a multiple of `multiple`.
+
+  Examples:
+    >>> pad_rows(np.ones(3), 2).tolist()
+    [1.0, 1.0, 1.0, 0.0]
+  """
   missing = -len(x) % multiple
   if not missing:
     return x  # without a copy
   return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
 
 
-def placed(shapes: PyTree, places: PyTree) -> PyTree:
-  """Returns shapes and dtypes that also say where the arrays lie.
+def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
+  """Adds shardings to shapes and dtypes, for lowering a program.
 
   Args:
-    shapes: of arrays, or of their shapes.
-    places: shardings, one of each array or one of all.
+    shapes: pytree of arrays, or of their shapes.
+    shardings: a sharding for each array, or a single one for all of them.
+
+  Returns:
+    A pytree of `jax.ShapeDtypeStruct`.
   """
-  if isinstance(places, NamedSharding):
-    places = jax.tree.map(lambda _: places, shapes)
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, shapes)
   return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
-    places,
+    shardings,
   )

@@ -1,11 +1,14 @@
-"""Tells what a round needs of each device's memory, before it runs.
+"""Plans the memory that a round needs on each device, before it runs.
 
-A device holds the whole model to train with, the examples of its share of the
-clients in two rounds (one trains, the next one is read), and the updates that
-these clients send. Beside that comes either what a chunk of clients needs
-while it trains, or what the server's step needs: then each device has its
-share of the coordinates, of all updates and of the server's state (see
+Throughout a round, a device holds a copy of the model, the examples of its
+share of the clients for two rounds (the round that trains and the next one,
+which is read), and the updates of these clients. In addition, it needs memory
+either to train a chunk of clients, or for the server's step, in which it holds
+its share of the coordinates of all updates and of the server's state (see
 `lca.stacked.sharding`).
+
+`of` asks the compiler about a simulation's programs; `on_paper` estimates the
+memory from a few numbers.
 """
 
 import contextlib
@@ -24,23 +27,23 @@ from lca.typing import PyTree
 _FLOAT = 4  # bytes of a float32
 _LABEL = 4  # bytes of an int32
 
-_HELD = ('model', 'examples', 'updates', 'state', 'rule')
+_RESIDENT = ('model', 'examples', 'updates', 'state', 'rule')
 
 
 class Plan(NamedTuple):
-  """Bytes on each device in a round.
+  """The bytes that a round needs on each device.
 
   Attributes:
-    model: parameters and batch statistics, to train with.
-    examples: of two rounds, and of the test set.
-    updates: of the clients that trained on the device.
-    state: its share of the server's model, of what the server's optimiser
-      remembers, and of the workers' momenta.
-    rule: its share of what the rule remembers; like the momenta, it is written
-      to in place.
-    training: beside these, while a chunk of clients trains.
-    server: beside these, in the server's step.
-    sent: to other devices; not held.
+    model: parameters and batch statistics of the model that clients start from.
+    examples: examples of the device's clients in two rounds, and of the test
+      set.
+    updates: updates of the device's clients.
+    state: the device's share of the server's model, of its optimiser's state
+      and of the clients' momenta.
+    rule: the device's share of the aggregator's state.
+    training: additional memory while a chunk of clients trains.
+    server: additional memory in the server's step.
+    sent: bytes sent to other devices in a round; not part of the memory.
   """
 
   model: int
@@ -53,21 +56,23 @@ class Plan(NamedTuple):
   sent: int
 
   @property
-  def held(self) -> int:
-    """Bytes that are held through the whole round."""
-    return sum(getattr(self, name) for name in _HELD)
+  def resident(self) -> int:
+    """The bytes that stay on a device throughout a round."""
+    return sum(getattr(self, name) for name in _RESIDENT)
 
   @property
   def total(self) -> int:
-    """Bytes at most at the same time."""
-    return self.held + max(self.training, self.server)
+    """The largest number of bytes in use at the same time."""
+    return self.resident + max(self.training, self.server)
 
   def __str__(self):
-    parts = ', '.join(f'{name} {size(getattr(self, name))}' for name in _HELD)
+    parts = ', '.join(
+      f'{name} {size(getattr(self, name))}' for name in _RESIDENT
+    )
     return (
-      f'each device holds {size(self.held)} ({parts}) and needs '
-      f'{size(self.training)} more to train a chunk of clients, '
-      f"{size(self.server)} more in the server's step"
+      f'each device holds {size(self.resident)} ({parts}); in addition, '
+      f'training a chunk of clients needs {size(self.training)}, the '
+      f"server's step {size(self.server)}"
     )
 
 
@@ -87,33 +92,35 @@ def on_paper(
   server_models: int = 1,
   rule_updates: int = 0,
 ) -> Plan:
-  """Returns what a round needs, from its numbers alone.
+  """Estimates the memory of a round from a few numbers.
+
+  The estimate leaves out what the compiler adds, and rows that an attack makes.
 
   Args:
-    clients: in a round.
-    parameters: of the model, with its batch statistics.
-    examples: of the largest client.
-    example_bytes: of an input and its label.
-    devices: of the mesh.
-    chunk_size: clients that train at the same time on a device.
-    batch_size: examples whose gradients are computed at once, of a client that
-      has as many.
-    activation_bytes: that a forward pass keeps of an example for the backward
-      pass.
-    test_examples: in the test set.
-    update_bytes: of a number in an update.
-    moments: that the clients' optimiser keeps of each parameter: Adam's two.
-    server_models: that the server keeps from round to round: its own, and
-      what its optimiser remembers.
-    rule_updates: that the rule remembers, LEGATO's window less one, say.
+    clients: clients in a round.
+    parameters: parameters of the model, and its batch statistics.
+    examples: examples of the client that holds most.
+    example_bytes: bytes of an input and its label.
+    devices: devices of the mesh.
+    chunk_size: clients that a device trains at once.
+    batch_size: examples whose gradients are computed at once, if a client has
+      as many.
+    activation_bytes: bytes that the forward pass keeps of an example for the
+      backward pass.
+    test_examples: examples in the test set.
+    update_bytes: bytes of a number in an update, such as 2 for bfloat16.
+    moments: numbers that the clients' optimiser keeps of each parameter, such
+      as 2 for Adam.
+    server_models: copies of the model that the server keeps from round to
+      round: its own, and those in its optimiser's state.
+    rule_updates: updates that the aggregator keeps from round to round, such as
+      LEGATO's window less one.
 
   Returns:
-    The plan. An attack's own rows and what a compiler adds are not in it, and
-    of `sent`, the inner products of n updates, `[n, n]`, are those of one
-    layer.
+    The plan. For `sent`, the `[n, n]` inner products are counted for one layer.
 
   Raises:
-    ValueError: no clients, devices or chunk.
+    ValueError: `clients`, `devices` or `chunk_size` is below 1.
 
   Examples:
     >>> plan = on_paper(
@@ -127,17 +134,17 @@ def on_paper(
       f'clients, devices and chunk_size must be at least 1, got {clients}, '
       f'{devices} and {chunk_size}'
     )
-  rows = -(-clients // devices)
+  rows = -(-clients // devices)  # clients of a device
   model = _FLOAT * parameters
   state = server_models * model // devices
   rule = rule_updates * parameters * update_bytes // devices
   share = clients * parameters * update_bytes // devices
-  products = _FLOAT * clients**2
-  # A trained copy, its gradient, and the optimiser's.
-  trained = (2 + moments) * model
+  products = _FLOAT * clients**2  # the Gram matrix
+  # A client's copy of the model, its gradient, and the optimiser's moments.
+  client = (2 + moments) * model
   updates = rows * parameters * update_bytes
   test = min(test_examples * example_bytes, 2 * BLOCK_BYTES) // devices
-  others = (devices - 1) / devices
+  to_others = (devices - 1) / devices  # the part that leaves a device
   return Plan(
     model=model,
     examples=2 * rows * examples * example_bytes + test,
@@ -145,25 +152,30 @@ def on_paper(
     state=state,
     rule=rule,
     training=_width(rows, chunk_size)
-    * (trained + min(batch_size, examples) * activation_bytes),
+    * (client + min(batch_size, examples) * activation_bytes),
     server=state + products + (share if devices > 1 else 0),
-    sent=round(others * (updates + model + 2 * products)),
+    sent=round(to_others * (updates + model + 2 * products)),
   )
 
 
 def _width(clients: int, chunk_size: int) -> int:
-  """Returns the width of chunks that are as even as they can be."""
+  """Returns how many clients a chunk holds if chunks are nearly equal."""
   return -(-clients // -(-clients // chunk_size))
 
 
 def of(simulation: Simulation) -> Plan:
-  """Returns what a round of a simulation needs; compiles it.
+  """Returns the memory that a round of a simulation needs; compiles the round.
 
   Args:
-    simulation: whose compiled programs tell `training` and `server`.
+    simulation: the simulation. Its compiled programs tell `training` and
+      `server`; the other numbers are counted.
 
   Returns:
-    The plan; `training` is infinite where the compiler itself has refused.
+    The plan. `training` is infinite if the compiler refused the program because
+    it does not fit.
+
+  Raises:
+    ValueError: the compiler does not report the memory of a program.
   """
   data, state = simulation.data, simulation.abstract_state
   devices, spec = simulation.placement.mesh.size, data.dataset.train.input_spec
@@ -184,24 +196,27 @@ def of(simulation: Simulation) -> Plan:
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return plan._replace(training=math.inf)
-  made = apply.output_size_in_bytes - apply.alias_size_in_bytes
+  # Outputs that overwrite donated inputs in place need no new memory.
+  new_outputs = apply.output_size_in_bytes - apply.alias_size_in_bytes
   return plan._replace(
-    training=train.temp_size_in_bytes, server=made + apply.temp_size_in_bytes
+    training=train.temp_size_in_bytes,
+    server=new_outputs + apply.temp_size_in_bytes,
   )
 
 
 def _used(program: jax.stages.Compiled):
-  """Returns the compiler's account of a program's memory."""
+  """Returns the compiler's memory analysis of a program."""
   used = program.memory_analysis()
   if used is None:
     raise ValueError(
-      f'the compiler of {jax.default_backend()!r} does not say what memory a '
-      'program needs'
+      f'the compiler for {jax.default_backend()!r} does not report how much '
+      'memory a program needs'
     )
   return used
 
 
 def _on_each_device(tree: PyTree) -> int:
+  """Returns the bytes of a tree of sharded arrays on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -209,23 +224,27 @@ def _on_each_device(tree: PyTree) -> int:
 
 
 def _check_exhausted(error: Exception) -> None:
-  """Raises an error again unless it says, as a TPU's does, "no room"."""
+  """Raises an error again unless it says that memory is exhausted.
+
+  The compiler for TPUs raises such an error for a program that does not fit.
+  """
   if 'RESOURCE_EXHAUSTED' not in str(error):
     raise error
 
 
 def check(simulation: Simulation, limit: float) -> Plan:
-  """Checks that a round fits.
+  """Checks that a round fits into the memory of each device.
 
   Args:
-    simulation: what is to run.
-    limit: of each device, in bytes: see `memory_limit`.
+    simulation: the simulation to run.
+    limit: memory of a device in bytes; see `memory_limit`.
 
   Returns:
     The plan.
 
   Raises:
-    ValueError: it does not fit. The message tells the chunk size that does.
+    ValueError: a round does not fit. The message names the largest chunk size
+      that fits, or what else to change.
   """
   plan = of(simulation)
   if plan.total <= limit:
@@ -234,9 +253,9 @@ def check(simulation: Simulation, limit: float) -> Plan:
   advice = (
     f'parallel.chunk_size={chunk_size} fits'
     if chunk_size
-    else 'no parallel.chunk_size does, but more devices may, or less of '
+    else 'no parallel.chunk_size fits; use more devices, lower '
     'server.clients_per_round, client.batch_size or parallel.microbatch_size, '
-    "or client.update_dtype='bfloat16'"
+    "or set client.update_dtype='bfloat16'"
   )
   raise ValueError(
     f'a round does not fit into the {size(limit)} of a device: {plan}; {advice}'
@@ -244,28 +263,36 @@ def check(simulation: Simulation, limit: float) -> Plan:
 
 
 def _largest_chunk(simulation: Simulation, plan: Plan, limit: float) -> int:
-  """Finds the largest chunk size that fits, 0 where none does.
+  """Finds a large chunk size that fits; 0 if none does.
 
-  The memory to train in grows with the chunk.
+  The memory for training is taken to grow linearly with the chunk, between the
+  compiler's reports for one client and for the simulation's own chunk size.
   """
-  here, room = simulation.clients_per_device, limit - plan.held
-  width = _width(here, simulation.placement.chunk_size)
-  one = _to_train(simulation, 1) if width > 1 else math.inf
+  clients, room = simulation.clients_per_device, limit - plan.resident
+  width = _width(clients, simulation.placement.chunk_size)
+  one = _training_bytes(simulation, 1) if width > 1 else math.inf
   if max(one, plan.server) > room:
     return 0
-  # Where the compiler has refused, no client needs more than one does alone.
+  # Each further client needs the same. If the compiler refused the whole chunk,
+  # assume that each needs no more than a single client.
   refused = math.isinf(plan.training)
-  each = one if refused else (plan.training - one) / (width - 1)
-  # The last chunk, if it is shorter, is a program of its own beside the others;
-  # and nothing is quite linear.
+  further = one if refused else (plan.training - one) / (width - 1)
+  # A shorter last chunk, of `clients % w`, is a program of its own beside the
+  # others. The factor 1.1 allows for growth that is not quite linear.
   chunk_size = max(
-    w for w in range(1, width) if one + 1.1 * each * (w + here % w - 1) <= room
+    w
+    for w in range(1, width)
+    if one + 1.1 * further * (w - 1 + clients % w) <= room
   )
-  return chunk_size if _to_train(simulation, chunk_size) <= room else 1
+  return chunk_size if _training_bytes(simulation, chunk_size) <= room else 1
 
 
-def _to_train(simulation: Simulation, chunk_size: int) -> float:
-  """Returns bytes beside what is held, infinite where the compiler refuses."""
+def _training_bytes(simulation: Simulation, chunk_size: int) -> float:
+  """Returns the additional bytes to train chunks of a size.
+
+  The result is infinite if the compiler refuses the program because it does not
+  fit.
+  """
   try:
     compiled = simulation.lower_training(chunk_size).compile()
   except jax.errors.JaxRuntimeError as error:
@@ -275,9 +302,14 @@ def _to_train(simulation: Simulation, chunk_size: int) -> float:
 
 
 def memory_limit(mesh: Mesh, jobs: int = 1) -> float:
-  """Returns the bytes of each of this process's devices, as far as is known.
+  """Returns the memory in bytes of each of this process's devices.
 
-  Virtual devices of a CPU share the host's memory, and so do `jobs` processes.
+  Virtual CPU devices share the host's memory, and so do `jobs` processes on the
+  same host. The result is infinite if the memory is not known.
+
+  Args:
+    mesh: mesh of the devices.
+    jobs: number of processes that share the host.
   """
   devices = mesh.local_devices
   stats = [device.memory_stats() or {} for device in devices]
@@ -286,14 +318,14 @@ def memory_limit(mesh: Mesh, jobs: int = 1) -> float:
   if devices[0].platform == 'cpu' and hasattr(os, 'sysconf'):
     host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     for file in _CGROUP_LIMITS:
-      # No file, or 'max' in it: the system grants all of the memory.
+      # Without such a file, or with 'max' in it, there is no limit.
       with contextlib.suppress(OSError, ValueError):
         host = min(host, int(pathlib.Path(file).read_text()))
     return host / len(devices) / jobs
   return math.inf
 
 
-# Of a container or a batch job, in versions 2 and 1.
+# Files with the memory limit of a container or a batch job: cgroups v2 and v1.
 _CGROUP_LIMITS = (
   '/sys/fs/cgroup/memory.max',
   '/sys/fs/cgroup/memory/memory.limit_in_bytes',
@@ -301,7 +333,7 @@ _CGROUP_LIMITS = (
 
 
 def size(num_bytes: float) -> str:
-  """Returns bytes as a person reads them.
+  """Returns a number of bytes with a unit and three digits.
 
   Examples:
     >>> print(size(1_625_866 * 4), size(4e13), size(0))

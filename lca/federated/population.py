@@ -1,4 +1,4 @@
-"""The population: which clients there are, attack, are drawn and answer."""
+"""The population of clients: who attacks, who is drawn, who answers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,17 +17,19 @@ class Population:
   """The clients that may be drawn for a round, and how many of them attack.
 
   Attributes:
-    num_clients: of the population.
-    clients_per_round: drawn without replacement.
-    num_attackers: Byzantine clients in the population. None makes a fifth of
-      the population attack, rounded down; the attribute then holds that number.
-    num_byzantine: how many of them take part in every round; None leaves it to
-      the draw.
-    drop_rate: the chance that an honest client that was drawn does not answer;
-      attackers always do.
+    num_clients: number of clients in the population.
+    clients_per_round: number of clients drawn for a round, without replacement.
+    num_attackers: number of Byzantine clients in the population. None stands
+      for a fifth of the population, rounded down; the attribute then holds this
+      number.
+    num_byzantine: number of Byzantine clients in every round. None draws the
+      clients of a round regardless of who is Byzantine, so that the number
+      varies.
+    drop_rate: probability, in [0, 1), that an honest client in a round does not
+      answer. Byzantine clients always answer.
 
   Raises:
-    ValueError: numbers that do not fit together, each named.
+    ValueError: the numbers do not fit together.
 
   Examples:
     >>> Population(13, 6, num_attackers=None, num_byzantine=1).num_attackers
@@ -68,11 +70,16 @@ class Population:
     if n - self.num_byzantine > honest:
       raise ValueError(
         f'a round needs {n - self.num_byzantine} honest clients, but there '
-        f'are {honest}: {self.num_clients} less num_attackers={attackers}'
+        f'are {honest}: {self.num_clients} clients less num_attackers='
+        f'{attackers}; lower num_attackers or clients_per_round'
       )
 
   def attackers(self, seed: int) -> np.ndarray:
-    """Returns the `[num_clients]` mask of the attackers, fixed for a run."""
+    """Returns the `[num_clients]` mask of the attackers, fixed for a run.
+
+    Args:
+      seed: seed of the run.
+    """
     key = key_for(seed, Purpose.ATTACKERS)
     mask = np.zeros(self.num_clients, bool)
     order = np.asarray(jax.random.permutation(key, self.num_clients))
@@ -80,22 +87,30 @@ class Population:
     return mask
 
   def sample(self, seed: int, round_idx: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a round's clients.
+    """Draws the clients of a round.
+
+    Args:
+      seed: seed of the run.
+      round_idx: index of the round.
 
     Returns:
-      Their ids `[n]`, in random order, and the mask `[n]` of the Byzantine.
+      The `[n]` ids of the clients, in random order, and the `[n]` mask of the
+      Byzantine clients.
     """
-    drawn, shuffled = jax.random.split(key_for(seed, Purpose.SAMPLE, round_idx))
-    order = np.asarray(jax.random.permutation(drawn, self.num_clients))
+    draw_key, order_key = jax.random.split(
+      key_for(seed, Purpose.SAMPLE, round_idx)
+    )
+    order = np.asarray(jax.random.permutation(draw_key, self.num_clients))
     attackers = self.attackers(seed)
     if self.num_byzantine is None:
       ids = order[: self.clients_per_round]
     else:
+      # The first clients of each kind in a random order of the population.
       byzantine = order[attackers[order]][: self.num_byzantine]
       num_honest = self.clients_per_round - self.num_byzantine
       honest = order[~attackers[order]][:num_honest]
       ids = np.concatenate([byzantine, honest])
-    ids = np.asarray(jax.random.permutation(shuffled, ids))
+    ids = np.asarray(jax.random.permutation(order_key, ids))
     return ids, attackers[ids]
 
   def dropped(
@@ -104,12 +119,12 @@ class Population:
     """Draws the clients of a round that do not answer.
 
     Args:
-      seed: of the run.
-      round_idx: of the round.
-      byzantine: `[n]` mask, from `sample`.
+      seed: seed of the run.
+      round_idx: index of the round.
+      byzantine: `[n]` mask of the Byzantine clients, from `sample`.
 
     Returns:
-      Their mask `[n]`.
+      The `[n]` mask of the clients that do not answer.
     """
     if not self.drop_rate:
       return jnp.zeros(len(byzantine), bool)
@@ -118,33 +133,39 @@ class Population:
     return (draws < self.drop_rate) & ~byzantine
 
   def most_dropped(self, seed: int, num_rounds: int) -> tuple[int, int]:
-    """Finds a round with the largest number of clients that do not answer.
+    """Finds the round in which the largest number of clients do not answer.
 
-    The size of the population matters only where `num_byzantine` is None.
+    Args:
+      seed: seed of the run.
+      num_rounds: number of rounds to look at, from round 0.
 
     Returns:
-      The round's index, and how many clients do not answer in it.
+      The index of the round, and the number of clients that do not answer in
+      it. The size of the population affects the result only if `num_byzantine`
+      is None.
     """
     n, population = self.clients_per_round, self
-    if self.num_byzantine is not None:  # which rows attack, not who, counts
+    if self.num_byzantine is not None:
+      # The result depends on which rows attack, not on which clients these are.
+      # So draw from the smallest population that has the same rows.
       population = dataclasses.replace(
         self, num_clients=n, num_attackers=self.num_byzantine
       )
 
-    # This bound counts attackers too, although they always answer: telling
-    # them apart is slow, and only the rounds of the largest counts need it.
-    def count(round_idx):
+    # A cheap upper bound for every round: the count as if nobody attacked.
+    # Sampling, which is slow, is left to the rounds with the largest bounds.
+    def upper_bound(round_idx):
       return jnp.sum(self.dropped(seed, round_idx, np.zeros(n, bool)))
 
-    at_most = np.asarray(lax.map(count, jnp.arange(num_rounds)))
+    bounds = np.asarray(lax.map(upper_bound, jnp.arange(num_rounds)))
     worst, most = 0, -1
-    for round_idx in np.argsort(-at_most, kind='stable').tolist():
-      if at_most[round_idx] <= most:
-        break
+    for round_idx in np.argsort(-bounds, kind='stable').tolist():
+      if bounds[round_idx] <= most:
+        break  # no later round can exceed the largest count
       _, byzantine = population.sample(seed, round_idx)
-      found = int(jnp.sum(self.dropped(seed, round_idx, byzantine)))
-      if found > most:
-        worst, most = round_idx, found
+      count = int(jnp.sum(self.dropped(seed, round_idx, byzantine)))
+      if count > most:
+        worst, most = round_idx, count
     return worst, most
 
 
@@ -154,25 +175,27 @@ def population_from(
   num_clients: int,
   drop_rate: float = 0.0,
 ) -> Population:
-  """Reads a Population from `config.server` and `config.attack`.
+  """Makes a `Population` from the sections `server` and `attack` of a config.
 
   Args:
-    server: with `clients_per_round`.
-    attack: with `name`; unless that is `'none'`, with `num_attackers` (None
-      stands for a fifth of the clients), `sampled` and maybe `num_byzantine`.
-    num_clients: how many hold data.
+    server: the section with `clients_per_round`.
+    attack: the section with `name`. Unless the name is `'none'`, it also has
+      `num_attackers` (None stands for a fifth of the clients), `sampled`, and,
+      if `sampled` is False, `num_byzantine`.
+    num_clients: number of clients that hold data.
     drop_rate: as in `Population`.
 
   Raises:
-    ValueError: numbers that do not fit together, each named.
+    ValueError: the numbers do not fit together.
   """
   n = server['clients_per_round']
   if attack['name'] == 'none':
     return Population(num_clients, n, drop_rate=drop_rate)
   if attack['sampled'] == ('num_byzantine' in attack):
     raise ValueError(
-      'either attack.sampled, and the draw decides how many attack, or '
-      'attack.num_byzantine: compose the preset with or without _sampled'
+      'set either attack.sampled=True, so that the draw decides how many '
+      "clients attack, or attack.num_byzantine: the attack's preset with the "
+      'suffix _sampled sets the first, the preset without it the second'
     )
   population = Population(
     num_clients, n, attack['num_attackers'], None, drop_rate
@@ -180,7 +203,7 @@ def population_from(
   if not population.num_attackers:
     raise ValueError(
       f'attack.name={attack["name"]!r} needs attackers, but of the '
-      f'{num_clients} clients there are attack.num_attackers=0'
+      f'{num_clients} clients none attacks: attack.num_attackers=0'
     )
   if attack['sampled']:
     return population

@@ -1,4 +1,4 @@
-"""A round of the server: from what the clients send to the next model."""
+"""The server's part of a round: from the clients' updates to the next model."""
 
 import dataclasses
 from typing import NamedTuple
@@ -17,29 +17,33 @@ from lca.stacked import geometry
 from lca.typing import PyTree, Update, Updates
 
 BATCH_STATS = ('rule', 'mean', 'server')
+"""The ways to aggregate batch statistics; see `Server.batch_stats`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-  """Takes the clients' updates to the model, in every round alike.
+  """The parts of the server's step, which are the same in every round.
 
   Attributes:
-    aggregator: of the updates.
-    optimizer: over the parameters; SGD with learning rate 1 adds the aggregate
-      to the model.
-    attack: of the Byzantine clients, before the server receives anything.
-    momentum: of the clients (see `clients.with_momentum`); 0 keeps none.
-    batch_stats: chooses how a model's batch statistics are aggregated: by the
-      `'rule'`, along with the parameters; as a plain `'mean'` over the clients
-      whose statistics are finite; or not at all, if the `'server'` takes its
-      own, from its own examples. In all cases they are added to the model's,
-      and running variances floored at 0.
-    layers: the scope of the layers (see `lca.layerwise`) whose normalised
-      norms, and factors if the rule has any, are among the metrics; None for
-      none of them.
+    aggregator: aggregates the updates.
+    optimizer: applies the aggregate to the parameters. SGD with learning rate 1
+      adds the aggregate to the model.
+    attack: changes the Byzantine clients' labels and updates, before the server
+      receives the updates.
+    momentum: worker momentum of the clients (see `clients.with_momentum`), in
+      [0, 1); 0 keeps no momenta.
+    batch_stats: how to aggregate the updates of a model's batch statistics.
+      `'rule'` aggregates them along with the parameters. `'mean'` takes a plain
+      mean over the clients whose statistics are finite. `'server'` ignores the
+      clients' and takes the server's own, from its own examples. In all cases
+      the result is added to the model's statistics, and negative running
+      variances are set to 0.
+    layers: scope (see `lca.layerwise`) of the layers whose normalised norms
+      become metrics, and whose factors do if the rule has any; None measures
+      no layers.
 
   Raises:
-    ValueError: an unknown `batch_stats`.
+    ValueError: `batch_stats` is unknown.
   """
 
   aggregator: Aggregator
@@ -56,37 +60,37 @@ class Server:
         f'got {self.batch_stats!r}'
       )
 
-  def check_examples(self, there: bool) -> None:
+  def check_examples(self, has_examples: bool) -> None:
     """Checks that the server has examples of its own if it needs them.
 
     Args:
-      there: True if it has some.
+      has_examples: True if the server has examples of its own.
 
     Raises:
-      ValueError: it needs them and has none.
+      ValueError: the server needs examples and has none.
     """
-    if self.batch_stats == 'server' and not there:
+    if self.batch_stats == 'server' and not has_examples:
       raise ValueError(
-        "model.batch_stats='server' needs data.root_examples of the server"
+        "model.batch_stats='server' needs examples of the server's own: set "
+        'data.root_examples to a positive number'
       )
 
   def for_rule(self, tree: PyTree) -> PyTree:
-    """Returns the part of the variables, or of updates, that the rule sees."""
+    """Returns the part of variables or updates that the rule works on."""
     if self.batch_stats == 'rule':
       return tree
     return {'params': tree['params']}
 
 
 class ServerState(NamedTuple):
-  """Holds all that the server carries from round to round.
+  """The state that the server carries from round to round.
 
   Attributes:
-    variables: of the model, a Flax dict with `'params'` and maybe
-      `'batch_stats'`.
-    opt_state: of the server's optimiser, over `'params'`.
-    aggregator: the aggregator's state.
-    momenta: of the clients' `'params'`, `[num_clients, ...]`; `()` without
-      momentum.
+    variables: the model, a Flax dict with `'params'` and maybe `'batch_stats'`.
+    opt_state: state of the server's optimiser, over `'params'`.
+    aggregator: state of the aggregator.
+    momenta: the clients' momenta, like `'params'` but stacked, `[num_clients,
+      ...]`; `()` without momentum.
   """
 
   variables: PyTree
@@ -96,12 +100,13 @@ class ServerState(NamedTuple):
 
 
 class Sent(NamedTuple):
-  """Holds the results of a round's training.
+  """The results of local training in one round, before any attack.
 
   Attributes:
-    updates: of the `n` clients, stacked `[n, ...]`, like the variables.
-    losses: `[n]`, their mean training losses in nats.
-    server_update: the server's own, from its own examples; None without any.
+    updates: the `n` clients' updates of all variables, leaves `[n, ...]`.
+    losses: `[n]` mean training losses in nats.
+    server_update: the server's update from its own examples; None if it has
+      none.
   """
 
   updates: Updates
@@ -110,15 +115,16 @@ class Sent(NamedTuple):
 
 
 class Round(NamedTuple):
-  """Holds what was drawn for a round of `n` clients.
+  """The random draws for one round of `n` clients.
 
   Attributes:
-    ids: `[n]`, which clients they are.
-    byzantine: `[n]` mask of those that attack.
-    num_examples: `[n]`, how many each holds.
-    attack_key: decides what the attack draws.
-    rule_key: decides what the rule draws.
-    answered: `[n]` mask of those that answer; None if everybody always does.
+    ids: `[n]` ids of the clients.
+    byzantine: `[n]` mask of the clients that attack.
+    num_examples: `[n]` numbers of examples that the clients hold.
+    attack_key: PRNG key for the attack.
+    rule_key: PRNG key for the aggregation rule.
+    answered: `[n]` mask of the clients that answer; None in a run in which
+      every client always answers.
   """
 
   ids: jax.Array | np.ndarray
@@ -132,13 +138,13 @@ class Round(NamedTuple):
 def server_init(
   server: Server, variables: PyTree, update: Update, num_clients: int
 ) -> ServerState:
-  """Returns the state before the first round.
+  """Returns the server's state before the first round.
 
   Args:
-    server: what happens in every round.
-    variables: of the model to start from.
-    update: a tree like one client's update, of any values.
-    num_clients: of the population.
+    server: the parts of the server's step.
+    variables: the initial model.
+    update: a tree shaped like one client's update; its values are not used.
+    num_clients: number of clients in the population.
   """
   momenta = ()
   if server.momentum:
@@ -156,26 +162,28 @@ def server_init(
 def server_step(
   server: Server, state: ServerState, sent: Sent, drawn: Round
 ) -> tuple[ServerState, dict[str, jax.Array]]:
-  """Takes the model through one round.
+  """Turns the results of a round's local training into the next model.
 
-  The clients' updates pass, in this order, through their momentum, the drop
-  out of clients that do not answer, and the attack. The server aggregates what
-  it has received and takes one step of its optimiser.
+  Worker momentum, missing answers and the attack change the updates, in this
+  order. The server aggregates the rows that it receives, takes one step of its
+  optimiser, and measures the round.
 
   Args:
-    server: what happens in every round.
-    state: after the round before.
-    sent: what the round's training has computed.
-    drawn: who took part.
+    server: the parts of the server's step.
+    state: the state after the previous round.
+    sent: the results of the round's local training.
+    drawn: the clients of the round, and its other random draws.
 
   Returns:
-    The new state, and the metrics by name (see `lca.federated.metrics`).
+    The next state, and the metrics by name (see `lca.federated.metrics`).
   """
+  # 1. Worker momentum: a client sends a moving average of its updates.
   updates, momenta = sent.updates, state.momenta
   if server.momentum:
     updates, momenta = _with_momentum(server, momenta, updates, drawn)
+
+  # 2. Missing answers: the row of a client that does not answer becomes NaN.
   if (answered := drawn.answered) is not None:
-    # A client that does not answer is a row of NaN.
     updates = jax.tree.map(
       lambda x: jnp.where(
         answered.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan
@@ -183,30 +191,38 @@ def server_step(
       updates,
     )
 
-  # The attack may ask what the server would make of any updates.
+  # 3. Attack: Byzantine clients replace their rows. They may call `aggregate`
+  # to see what the server would make of any updates.
   updates = server.attack.on_updates(
     updates,
     byzantine=drawn.byzantine,
     key=drawn.attack_key,
     aggregate=lambda updates: aggregate(server, state, updates, sent, drawn)[0],
   )
-  update, memory, info = aggregate(server, state, updates, sent, drawn)
-  update = jax.tree.map(  # updates may be stored in less than the model is
-    lambda u, x: u.astype(x.dtype), update, state.variables
-  )
 
-  # optax takes gradients, which point the other way.
+  # 4. Aggregation: the server makes one update of all rows, in the dtypes of
+  # the model (updates may be stored in narrower ones).
+  update, aggregator_state, info = aggregate(
+    server, state, updates, sent, drawn
+  )
+  update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, state.variables)
+
+  # 5. The optimiser's step on the parameters. optax expects gradients, which
+  # point away from the update.
   gradient = jax.tree.map(jnp.negative, update['params'])
   params = state.variables['params']
   step, opt_state = server.optimizer.update(gradient, state.opt_state, params)
   variables = {'params': optax.apply_updates(params, step)}
+
+  # 6. Batch statistics bypass the optimiser: their update is added.
   floored = None
   if 'batch_stats' in state.variables:
     variables['batch_stats'], floored = _add_statistics(
       state.variables['batch_stats'], update['batch_stats']
     )
 
-  seen = metrics.Seen(
+  # 7. Metrics, and the state for the next round.
+  result = metrics.RoundResult(
     losses=sent.losses,
     byzantine=drawn.byzantine,
     answered=drawn.answered,
@@ -218,61 +234,75 @@ def server_step(
     floored=floored,
     layers=server.layers,
   )
-  state = ServerState(variables, opt_state, memory, momenta)
-  return state, metrics.measure(seen)
+  state = ServerState(variables, opt_state, aggregator_state, momenta)
+  return state, metrics.measure(result)
 
 
 def aggregate(
   server: Server, state: ServerState, updates: Updates, sent: Sent, drawn: Round
 ) -> tuple[Update, PyTree, Info]:
-  """Aggregates some updates as the server would in this round.
+  """Aggregates any updates as the server would in this round.
 
   Args:
-    server: what happens in every round.
-    state: after the round before.
-    updates: `[n, ...]`, in the place of those that were sent.
-    sent: what the round's training has computed.
-    drawn: who took part.
+    server: the parts of the server's step.
+    state: the state after the previous round.
+    updates: the updates to aggregate, leaves `[n, ...]`; `sent.updates` are not
+      used.
+    sent: the results of the round's local training, for the server's own
+      update.
+    drawn: the clients of the round, and its other random draws.
 
   Returns:
-    The aggregate, the aggregator's next state, and what the rule decided.
+    The aggregate, the aggregator's next state, and what the rule decided (see
+    `lca.explain`).
 
   Raises:
-    ValueError: the server is to take its own batch statistics, but it has sent
-      no update of its own.
+    ValueError: `server.batch_stats` is `'server'`, but `sent` has no update of
+      the server's own.
   """
+  server_update = sent.server_update
+  server.check_examples(server_update is not None)
+
+  # A client that does not answer has weight 0.
   weights = drawn.num_examples
   if drawn.answered is not None:
     weights = jnp.where(drawn.answered, weights, 0)
-  own = sent.server_update
-  server.check_examples(own is not None)
-  update, memory, info = explain(server.aggregator)(
+  update, aggregator_state, info = explain(server.aggregator)(
     server.for_rule(updates),
     state.aggregator,
     key=drawn.rule_key,
     weights=weights.astype(jnp.float32),
-    server_update=None if own is None else server.for_rule(own),
+    server_update=(
+      None if server_update is None else server.for_rule(server_update)
+    ),
     params=server.for_rule(state.variables),
     client_ids=drawn.ids,
   )
+
+  # Batch statistics, unless the rule has aggregated them with the parameters.
   if server.batch_stats != 'rule' and 'batch_stats' in updates:
     if server.batch_stats == 'server':
-      assert own is not None  # by `check_examples`
-      statistics = own['batch_stats']
-    else:  # the mean over the clients whose statistics are finite
+      assert server_update is not None  # by `check_examples`
+      statistics = server_update['batch_stats']
+    else:
+      # The mean over the clients whose statistics are finite; NaN if none are.
       rows = updates['batch_stats']
       finite = ~geometry.rejected_rows(geometry.norms_gram(rows))
       shares = jnp.where(jnp.any(finite), finite / jnp.sum(finite), jnp.nan)
       statistics = geometry.mix(rows, shares)
     update = update | {'batch_stats': statistics}
-  return update, memory, info
+  return update, aggregator_state, info
 
 
 def _with_momentum(server, momenta, updates, drawn):
-  """Applies worker momentum; who does not answer keeps its own as it was."""
-  num_clients = len(jax.tree.leaves(momenta)[0])
+  """Applies worker momentum to the parameters' updates.
+
+  The momentum of a client that does not answer stays unchanged.
+  """
   ids = drawn.ids
   if drawn.answered is not None:
+    # `with_momentum` stores nothing for an id beyond the last client's.
+    num_clients = len(jax.tree.leaves(momenta)[0])
     ids = jnp.where(drawn.answered, ids, num_clients)
   momenta, params = with_momentum(
     momenta, updates['params'], ids, server.momentum
@@ -281,10 +311,14 @@ def _with_momentum(server, momenta, updates, drawn):
 
 
 def _add_statistics(batch_stats, update):
-  """Returns the sum with variances of at least 0, and how many were below."""
-  moved = jax.tree.map(jnp.add, batch_stats, update)
+  """Adds an update to batch statistics and raises negative variances to 0.
+
+  Returns:
+    The new statistics, and the number of variances that were negative.
+  """
+  added = jax.tree.map(jnp.add, batch_stats, update)
   floored = jax.tree.map_with_path(
-    lambda path, x: jnp.maximum(x, 0) if path[-1].key == 'var' else x, moved
+    lambda path, x: jnp.maximum(x, 0) if path[-1].key == 'var' else x, added
   )
-  below = jax.tree.map(lambda old, new: jnp.sum(old < new), moved, floored)
-  return floored, jnp.sum(jnp.stack(jax.tree.leaves(below)))
+  counts = jax.tree.map(lambda old, new: jnp.sum(old < new), added, floored)
+  return floored, jnp.sum(jnp.stack(jax.tree.leaves(counts)))

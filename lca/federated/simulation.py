@@ -1,4 +1,9 @@
-"""A simulation: clients train, some attack, and a server aggregates."""
+"""Federated training of a classifier, one round at a time.
+
+`Simulation.run_round` is the place to begin. A round runs two compiled
+programs: `train`, in which all clients train, and `apply`, in which the server
+takes its step (`lca.federated.round.server_step`).
+"""
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +21,8 @@ from lca.federated.clients import LocalGradient
 from lca.federated.placement import (
   Placement,
   place_parts,
-  placed,
   train_clients,
+  with_shardings,
 )
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
@@ -33,19 +38,19 @@ from lca.models import Classifier
 
 
 class Programs(NamedTuple):
-  """Holds the programs that the devices run in a round.
+  """The two compiled programs of a round.
 
   Attributes:
-    train: the clients' part.
-    apply: the server's.
+    train: trains the clients.
+    apply: takes the server's step.
   """
 
   train: jax.stages.Compiled
   apply: jax.stages.Compiled
 
 
-class _Ahead(NamedTuple):
-  """A round that was drawn, and its clients' examples, which a thread reads."""
+class _PreparedRound(NamedTuple):
+  """A round that has been drawn, and whose examples a thread reads."""
 
   round_idx: int
   drawn: Round
@@ -55,36 +60,37 @@ class _Ahead(NamedTuple):
 class Simulation:
   """Federated training of a classifier, one round at a time.
 
-  Each device of the mesh trains its share of the clients, and then has its
-  share of the coordinates of what the server does with all of them (see
+  Each device of the mesh trains its share of the clients. In the server's step,
+  each device works on its share of the coordinates of all updates (see
   `lca.stacked.sharding`). All randomness is folded from the seed (see
-  `lca.federated.randomness`), so a round's result does not depend on the
-  rounds that this process has seen.
+  `lca.federated.randomness`), so the result of a round does not depend on which
+  rounds this process has run before.
 
-  While a round trains, a thread reads the examples of the next one's clients
-  and puts them on the devices. So the devices hold the examples of two rounds,
-  and two blocks of test examples. No more of the data set is in memory if it
-  is memory-mapped.
+  While a round trains, a thread reads the examples of the next round's clients
+  and puts them on the devices. So the devices hold the training examples of two
+  rounds, and two blocks of test examples. The rest of a memory-mapped data set
+  stays on disk.
 
   Attributes:
-    data: what every client holds, and the test set.
-    placement: as below.
-    clients_per_device: how many train on each device in a round. The server
-      is one of them if it has examples of its own, and where the devices do
-      not divide their number, clients without examples fill up the rest.
+    data: the examples of every client, and the test set.
+    placement: the devices that a round is spread over.
+    clients_per_device: number of clients that each device trains in a round.
+      The server counts as a client if it has examples of its own. If the number
+      of clients is not a multiple of the devices, clients without examples fill
+      the remaining places.
 
   Args:
-    data: as the attribute.
-    population: whom a round draws.
+    data: the examples of every client, and the test set.
+    population: draws the clients of each round.
     classifier: the model and its loss.
-    train: a client's part of a round.
-    server: the server's part of a round, and the attack.
-    seed: of the run.
-    placement: over which devices a round is spread.
+    train: computes a client's update.
+    server: the parts of the server's step, the attack among them.
+    seed: seed of the run.
+    placement: the devices to spread a round over.
 
   Raises:
-    ValueError: the server is to take its own batch statistics, but it has no
-      examples of its own.
+    ValueError: `server.batch_stats` is `'server'`, but the data hold no
+      examples of the server's own.
   """
 
   def __init__(
@@ -104,12 +110,17 @@ class Simulation:
     self._train, self._server, self._seed = train, server, seed
     mesh = placement.mesh
     trainers = population.clients_per_round + (data.server_id is not None)
-    self.clients_per_device = -(-trainers // mesh.size)
-    self._shapes = jax.eval_shape(lambda: self._start(self._variables()))
-    self._places = placement.by_coordinate(self._shapes)._replace(
+    self.clients_per_device = -(-trainers // mesh.size)  # rounded up
+
+    # The shapes of the state, and the shardings of its arrays.
+    self._shapes = jax.eval_shape(
+      lambda: self._initial_state(self._initial_variables())
+    )
+    self._shardings = placement.by_coordinate(self._shapes)._replace(
       momenta=placement.by_coordinate(self._shapes.momenta, lead=1)
     )
-    self._poison = jax.jit(
+
+    self._attack_labels = jax.jit(
       functools.partial(
         server.attack.on_labels, num_classes=data.dataset.num_classes
       )
@@ -119,14 +130,17 @@ class Simulation:
       data.dataset.test, mesh, placement.eval_batch_size
     )
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
-    self._ahead: _Ahead | None = None
+    self._next: _PreparedRound | None = None
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
-    variables = jax.device_put(self._variables(), self.placement.everywhere)
-    return jax.jit(self._start, out_shardings=self._places)(variables)
+    variables = jax.device_put(
+      self._initial_variables(), self.placement.everywhere
+    )
+    start = jax.jit(self._initial_state, out_shardings=self._shardings)
+    return start(variables)
 
-  def _variables(self):
+  def _initial_variables(self):
     dataset = self.data.dataset
     spec = dataset.train.input_spec
     key = key_for(self._seed, Purpose.INIT)
@@ -134,8 +148,8 @@ class Simulation:
     self._classifier.check_classes(variables, spec, dataset.num_classes)
     return variables
 
-  def _start(self, variables):
-    update = self._train.as_sent(variables)
+  def _initial_state(self, variables):
+    update = self._train.to_update_dtype(variables)
     num_clients = self._population.num_clients
     return server_init(self._server, variables, update, num_clients)
 
@@ -146,42 +160,44 @@ class Simulation:
 
   @functools.cached_property
   def abstract_state(self) -> ServerState:
-    """Shapes, dtypes and places of the state."""
-    return placed(self._shapes, self._places)
+    """The shapes, dtypes and shardings of the state."""
+    return with_shardings(self._shapes, self._shardings)
 
   @property
   def update_dtype(self) -> jnp.dtype:
     """The dtype of the numbers in a client's update."""
     params = self._shapes.variables['params']
-    one = jax.eval_shape(self._train.as_sent, params)
-    return jnp.result_type(*jax.tree.leaves(one))
+    update = jax.eval_shape(self._train.to_update_dtype, params)
+    return jnp.result_type(*jax.tree.leaves(update))
 
   @functools.cached_property
-  def _metrics(self) -> list[str]:
-    """The names of all metrics, as the server's step returns them."""
-    _, step = self._lowered
-    _, found = step.out_info
+  def _metric_names(self) -> list[str]:
+    """The names of all numbers in the metrics of a round, in their order."""
+    _, lowered_step = self._lowered
+    _, metric_shapes = lowered_step.out_info
     tree, layers = self._shapes.variables, self._server.layers
     names = []
     if layers is not None:
       names = layer_names(self._server.for_rule(tree), layers)
-    return metrics.columns(found, names)
+    return metrics.columns(metric_shapes, names)
 
   @property
   def more_metrics(self) -> list[str]:
-    """The names of the metrics that not every run has, in their order."""
-    return [name for name in self._metrics if name not in metrics.ALWAYS]
+    """The names of the metrics that only some runs have, in their order."""
+    return [name for name in self._metric_names if name not in metrics.ALWAYS]
 
   @functools.cached_property
   def programs(self) -> Programs:
-    """A round's programs, compiled when they are first asked for."""
+    """The programs of a round, compiled on first access."""
     train, apply = self._lowered
     return Programs(train.compile(), apply.compile())
 
   @functools.cached_property
   def _lowered(self) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     training = self.lower_training(self.placement.chunk_size)
-    updates, losses = placed(training.out_info, self.placement.by_client)
+    updates, losses = with_shardings(
+      training.out_info, self.placement.by_client
+    )
     with jax.set_mesh(self.placement.mesh):
       applying = self._step.lower(
         *self.abstract_state, updates, losses, self._draw(0)
@@ -190,15 +206,24 @@ class Simulation:
 
   @functools.cached_property
   def _step(self) -> jax.stages.Wrapped:
-    """The server's part of a round, jitted."""
+    """The jitted step of the server.
+
+    The aggregator's state and the momenta are donated, so that XLA updates them
+    in place.
+    """
     return jax.jit(
       self._apply,
       donate_argnames=('aggregator', 'momenta'),
-      out_shardings=(self._places, self.placement.everywhere),
+      out_shardings=(self._shardings, self.placement.everywhere),
     )
 
   def lower_training(self, chunk_size: int) -> jax.stages.Lowered:
-    """Lowers the clients' part of a round, in chunks of any size."""
+    """Lowers the program in which the clients train.
+
+    Args:
+      chunk_size: number of clients that a device trains at once; it may differ
+        from the simulation's own.
+    """
     mesh, spec = self.placement.mesh, self.data.dataset.train.input_spec
     rows = self.clients_per_device * mesh.size
     examples = (rows, self.data.max_examples)
@@ -207,8 +232,8 @@ class Simulation:
     labels = jax.ShapeDtypeStruct(examples, jnp.int32)
     clients = ClientData._make([inputs, labels, numbers])
     return train_clients(self._train, mesh, chunk_size).lower(
-      placed(self._shapes.variables, self.placement.everywhere),
-      *placed((clients, numbers), self.placement.by_client),
+      with_shardings(self._shapes.variables, self.placement.everywhere),
+      *with_shardings((clients, numbers), self.placement.by_client),
       key_for(self._seed, Purpose.TRAIN, 0),
     )
 
@@ -218,41 +243,49 @@ class Simulation:
     """Runs one round.
 
     Args:
-      state: after the round before. What the rule and the workers remember
-        is written to in place: ask the new state for it.
-      round_idx: counted from 0; decides all that is random in the round.
-      last: no round follows, whose clients would be read meanwhile.
+      state: the state after the previous round. Its `aggregator` and `momenta`
+        are overwritten in place; afterwards use those of the new state.
+      round_idx: index of the round, from 0. It decides all random draws.
+      last: True if no round follows, so that no examples need to be read ahead.
 
     Returns:
-      The new state and the metrics (see `lca.federated.metrics`): `train_loss`,
-      `byzantine`, `rejected`, `nonfinite` and `more_metrics`.
+      The new state, and the metrics as numbers (see `lca.federated.metrics`):
+      `train_loss`, `byzantine`, `rejected`, `nonfinite` and `more_metrics`.
     """
-    ahead, self._ahead = self._ahead, None
-    if ahead is None or ahead.round_idx != round_idx:
-      ahead = self._read_ahead(round_idx)
+    # 1. Take the round that was prepared, and let the thread prepare the next.
+    prepared, self._next = self._next, None
+    if prepared is None or prepared.round_idx != round_idx:
+      prepared = self._prepare(round_idx)
     if not last:
-      self._ahead = self._read_ahead(round_idx + 1)
+      self._next = self._prepare(round_idx + 1)
+
+    # 2. Get the programs.
     if jax.config.jax_disable_jit:  # pyright: ignore
-      # Programs that are compiled ahead of time refuse to run without jit. The
-      # functions can then be debugged step by step.
+      # Programs that are compiled ahead of time cannot run without jit. The
+      # plain functions can then be debugged step by step.
       mesh, chunk_size = self.placement.mesh, self.placement.chunk_size
       train, apply = train_clients(self._train, mesh, chunk_size), self._step
     else:
       train, apply = self.programs
+
+    # 3. Clients train, from a copy of the model on every device.
     updates, losses = train(
       jax.device_put(state.variables, self.placement.everywhere),
-      *ahead.clients.result(),
+      *prepared.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
-    state, found = apply(*state, updates, losses, ahead.drawn)
+
+    # 4. The server attacks, aggregates, takes a step and measures.
+    state, measured = apply(*state, updates, losses, prepared.drawn)
     numbers = [
       number
-      for metric in jax.device_get(found).values()
-      for number in metric.reshape(-1).tolist()
+      for metric in jax.device_get(measured).values()
+      for number in metric.reshape(-1).tolist()  # `[]` or `[layers]`
     ]
-    return state, dict(zip(self._metrics, numbers, strict=True))
+    return state, dict(zip(self._metric_names, numbers, strict=True))
 
   def _draw(self, round_idx: int) -> Round:
+    """Draws the clients of a round, and the keys of attack and rule."""
     ids, byzantine = self._population.sample(self._seed, round_idx)
     answered = None
     if self._population.drop_rate:
@@ -268,42 +301,62 @@ class Simulation:
       answered=answered,
     )
 
-  def _read_ahead(self, round_idx: int) -> _Ahead:
+  def _prepare(self, round_idx: int) -> _PreparedRound:
+    """Draws a round and lets the thread begin to read its examples."""
     drawn = self._draw(round_idx)
     clients = self._reader.submit(self._read, drawn)
-    return _Ahead(round_idx, drawn, clients)
+    return _PreparedRound(round_idx, drawn, clients)
 
   def _read(self, drawn: Round):
-    """Puts the clients' examples, and after them the server's, on the mesh."""
+    """Puts the examples of a round on the mesh, with the attack's labels.
+
+    The server's own examples, if it has any, follow those of the clients.
+
+    Returns:
+      The stacked examples, and the `[rows]` ids of the clients. There are
+      `clients_per_device` rows for each device.
+    """
     ids, byzantine = np.asarray(drawn.ids), np.asarray(drawn.byzantine)
     if self.data.server_id is not None:
       ids = np.append(ids, self.data.server_id)
       byzantine = np.append(byzantine, False)
     width = self.clients_per_device
 
-    def part(i):
-      own = slice(i * width, (i + 1) * width)
-      data = self.data.gather(ids[own], rows=width)
-      client_ids = np.resize(ids[own], width).astype(np.int32)
-      attack = np.zeros(width, bool)
-      attack[: len(ids[own])] = byzantine[own]
-      labels = self._poison(
+    def device_part(i):
+      rows = slice(i * width, (i + 1) * width)
+      # The last devices may have fewer than `width` clients. Rows without
+      # examples fill up; their ids are any, and they do not attack.
+      data = self.data.gather(ids[rows], rows=width)
+      client_ids = np.resize(ids[rows], width).astype(np.int32)
+      attacks = np.zeros(width, bool)
+      attacks[: len(ids[rows])] = byzantine[rows]
+      labels = self._attack_labels(
         data.labels,
-        byzantine=attack,
+        byzantine=attacks,
         client_ids=client_ids,
         key=key_for(self._seed, Purpose.LABELS),
       )
       return data._replace(labels=labels), client_ids
 
-    return place_parts(part, self.placement.mesh)
+    return place_parts(device_part, self.placement.mesh)
 
   def _apply(
     self, variables, opt_state, aggregator, momenta, updates, losses, drawn
   ):
-    """The server's step on the rows of all that have trained."""
-    # From each device its clients, to each its columns.
-    columns = self.placement.by_coordinate(updates, lead=1)
-    updates = lax.with_sharding_constraint(updates, columns)
+    """Takes the server's step, from the results of all rows that trained.
+
+    Args:
+      variables, opt_state, aggregator, momenta: the fields of the state.
+      updates: leaves `[rows, ...]`: the n clients, maybe the server, and rows
+        that fill up the last devices.
+      losses: `[rows]`.
+      drawn: the draws for the round.
+    """
+    # Redistribute: from some clients on each device to some coordinates of all
+    # clients on each device.
+    by_coordinate = self.placement.by_coordinate(updates, lead=1)
+    updates = lax.with_sharding_constraint(updates, by_coordinate)
+
     n = self._population.clients_per_round
     sent = Sent(jax.tree.map(lambda u: u[:n], updates), losses[:n])
     if self.data.server_id is not None:
@@ -312,7 +365,15 @@ class Simulation:
     return server_step(self._server, state, sent, drawn)
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
-    """Returns exact means over the test set: `test_loss`, `test_accuracy`."""
+    """Tests a model on the whole test set.
+
+    Args:
+      state: a state whose `variables` are tested.
+
+    Returns:
+      `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
+      right predictions.
+    """
     variables = jax.device_put(state.variables, self.placement.everywhere)
     size = len(self.data.dataset.test)
     return evaluation.evaluate(self._test, variables, self._test_blocks, size)

@@ -151,7 +151,9 @@ def test_fang_trimmed_mean_may_push_against_the_servers_own_change():
 @pytest.mark.parametrize('name', ['fang_krum', 'fang_trimmed_mean'])
 def test_the_servers_own_change_is_asked_for(name):
   own = {'f': 2} if name == 'fang_krum' else {}
-  with pytest.raises(TypeError, match='needs a function aggregate .* got None'):
+  with pytest.raises(
+    TypeError, match=r'needs a function aggregate .* got None'
+  ):
     getattr(attacks, name)(
       stack(),
       byzantine=mask(11, 2),

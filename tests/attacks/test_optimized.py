@@ -143,5 +143,7 @@ def test_trying_several_strengths_at_once_changes_nothing(batch_size):
 
 
 def test_optimized_needs_the_aggregate():
-  with pytest.raises(TypeError, match='needs a function aggregate .* got None'):
+  with pytest.raises(
+    TypeError, match=r'needs a function aggregate .* got None'
+  ):
     plain('optimized', stack(), mask(11, 3), aggregate=None)

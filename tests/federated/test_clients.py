@@ -365,7 +365,7 @@ def test_microbatches_would_have_statistics_of_their_own():
     TRAIN, losses=NORMALIZED.losses, microbatch_size=3
   )
   with pytest.raises(
-    ValueError, match='microbatch_size=3 splits its 4 examples'
+    ValueError, match='microbatch_size=3 splits a batch of 4 examples'
   ):
     run_normalized(train, client_data())
   whole = dataclasses.replace(train, microbatch_size=4)

@@ -87,8 +87,8 @@ def test_sizes_on_four_devices(four, data):
   assert found.state == 2 * share
   # Two past rounds, norms [3, 4], count and factors [4].
   assert found.rule == 2 * share + 3 * 4 + 4 + 4
-  assert found.held == sum(found[:5])
-  assert found.total == found.held + max(found.training, found.server)
+  assert found.resident == sum(found[:5])
+  assert found.total == found.resident + max(found.training, found.server)
   assert str(found).startswith('each device holds ')
 
 
@@ -127,19 +127,19 @@ def chunk_size_of(error):
 
 def test_the_chunk_size_that_is_named_fits(one):
   needed = plan.check(one, limit=np.inf)
-  limit = needed.held + max(needed.server, 0.6 * needed.training)
+  limit = needed.resident + max(needed.server, 0.6 * needed.training)
   with pytest.raises(ValueError, match='does not fit into the') as error:
     plan.check(one, limit)
   chunk_size = chunk_size_of(error)
   assert 1 < chunk_size < CLIENTS
   used = one.lower_training(chunk_size).compile().memory_analysis()
-  assert needed.held + used.temp_size_in_bytes <= limit
+  assert needed.resident + used.temp_size_in_bytes <= limit
 
 
 def test_no_chunk_size_fits(one):
-  held = plan.of(one).held
-  with pytest.raises(ValueError, match=r'no parallel\.chunk_size does'):
-    plan.check(one, held)
+  resident = plan.of(one).resident
+  with pytest.raises(ValueError, match=r'no parallel\.chunk_size fits'):
+    plan.check(one, resident)
 
 
 def test_a_compiler_that_refuses(data, one, monkeypatch):
@@ -158,7 +158,7 @@ def test_a_compiler_that_refuses(data, one, monkeypatch):
     lower_training(other, 1).compile().memory_analysis().temp_size_in_bytes
   )
   with pytest.raises(ValueError, match='more than there is') as error:
-    plan.check(other, needed.held + max(needed.server, 3.5 * alone))
+    plan.check(other, needed.resident + max(needed.server, 3.5 * alone))
   assert 1 < chunk_size_of(error) <= 3
 
 

@@ -215,5 +215,5 @@ def test_unknown_statistics_are_an_error():
   with pytest.raises(ValueError, match=r"model\.batch_stats .* 'clients'"):
     server(batch_stats='clients')
   with pytest.raises(ValueError, match=r'data\.root_examples'):
-    server(batch_stats='server').check_examples(there=False)
-  server(batch_stats='server').check_examples(there=True)
+    server(batch_stats='server').check_examples(has_examples=False)
+  server(batch_stats='server').check_examples(has_examples=True)
