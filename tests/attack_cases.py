@@ -1,4 +1,4 @@
-"""What tests of attacks share: labels, updates, and options of each attack."""
+"""Cases that tests of attacks share: labels, updates, the attacks' options."""
 
 import functools
 
@@ -23,7 +23,10 @@ def labels(size=3000, num_classes=10):
 
 
 def stack(n=11, seed=0, dtype=np.float32):
-  """Random updates `[n, ...]` with a common part, so that a mean stands out."""
+  """Returns random updates with a common part, so that the mean is not near 0.
+
+  The leaves are `[n, 3, 2, 5]` and `[n]`.
+  """
   rng = np.random.default_rng([seed, n])
 
   def one(*shape):
@@ -34,24 +37,25 @@ def stack(n=11, seed=0, dtype=np.float32):
 
 
 def vectors(n=11, seed=0):
-  """Of one leaf."""
+  """Returns stacked updates of a single leaf, `[n, 5]`."""
   return stack(n, seed)['params']['Conv_0']['kernel'][:, 0, 0]
 
 
 def mask(n, m, seed=0):
-  """m Byzantine clients at random positions."""
+  """Returns the `[n]` mask of m Byzantine clients at random positions."""
   chosen = np.zeros(n, bool)
   chosen[np.random.default_rng([seed, n, m]).permutation(n)[:m]] = True
   return chosen
 
 
 def flat(tree):
-  """Stacked updates as rows `[n, d]` in float64."""
+  """Returns stacked updates as an array `[n, d]` in float64."""
   leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
   return np.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1)
 
 
 def flat_update(update):
+  """Returns one update as an array `[d]` in float64."""
   return flat(jax.tree.map(lambda x: np.asarray(x)[None], update))[0]
 
 
@@ -75,11 +79,13 @@ OPTIONS = {
 
 
 def plain(name, tree, byzantine, key=KEY, **options):
+  """Calls an attack without jit, with its options from `OPTIONS`."""
   attack = getattr(attacks, name)
   return attack(tree, byzantine=byzantine, key=key, **(OPTIONS[name] | options))
 
 
 def compiled(name, tree, byzantine, key=KEY, **options):
+  """Calls an attack under jit, with its options from `OPTIONS`."""
   return _compiled(name, tuple(options.items()), tree, byzantine, key)
 
 
@@ -89,7 +95,7 @@ def _compiled(name, options, tree, byzantine, key):
 
 
 def sent(name, tree, byzantine, **options):
-  """What the Byzantine clients send, `[m, d]`."""
+  """Returns the rows `[m, d]` that the Byzantine clients send."""
   return flat(compiled(name, tree, byzantine, **options))[byzantine]
 
 
@@ -97,6 +103,7 @@ def sent(name, tree, byzantine, **options):
 
 
 def krum_index(rows, f):
+  """Returns the index of the row that Krum selects from rows `[n, d]`."""
   between = np.sum((rows[:, None] - rows) ** 2, axis=2)
   np.fill_diagonal(between, np.inf)
   nearest = np.sort(between, axis=1)[:, : len(rows) - f - 2]

@@ -1,4 +1,4 @@
-"""A small simulation that several tests run."""
+"""A small simulation that several tests share."""
 
 import optax
 
@@ -32,6 +32,7 @@ def simulation(
   train=TRAIN,
   **changes,
 ):
+  """Returns a simulation; `changes` replace parts of its `Server`."""
   server = {
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),

@@ -1,4 +1,4 @@
-"""Several processes on CPU: one run, as a single process would run it."""
+"""A run in several processes on CPU equals the run in a single process."""
 
 import csv
 import json
@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def command(workdir, *flags):
+  """Returns the command line of a small run."""
   return [
     sys.executable,
     str(ROOT / 'main.py'),
@@ -27,15 +28,16 @@ def command(workdir, *flags):
     '--config.client.local_epochs=1',
     '--config.model.features=(2,)',
     '--config.model.hidden=()',
-    # 7 clients and the 2 devices of each process: one row is nobody's.
+    # 4 devices share 7 clients, so one row has no examples.
     '--config.server.clients_per_round=7',
     *flags,
   ]
 
 
 def start(arguments, devices):
+  """Starts a process with some virtual CPU devices."""
   flags = f'--xla_force_host_platform_device_count={devices}'
-  flags = f'{os.environ["XLA_FLAGS"]} {flags}'  # the last one counts
+  flags = f'{os.environ["XLA_FLAGS"]} {flags}'  # the last flag wins
   return subprocess.Popen(
     arguments,
     cwd=ROOT,
@@ -47,12 +49,14 @@ def start(arguments, devices):
 
 
 def end(process):
+  """Waits for a process to succeed and returns its standard output."""
   out, err = process.communicate(timeout=170)
   assert process.returncode == 0, out + err
   return out
 
 
 def run_in_two(workdir, *flags):
+  """Runs in two processes of two devices each; returns their outputs."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -82,11 +86,11 @@ def metrics(workdir):
 )
 def test_two_processes_run_what_one_does(stops, tmp_path):
   end(start(command(tmp_path / 'one'), devices=4))
-  for stop in stops:  # and the next command goes on
+  for stop in stops:  # the next command resumes the run
     run_in_two(tmp_path / 'two', f'--config.num_rounds={stop}')
   first, second = run_in_two(tmp_path / 'two')
   assert 'round 3/3' in first and 'test accuracy' in first
-  assert 'round' not in second  # one of them speaks, and writes
+  assert 'round' not in second  # only the first process prints and writes
   one, two = metrics(tmp_path / 'one'), metrics(tmp_path / 'two')
   assert len(one) == len(two) == 3
   for row, same in zip(one, two, strict=True):

@@ -1,6 +1,6 @@
 """Federated learning on a data set that is larger than memory.
 
-Run as a program, this file is the process whose memory is measured.
+The test runs this file as a program and measures its memory.
 """
 
 import os
@@ -18,13 +18,17 @@ ROUND_BYTES = CLIENTS * PER_CLIENT * 208 * 200 * 3
 
 
 def has_sparse_files(directory):
+  """Returns True if the file system of a directory has sparse files."""
   with open(directory / 'probe', 'wb') as file:
     file.truncate(2**20)
     return os.fstat(file.fileno()).st_blocks * 512 < 2**20
 
 
 def make_images(path, size):
-  """Zeros, but for the last image, which is of ones."""
+  """Writes an array of images of zeros, except the last image, of ones.
+
+  Zeros that are never written take no space in a sparse file.
+  """
   images = np.lib.format.open_memmap(path, 'w+', np.uint8, (size, *IMAGE))
   images[-1] = 1
 
@@ -45,15 +49,16 @@ def test_memory_stays_below_two_gibibytes_and_a_round(tmp_path):
     check=False,
   )
   for split in ('train', 'test'):
-    (tmp_path / f'{split}.npy').unlink()  # and what the system holds of it
+    (tmp_path / f'{split}.npy').unlink()  # frees the page cache, too
   assert result.returncode == 0, result.stderr
   read, peak = map(int, result.stdout.split())
   bound = 2**31 + ROUND_BYTES
-  assert read > bound  # so that it cannot all have stayed
+  assert read > bound  # so not all that was read can have stayed in memory
   assert peak < bound
 
 
 def main(directory):
+  """Runs two rounds; prints the bytes read and the peak memory."""
   import optax
   from flax import linen as nn
 
@@ -110,7 +115,7 @@ def main(directory):
 
 
 def peak_bytes():
-  """The largest resident memory of this process, mapped files included."""
+  """Returns the largest resident memory so far, mapped files included."""
   for line in Path('/proc/self/status').read_text().splitlines():
     if line.startswith('VmHWM'):
       return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Runs whose clients are the writers that the data name."""
+"""Runs whose clients are the writers or people named in the data."""
 
 import csv
 
@@ -12,7 +12,7 @@ from lca.experiment import train
 
 @pytest.fixture
 def config(monkeypatch, tmp_path):
-  """EMNIST of 6 writers with 2 images each."""
+  """Returns a config for EMNIST with 6 writers of 2 images each."""
   fields, _ = published.emnist_splits()
   fields['train']['writers'] = np.arange(12.0)[:, None] % 6
   published.write_emnist(tmp_path, dataset=fields)
@@ -34,7 +34,7 @@ def config(monkeypatch, tmp_path):
 
 
 def test_a_fifth_of_the_writers_found_attack(config, tmp_path):
-  # One of the 6 attacks, and the other 4 of a round are among the honest 5.
+  # One of the 6 writers attacks. A round draws it and 4 of the 5 others.
   train.train_and_evaluate(config, tmp_path / 'run')
   with open(tmp_path / 'run' / 'metrics.csv') as file:
     (row,) = csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""Whole processes that are killed, asked to stop, or have no room to write."""
+"""Runs resume in the same bits after kills, signals and full disks."""
 
 import itertools
 import os
@@ -17,8 +17,8 @@ import processes
 import pytest
 from run_files import PATIENCE, checkpoints, event_steps, last_row, read
 
-# The setting with the most to lose: workers' momentum, Adadelta's averages and
-# LEGATO's window are all carried from round to round.
+# This setting has the largest state to restore: the clients' momenta, the
+# averages of Adadelta and the window of LEGATO.
 SETTING = """
 from configs import common, digits
 
@@ -42,7 +42,7 @@ def get_config():
 
 
 class Runs:
-  """Starts processes on a setting."""
+  """Starts processes that run a setting, with a common compilation cache."""
 
   def __init__(self, folder):
     self.setting = folder / 'setting.py'
@@ -53,21 +53,22 @@ class Runs:
   def start(self, workdir, *args, setting=None, file_size=None):
     setting = setting or self.setting
     args = [f'--config={setting}', f'--workdir={workdir}', *args]
-    log = next(self._logs)  # not where the run's disk may be full
+    log = next(self._logs)  # outside the workdir, whose disk may be full
     if file_size:
-      os.mkfifo(log)  # so that the limit does not cut what is said about it
+      # A pipe is not subject to the limit, which would cut the error message.
+      os.mkfifo(log)
     process = processes.start(args, log, cache=self._cache, file_size=file_size)
     process.log = log
     return process
 
   def finish(self, workdir, *args, **options):
-    """Returns the exit code and what was written."""
+    """Runs a process to its end; returns its exit code and its output."""
     process = self.start(workdir, *args, **options)
     deadline = threading.Timer(PATIENCE, process.kill)
     deadline.start()
     if not process.log.is_fifo():
       process.join()
-    written = process.log.read_text()  # of a pipe: until its other end is shut
+    written = process.log.read_text()  # reads a pipe until the process ends
     process.join()
     deadline.cancel()
     return process.exitcode, written
@@ -80,7 +81,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def straight(runs, tmp_path_factory):
-  """30 rounds in one go."""
+  """Runs 30 rounds without interruption; returns the workdir."""
   workdir = tmp_path_factory.mktemp('runs') / 'straight'
   code, written = runs.finish(workdir)
   assert code == 0, written
@@ -88,24 +89,24 @@ def straight(runs, tmp_path_factory):
 
 
 def wait_for(condition, process):
-  """Looks every millisecond; the process must still be there."""
+  """Waits until a condition holds, while the process must be alive."""
   deadline = time.monotonic() + PATIENCE
-  while not (found := condition()):
+  while not (result := condition()):
     assert process.is_alive(), process.log.read_text()
     assert time.monotonic() < deadline
     time.sleep(0.001)
-  return found
+  return result
 
 
 def rounds_of(process):
-  """The rounds that a process has said it ran."""
+  """Returns the rounds that a process has printed so far."""
   return [
     int(n) for n in re.findall(r'^round +(\d+)/', read(process.log), re.M)
   ]
 
 
 def check_same_end(workdir, straight):
-  """The same bits: rows, summary, events, and all that the server carries."""
+  """Checks that two runs have the same metrics, summary, events and state."""
   for name in ('metrics.csv', 'summary.json'):
     assert (workdir / name).read_bytes() == (straight / name).read_bytes()
   for tag in ('test_loss', 'byzantine', 'factor/params/Conv_0/bias'):
@@ -115,15 +116,27 @@ def check_same_end(workdir, straight):
     assert checkpoints(path)[0][-1] == 30
     with ocp.StandardCheckpointer() as checkpointer:
       states.append(checkpointer.restore(path / 'checkpoints/30/state'))
-  # Of each leaf the model, its optimiser's two averages, everyone's momentum
-  # and LEGATO's window; and its norms, factors and count.
+  # For each of 4 leaves: the model, the optimiser's two averages, the clients'
+  # momenta and LEGATO's window. And LEGATO's norms, factors and count.
   assert len(jax.tree.leaves(states[0])) == 4 * (1 + 2 + 1 + 1) + 3
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def random_moment(kind, targets, chance, workdir, process):
-  """Waits for it, and says which it was."""
-  if kind == 'start':  # imports, data, compilation, restoring, first files
+  """Waits for a random moment to kill a process.
+
+  Args:
+    kind: `'start'` for a moment before the first round, `'round'` for one soon
+      after a round, `'checkpoint'` for one soon after a checkpoint is begun.
+    targets: the rounds to wait for, sorted; the first one is removed.
+    chance: source of random numbers.
+    workdir: workdir of the run.
+    process: the process.
+
+  Returns:
+    A description of the moment.
+  """
+  if kind == 'start':  # during imports, data, compilation or restoring
     stop = time.monotonic() + chance.uniform(0, 3)
     wait_for(lambda: time.monotonic() > stop or rounds_of(process), process)
     return 'before its first round'
@@ -133,7 +146,8 @@ def random_moment(kind, targets, chance, workdir, process):
     wait_for(lambda: number in rounds_of(process), process)
   else:
     begun = f'{number}.orbax-checkpoint-tmp'
-    left = begun in checkpoints(workdir)[1]  # by a process killed before
+    # An earlier process may have left this checkpoint unfinished.
+    left = begun in checkpoints(workdir)[1]
     wait_for(lambda: not left or rounds_of(process), process)
     wait_for(lambda: begun in checkpoints(workdir)[1], process)
   time.sleep(seconds)
@@ -168,7 +182,7 @@ def test_killed_at_twenty_random_moments(runs, straight, tmp_path):
     )
   code, written = runs.finish(workdir)
   assert code == 0, written
-  assert torn >= 3  # of eight attempts
+  assert torn >= 3  # at least 3 of 8 kills hit a checkpoint being written
   assert checkpoints(workdir) == ([29, 30], [])
   check_same_end(workdir, straight)
 
@@ -196,7 +210,7 @@ def test_two_processes_on_one_workdir(runs, tmp_path):
   long = '--config.num_rounds=1000'
   first = runs.start(workdir, long)
   wait_for(lambda: (workdir / 'config.json').exists(), first)
-  link.symlink_to(workdir)  # a second name changes nothing
+  link.symlink_to(workdir)  # another path to the same workdir
   code, written = runs.finish(link, long)
   assert first.is_alive()
   assert code == 1
@@ -209,15 +223,20 @@ def test_two_processes_on_one_workdir(runs, tmp_path):
   first.kill()
   first.join()
   again = runs.start(workdir, long)
-  wait_for(lambda: rounds_of(again), again)
+  wait_for(lambda: rounds_of(again), again)  # the lock ended with the process
   again.kill()
 
 
 def check_one_error(code, written, *parts):
-  """It ends with one line of ours, and no traceback of ours.
+  """Checks that a process failed with one error line and no traceback.
 
-  TensorStore's threads may print their own around it, and before it in the same
-  line, which nobody can catch.
+  Threads of TensorStore may print messages of their own around the error line,
+  and before it in the same line.
+
+  Args:
+    code: exit code of the process.
+    written: output of the process.
+    *parts: texts that the error line contains.
   """
   assert code == 1, written
   assert 'main.py", line' not in written
@@ -229,7 +248,7 @@ def check_one_error(code, written, *parts):
 
 @pytest.fixture(scope='module')
 def killed(runs, tmp_path_factory):
-  """A run that was killed, with a good checkpoint."""
+  """Returns the workdir of a run that was killed after a checkpoint."""
   workdir = tmp_path_factory.mktemp('runs') / 'killed'
   process = runs.start(workdir)
   wait_for(lambda: checkpoints(workdir)[0], process)
@@ -249,7 +268,7 @@ def killed(runs, tmp_path_factory):
 def test_files_that_cannot_grow(
   runs, straight, killed, tmp_path, every, size, part
 ):
-  """A limit on the size of files needs no disk that is full."""
+  """A limit on the size of files stands in for a full disk."""
   workdir = shutil.copytree(killed, tmp_path / 'limited')
   good = max(checkpoints(workdir)[0])
   every = f'--config.checkpoint.every={every}'
@@ -264,7 +283,7 @@ def test_files_that_cannot_grow(
 
 @pytest.fixture
 def disk(tmp_path):
-  """A disk of 4 MiB."""
+  """Mounts a disk of 4 MiB."""
   folder = tmp_path / 'disk'
   folder.mkdir()
   mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', str(folder)]
@@ -295,7 +314,7 @@ def test_a_workdir_that_cannot_be_made(runs, tmp_path, place):
   (tmp_path / 'file').touch()
   (tmp_path / 'folder').mkdir(mode=0o555)
   if place.startswith('folder') and os.access(tmp_path / 'folder', os.W_OK):
-    place = '/proc/run'  # not even root makes one there
+    place = '/proc/run'  # where not even root can make a directory
   process = runs.start(tmp_path / 'x', f'--workdir={tmp_path / place}')
   process.join(PATIENCE)
   check_one_error(process.exitcode, read(process.log), place)

@@ -1,4 +1,4 @@
-"""What holds for every attack on updates."""
+"""Properties that every attack on updates has."""
 
 import functools
 
@@ -27,12 +27,14 @@ from lca import attacks
 
 
 def with_rows(tree, rows, value):
-  def one(leaf):
+  """Returns stacked updates with some rows set to a value."""
+
+  def set_rows(leaf):
     leaf = np.array(leaf)
     leaf[rows] = value
     return leaf
 
-  return jax.tree.map(one, tree)
+  return jax.tree.map(set_rows, tree)
 
 
 COLLUDING = [
@@ -109,7 +111,7 @@ def test_an_honest_client_without_an_answer_is_left_out(name):
   tree = with_rows(stack(), absent, np.nan)
   out = flat(compiled(name, tree, byzantine))[byzantine]
   assert np.all(np.isfinite(out))
-  # Of Krum's f = 2, and ALIE's number of clients, nothing changes.
+  # Any rejected row in its place gives the same result: f and n stay nominal.
   huge = with_rows(tree, absent, 1e25)
   np.testing.assert_array_equal(
     flat(compiled(name, huge, byzantine))[byzantine], out
@@ -130,7 +132,7 @@ def test_bfloat16_is_computed_in_float32(name):
   out = compiled(name, half, byzantine)
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(out))
   np.testing.assert_array_equal(flat(out)[~byzantine], flat(half)[~byzantine])
-  # One rounding, to 8 bits.
+  # The result is rounded once, to bfloat16's 8 bits.
   np.testing.assert_allclose(
     flat(out), flat(compiled(name, exact, byzantine)), rtol=2**-8
   )
@@ -149,7 +151,10 @@ def test_float64_stays(name):
 @pytest.mark.quick
 @every
 def test_an_attack_is_its_function(name):
-  """Eagerly, and of one leaf of numbers: that is a tree, too."""
+  """The attack from a config, without jit, equals the function under jit.
+
+  The updates are a single leaf `[n]`, which is a pytree, too.
+  """
   options = {k: v for k, v in OPTIONS[name].items() if k != 'aggregate'}
   config = {'name': name, 'num_attackers': 4, 'sampled': True, **options}
   attack = attacks.make(config)
@@ -167,7 +172,11 @@ def test_an_attack_is_its_function(name):
 
 
 def reached(name, **options):
-  """The mean of all 11, 3 of them Byzantine; the honest mean, the honest."""
+  """Attacks 3 of 11 rows.
+
+  Returns:
+    The mean of all rows, the mean of the honest rows, and the honest rows.
+  """
   tree, byzantine = stack(), mask(11, 3)
   mean = flat_update(lca.mean(compiled(name, tree, byzantine, **options)))
   honest = flat(tree)[~byzantine]
@@ -177,9 +186,13 @@ def reached(name, **options):
 @pytest.mark.parametrize(
   ('name', 'options', 'left'),
   [
-    ('zero', {}, 8 / 11),  # of the honest mean
+    ('zero', {}, 8 / 11),  # this part of the honest mean is left
     ('fall_of_empires', {'epsilon': 0.001}, (8 - 3 * 0.001) / 11),
-    ('fall_of_empires', {'epsilon': 4.0}, (8 - 3 * 4) / 11),  # turned round
+    (
+      'fall_of_empires',
+      {'epsilon': 4.0},
+      (8 - 3 * 4) / 11,
+    ),  # negative: reversed
   ],
 )
 def test_what_shortens_or_turns_the_mean(name, options, left):
@@ -192,14 +205,17 @@ def test_what_leads_the_mean_away():
   np.testing.assert_allclose(got, (8 * mean + 3e6) / 11, rtol=1e-5)
   got, mean, _ = reached('gaussian', sigma=200.0, mu=0.0)
   noise = np.linalg.norm(got - 8 / 11 * mean)
-  # A chi of 3 x 31 numbers, which is within 5 deviations of its mean.
+  # The norm of 3 x 31 normal numbers is within 5 standard deviations of its
+  # mean.
   assert abs(noise / (200 * np.sqrt(3 * got.size) / 11) - 1) < 5 / np.sqrt(
     2 * 3 * got.size
   )
   got, mean, _ = reached('sign_flip', scale=2.0)
   everybody = flat(stack()).mean(axis=0)
-  own = (11 * everybody - 8 * mean) / 11  # the attackers' part of it
-  np.testing.assert_allclose(got, everybody - 3 * own, rtol=1e-4, atol=1e-5)
+  attackers = (11 * everybody - 8 * mean) / 11  # their part of the mean
+  np.testing.assert_allclose(
+    got, everybody - 3 * attackers, rtol=1e-4, atol=1e-5
+  )
   assert not np.any(np.isfinite(reached('non_finite')[0]))
 
 
@@ -218,7 +234,7 @@ def test_what_holds_the_mean_back_in_every_coordinate(name, options):
   against = -np.ones_like(mean) if name == 'alie' else -np.sign(mean)
   assert np.all((got - mean) * against >= -1e-6)
   spread = np.linalg.norm(honest[:, None] - honest, axis=2).max()
-  if name.startswith('min_'):  # no farther than honest rows are apart
+  if name.startswith('min_'):  # rows lie within the honest rows' spread
     assert np.linalg.norm(got - mean) <= 3 / 11 * spread * (1 + 1e-5)
 
 

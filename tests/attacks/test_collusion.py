@@ -1,4 +1,4 @@
-"""Attackers who look at the honest updates: means, deviations, copies."""
+"""Attacks that flip an update, shift the honest mean, or copy an update."""
 
 import numpy as np
 import pytest
@@ -93,7 +93,8 @@ def test_alie_follows_close_clients_far_from_zero():
   byzantine = mask(25, 4)
   honest = rows[~byzantine].astype(np.float64)
   want = honest.mean(axis=0) - 2 * honest.std(axis=0)
-  # float32's spacing at 1000 is 6e-5; a mean of squares would be off by 0.1.
+  # The spacing of float32 at 1000 is 6e-5. A variance from the mean of squares
+  # would be off by 0.1.
   np.testing.assert_allclose(
     sent('alie', rows, byzantine, z=2.0), np.tile(want, (4, 1)), atol=5e-4
   )

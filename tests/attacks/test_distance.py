@@ -1,4 +1,4 @@
-"""The farthest rows that distances allow."""
+"""Min-Max and Min-Sum send the farthest rows that their bounds allow."""
 
 import jax
 import numpy as np
@@ -7,17 +7,19 @@ from attack_cases import flat, mask, sent, stack
 
 
 def directions(honest):
+  """Returns the direction p of each name, from honest rows `[m, d]`."""
   mean = honest.mean(axis=0)
   return {'unit': -mean, 'std': -honest.std(axis=0), 'sign': -np.sign(mean)}
 
 
 def max_excess(row, honest):
-  """How much farther the row is from the honest than they are."""
+  """Returns the largest distance to honest rows over that between them."""
   between = np.linalg.norm(honest[:, None] - honest, axis=2)
   return np.max(np.linalg.norm(row - honest, axis=1)) / np.max(between)
 
 
 def sum_excess(row, honest):
+  """Returns the sum of squared distances over the largest honest sum."""
   between = np.sum((honest[:, None] - honest) ** 2, axis=(1, 2))
   return np.sum((row - honest) ** 2) / np.max(between)
 
@@ -42,14 +44,16 @@ def test_the_farthest_row_that_distances_allow(name, excess, direction, seed):
 
 
 def test_two_honest_clients():
-  """Half of the distance is on either side of their mean."""
+  """Both honest rows are at distance 1 from their mean (1, 0)."""
   rows, byzantine = np.array([[0.0, 0], [9, 9], [2, 0]]), mask(3, 0)
   byzantine[1] = True
-  # std is (1, 0): the row at distance 2 from the farther one is the nearer.
+  # p is minus the deviation, (-1, 0). The row may be at distance 2 from the
+  # farther honest row, (2, 0), so it is the other honest row.
   np.testing.assert_allclose(
     sent('min_max', rows, byzantine), [[0, 0]], atol=1e-6
   )
-  # sign is (1, 0), too; sum: 2 (1 + g^2) <= 4, and g = 1.
+  # p = -sign(mean) is (-1, 0), too. The sum is 2 (1 + gamma^2) <= 4, so gamma
+  # is 1.
   np.testing.assert_allclose(
     sent('min_sum', rows, byzantine, direction='sign'), [[0, 0]], atol=1e-6
   )
@@ -63,7 +67,7 @@ def test_distances_of_close_clients_far_from_zero(name):
   honest = rows[~byzantine].astype(np.float64)
   excess = max_excess if name == 'min_max' else sum_excess
   out = sent(name, rows, byzantine)[0]
-  # Rounding the row moves it by 3e-5 a coordinate, of deviations of 1.
+  # Rounding moves a coordinate by up to 3e-5; its standard deviation is 1.
   assert abs(excess(out, honest) - 1) < 1e-4
 
 

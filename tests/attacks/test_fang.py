@@ -1,4 +1,4 @@
-"""Fang et al.'s attacks."""
+"""Fang et al.'s attacks on Krum and on the trimmed mean."""
 
 import functools
 
@@ -21,7 +21,18 @@ from lca import attacks
 
 
 def fang_strength(rows, byzantine, f, threshold=1e-5):
-  """Algorithm and theorem 1, over models less the server's."""
+  """Searches for the strength of the attack on Krum as the paper does.
+
+  Args:
+    rows: `[n, d]` updates.
+    byzantine: `[n]` mask.
+    f: number of clients that Krum tolerates.
+    threshold: where the search ends.
+
+  Returns:
+    The upper bound of theorem 1, the strength that the search ends with, and
+    the `[d]` signs of the honest mean.
+  """
   n, m, d = len(rows), byzantine.sum(), rows.shape[1]
   honest = rows[~byzantine]
   signs = np.sign(honest.mean(axis=0))
@@ -55,20 +66,23 @@ def test_fang_krum_is_selected(m, seed):
 
 
 def test_fang_krum_finds_a_strength_below_the_bound():
-  """The cases above are no proof of a search if none of them searched."""
-  found = []
+  """At least one of the cases above needs a strength below the bound.
+
+  Otherwise they would not test the search.
+  """
+  searched = []
   for seed in range(5):
     rows, byzantine = flat(stack(seed=seed)), mask(11, 4, seed)
     bound, strength, _ = fang_strength(rows, byzantine, f=4)
-    found.append(1e-3 < strength < bound)
-  assert any(found)
+    searched.append(1e-3 < strength < bound)
+  assert any(searched)
 
 
 def test_fang_krum_ends_at_its_threshold():
   tree, byzantine = stack(), mask(11, 1)
   rows = flat(tree)
   bound, strength, _ = fang_strength(rows, byzantine, f=1, threshold=1e-5)
-  assert strength <= 1e-5  # one attacker of 11 has nobody near it
+  assert strength <= 1e-5  # Krum never selects a lone row far from the others
   out = sent('fang_krum', tree, byzantine, f=1)
   np.testing.assert_allclose(np.abs(out), strength, rtol=1e-5)
   out = sent('fang_krum', tree, byzantine, f=1, threshold=10 * bound)
@@ -82,7 +96,7 @@ def test_fang_krum_needs_what_krum_needs():
 
 def test_fang_trimmed_mean_draws_beyond_the_extremes():
   rng = np.random.default_rng(0)
-  # Per coordinate around -3, 0 and 3: all signs of means and of extremes.
+  # Coordinates around -3, 0 and 3 have all signs of means and of extremes.
   rows = rng.normal(size=(9, 9000)) + np.repeat([-3.0, 0.0, 3.0], 3000)
   rows = rows.astype(np.float32)
   byzantine = mask(9, 2)
@@ -99,7 +113,8 @@ def test_fang_trimmed_mean_draws_beyond_the_extremes():
   parts = (out - extreme) / (end - extreme)
   assert np.all(np.where(falling, out >= high, out <= low))
   assert parts.min() > -1e-5 and parts.max() < 1 + 1e-5
-  # Uniform: mean 1/2, variance 1/12, each within five of its deviations.
+  # A uniform distribution has mean 1/2 and variance 1/12; the estimates lie
+  # within five standard deviations of them.
   assert abs(parts.mean() - 1 / 2) < 5 / np.sqrt(12 * parts.size)
   assert abs(parts.var() - 1 / 12) < 5 / np.sqrt(180 * parts.size)
   assert abs(np.corrcoef(parts)[0, 1]) < 5 / np.sqrt(9000)
@@ -118,18 +133,22 @@ def test_fang_trimmed_mean_holds_the_aggregate_back(rule):
   assert np.mean(signs * attacked < signs * calm) > 0.9
 
 
-def lowest_row(updates):
-  """An aggregate whose signs are not the mean's: the first row, turned."""
+def minus_first_row(updates):
+  """Aggregates to minus the first row, whose signs differ from the mean's."""
   return jax.tree.map(lambda x: -x[0], updates)
 
 
 def test_fang_krum_may_push_against_the_servers_own_change():
   tree, byzantine = stack(), mask(11, 2)
   attacked = attacks.fang_krum(
-    tree, byzantine=byzantine, f=2, aggregate=lowest_row, changes='aggregate'
+    tree,
+    byzantine=byzantine,
+    f=2,
+    aggregate=minus_first_row,
+    changes='aggregate',
   )
   pushed = flat(attacked)[byzantine]
-  signs = np.sign(flat(tree)[0])  # against minus the first row
+  signs = np.sign(flat(tree)[0])  # the attack pushes against minus row 0
   np.testing.assert_array_equal(np.sign(pushed), np.tile(signs, (2, 1)))
 
 
@@ -139,18 +158,18 @@ def test_fang_trimmed_mean_may_push_against_the_servers_own_change():
     tree,
     byzantine=byzantine,
     key=jax.random.key(0),
-    aggregate=lowest_row,
+    aggregate=minus_first_row,
     changes='aggregate',
   )
   rows, honest = flat(attacked)[byzantine], flat(tree)[~byzantine]
-  falls = flat(tree)[0] > 0  # where minus the first row goes down
+  falls = flat(tree)[0] > 0  # coordinates in which minus row 0 is negative
   assert np.all(rows[:, falls] >= honest.max(axis=0)[falls])
   assert np.all(rows[:, ~falls] <= honest.min(axis=0)[~falls])
 
 
 @pytest.mark.parametrize('name', ['fang_krum', 'fang_trimmed_mean'])
 def test_the_servers_own_change_is_asked_for(name):
-  own = {'f': 2} if name == 'fang_krum' else {}
+  options = {'f': 2} if name == 'fang_krum' else {}
   with pytest.raises(
     TypeError, match=r'needs a function aggregate .* got None'
   ):
@@ -159,5 +178,5 @@ def test_the_servers_own_change_is_asked_for(name):
       byzantine=mask(11, 2),
       key=jax.random.key(0),
       changes='aggregate',
-      **own,
+      **options,
     )

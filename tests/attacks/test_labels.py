@@ -1,4 +1,4 @@
-"""Flipped labels and boosted updates."""
+"""Label flipping, and model replacement, which boosts updates."""
 
 import functools
 
@@ -28,7 +28,8 @@ def test_flipped_labels_are_other_ones_and_uniform():
   assert np.all(after[BYZANTINE] != before[BYZANTINE])
   steps = (after - before)[BYZANTINE] % 10
   counts = np.bincount(steps.ravel(), minlength=10)
-  # 6000 flips over 9 steps: 667 each, with a deviation of 24: five of them.
+  # 6000 flips over 9 steps are 667 each, with a standard deviation of 24; the
+  # bound is five of them.
   assert counts[0] == 0 and np.all(np.abs(counts[1:] - 667) < 120)
 
 
@@ -72,7 +73,7 @@ def test_model_replacement_boosts_the_byzantine_rows():
   boosted = attacks.model_replacement(
     jnp.ones(100), byzantine=alone, boost='replace'
   )
-  assert boosted[17] == 99  # the published code's
+  assert boosted[17] == 99  # as in the published code
 
 
 def test_model_replacement_replaces_the_mean():

@@ -1,4 +1,4 @@
-"""Attacks from a config."""
+"""Attacks are made from a config, and wrong options are errors."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Noise and constants."""
+"""Attacks that send noise or constants."""
 
 import functools
 import re
@@ -14,14 +14,15 @@ def test_gaussian_rows_are_independent_normals():
   byzantine = np.array([False, True, False, True, True])
   rows = sent('gaussian', tree, byzantine, mu=3.0, sigma=20.0)
   draws = (rows - 3) / 20
-  # Five deviations of the mean, of the variance and of a correlation.
+  # The bound is five standard deviations of the mean, which are also those of a
+  # correlation. Those of the variance are sqrt(2) times as large.
   bound = 5 / np.sqrt(draws.shape[1])
   assert np.all(np.abs(draws.mean(axis=1)) < bound)
   assert np.all(np.abs(draws.var(axis=1) - 1) < np.sqrt(2) * bound)
   assert np.all(np.abs(np.corrcoef(draws)[np.triu_indices(3, 1)]) < bound)
   assert abs(np.mean(np.abs(draws) < 0.6744898) - 0.5) < 0.5 * bound
   a, b = draws[:, :10_000], draws[:, 40_000:]
-  assert abs(np.mean(a * b)) < 5 / np.sqrt(a.size)  # leaves are, too
+  assert abs(np.mean(a * b)) < 5 / np.sqrt(a.size)  # leaves are independent
 
 
 def test_gaussian_depends_on_the_key():

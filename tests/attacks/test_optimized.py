@@ -1,4 +1,4 @@
-"""Attackers who optimise against the rule."""
+"""The attack that optimises its strength against the server's rule."""
 
 import functools
 
@@ -22,6 +22,7 @@ import lca
 
 
 def line(direction, honest, strength):
+  """Returns the row x(strength) on the line of a direction."""
   mean = honest.mean(axis=0)
   if direction == 'fall_of_empires':
     return -strength * mean
@@ -32,7 +33,7 @@ def line(direction, honest, strength):
 
 
 def as_tree(rows, tree):
-  """Rows `[n, d]` in the shapes of a tree."""
+  """Returns rows `[n, d]` as a pytree with the shapes of `tree`."""
   leaves, structure = jax.tree.flatten(tree)
   ends = np.cumsum([x[0].size for x in leaves])
   parts = np.split(rows.astype(np.float32), ends[:-1], axis=1)
@@ -76,7 +77,7 @@ def test_optimized_is_at_least_as_far_as_its_grid(rule, direction):
 
 
 def test_optimized_searches_again_between_the_best():
-  """Krum's farthest row is the last one that it still selects."""
+  """Against Krum, the best row is the farthest that Krum still selects."""
   tree, byzantine = stack(), mask(11, 4)
   rows, rule = flat(tree), functools.partial(lca.krum, f=4)
   honest = rows[~byzantine]
@@ -94,7 +95,8 @@ def test_optimized_searches_again_between_the_best():
   )
   out = flat(attacked)[byzantine][0]
   strength = np.linalg.norm(out - mean) / np.linalg.norm(std)
-  # Neighbours in the second row: a 15th of two steps of 1000 ** (1 / 15).
+  # The first grid steps by factors of 1000 ** (1 / 15). The second grid divides
+  # two of these steps into 15, so its strengths are this factor apart.
   assert last / 1000 ** (2 / 15**2) * 0.999 < strength < last * 1.001
 
 
@@ -120,7 +122,7 @@ def test_against_the_mean_the_largest_strength_is_the_best():
 def test_an_aggregate_that_is_not_finite_is_infinitely_far():
   rows, byzantine = vectors(), mask(11, 3)
   honest = rows[~byzantine].astype(np.float64)
-  limit = honest.mean() - 0.5  # some way down the line
+  limit = honest.mean() - 0.5  # a point on the line
 
   def breaks(updates):
     mean = lca.mean(updates)

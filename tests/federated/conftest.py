@@ -1,4 +1,4 @@
-"""The data of a small simulation."""
+"""The data of the small simulation that tests share."""
 
 import pytest
 from simulations import POPULATION

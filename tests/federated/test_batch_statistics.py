@@ -1,4 +1,4 @@
-"""Who aggregates batch statistics, and what becomes of them under attack."""
+"""Batch statistics: the three ways to aggregate them, and attacks on them."""
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ def data():
 
 
 def simulation(data, rule, attack=attacks.NO_ATTACK, **changes):
+  """Returns a simulation; `changes` are attributes of its `Server`."""
   return Simulation(
     data=data,
     population=POPULATION,
@@ -65,7 +66,11 @@ def simulation(data, rule, attack=attacks.NO_ATTACK, **changes):
 
 @pytest.fixture(scope='module')
 def first_round(data):
-  """The variables before it, the clients' updates and the server's."""
+  """Trains the clients and the server of the first round.
+
+  Returns:
+    The initial variables, the clients' updates and the server's update.
+  """
   ids, _ = POPULATION.sample(SEED, 0)
   trainers = np.append(ids, data.server_id)
   variables = CLASSIFIER.init(
@@ -84,9 +89,11 @@ KRUM = lca.stateless(lca.krum, f=2)
 
 
 def krum_of(tree):
+  """Returns the row that the server's Krum selects."""
   return lca.krum(tree, f=2)
 
 
+# The expected update of the variables for each `batch_stats`.
 WANTED = {
   'rule': lambda updates, _: krum_of(updates),
   'mean': lambda updates, _: {
@@ -120,7 +127,7 @@ def test_who_aggregates_them(data, first_round, who):
 
 
 def attack(rows):
-  """Byzantine clients that send `rows(updates)`."""
+  """Returns the attack in which Byzantine clients send `rows(updates)`."""
 
   def on_updates(updates, *, byzantine, key, aggregate):
     return jax.tree.map(
@@ -161,7 +168,7 @@ def test_negative_variances_are_floored_and_counted(data):
   sim = simulation(data, mean, attack(lambda u: jnp.full_like(u, -1e3)))
   state, metrics = sim.run_round(sim.init(), 0)
   stats = state.variables['batch_stats']['BatchNorm_0']
-  assert metrics['floored'] == 5  # all of the layer's
+  assert metrics['floored'] == 5  # all variances of the layer
   np.testing.assert_array_equal(stats['var'], np.zeros(5))
   assert np.all(stats['mean'] < -100)  # means may be negative
   test = sim.evaluate(state)

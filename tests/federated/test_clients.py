@@ -1,4 +1,4 @@
-"""The clients' work against plain Python loops over unpadded batches."""
+"""Local training equals plain Python loops over unpadded batches."""
 
 import dataclasses
 
@@ -25,7 +25,8 @@ from lca.federated.placement import (
 from lca.federated.randomness import Purpose, key_for
 from lca.models import CNN, Classifier
 
-SIZES = (9, 1, 16, 4, 12)  # batches of 4: a short one, one alone, none short
+# With batches of 4, the last batch is short, the only one, or full.
+SIZES = (9, 1, 16, 4, 12)
 CLASSIFIER = Classifier(CNN(3, features=(2, 3), hidden=(4,)), (8.0,), (8.0,))
 SPEC = jax.ShapeDtypeStruct((8, 8, 1), 'uint8')
 TRAIN = LocalTraining(
@@ -37,8 +38,8 @@ TRAIN = LocalTraining(
 KEY = jax.random.key(5)
 INPUT = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
 
-# Adam divides by the root of a squared gradient, which amplifies the rounding
-# of gradients near zero; the updates are about 1e-2 a step.
+# Adam divides by the root of a squared gradient, which amplifies the rounding of
+# gradients near zero. A step of the updates is about 1e-2.
 CLOSE = {'rtol': 1e-3, 'atol': 2e-5}
 
 
@@ -51,6 +52,7 @@ def test_a_mesh_is_of_devices_that_there_are():
 
 
 def client_data(padded_to=16):
+  """Returns the examples of five clients of `SIZES`, padded with zeros."""
   rng = np.random.default_rng(1)
   shape = (len(SIZES), padded_to, 8, 8, 1)
   images = np.zeros(shape, np.uint8)
@@ -75,7 +77,11 @@ UPDATE = jax.jit(TRAIN.optimizer.update)
 
 
 def python_loop(data, client_id, train=TRAIN):
-  """One client, batch by batch, on its own examples alone."""
+  """Trains one client in Python, batch by batch, on its unpadded examples.
+
+  Returns:
+    The update and the mean loss over all examples used.
+  """
   count = int(data.num_examples[client_id])
   key = jax.random.fold_in(KEY, client_id)
   start = variables()
@@ -104,11 +110,12 @@ def expected():
 
 
 def run(train=TRAIN, devices=1, chunk_size=1, data=None):
+  """Trains all clients on a mesh; returns their updates and losses."""
   data = client_data() if data is None else data
-  where = clients_mesh(devices)
+  mesh = clients_mesh(devices)
   ids = np.arange(len(data.labels), dtype=np.int32)
-  placed = place_clients((data, ids), where)
-  updates, losses = train_clients(train, where, chunk_size)(
+  placed = place_clients((data, ids), mesh)
+  updates, losses = train_clients(train, mesh, chunk_size)(
     variables(), *placed, KEY
   )
   n = len(data.labels)
@@ -184,7 +191,8 @@ def test_shuffled_puts_every_example_everywhere():
   keys = jax.random.split(KEY, 2000)
   orders = np.asarray(jax.vmap(lambda k: shuffled(k, 8, 5))(keys))[:, :5]
   counts = np.stack([np.bincount(column, minlength=5) for column in orders.T])
-  # 400 expected in each cell, with a deviation of 18: five of them.
+  # Each count is 400 on average, with a standard deviation of 18; the bound is
+  # five of them.
   assert np.all(np.abs(counts - 400) < 90)
 
 
@@ -238,7 +246,8 @@ def test_dropout_does_not_depend_on_microbatches(microbatch_size):
   small = dataclasses.replace(train, microbatch_size=microbatch_size)
   expected = run(train)
   assert_close(run(small), expected)
-  assert not np.allclose(expected[1], run()[1], rtol=0.01)  # it does something
+  # Dropout changes the losses.
+  assert not np.allclose(expected[1], run()[1], rtol=0.01)
 
 
 def test_clients_drop_out_on_their_own():
@@ -246,8 +255,8 @@ def test_clients_drop_out_on_their_own():
   losses = Classifier(module, (8.0,), (8.0,)).losses
   data = client_data()
   for array in data:
-    array[:] = array[2]  # the same examples for all
-  gradient = LocalGradient(losses=losses, batch_size=16)  # and the same batch
+    array[:] = array[2]  # all clients have the same examples
+  gradient = LocalGradient(losses=losses, batch_size=16)  # in the same batch
   _, with_dropout = run(gradient, data=data)
   assert len(set(np.asarray(with_dropout).tolist())) == len(SIZES)
 
@@ -282,7 +291,7 @@ def normalized_variables():
 
 @jax.jit
 def normalized_gradient(variables, images, labels):
-  """Of a batch without padding, and so without a mask."""
+  """Returns loss, gradient and new statistics of a batch without padding."""
 
   def mean_loss(params):
     losses, updated = NORMALIZED.losses(
@@ -296,10 +305,10 @@ def normalized_gradient(variables, images, labels):
 
 
 def run_normalized(train, data, devices=1, chunk_size=1):
-  where = clients_mesh(devices)
+  mesh = clients_mesh(devices)
   ids = np.arange(len(SIZES), dtype=np.int32)
-  placed = place_clients((data, ids), where)
-  updates, losses = train_clients(train, where, chunk_size)(
+  placed = place_clients((data, ids), mesh)
+  updates, losses = train_clients(train, mesh, chunk_size)(
     normalized_variables(), *placed, KEY
   )
   n = len(SIZES)
@@ -309,8 +318,8 @@ def run_normalized(train, data, devices=1, chunk_size=1):
 @pytest.mark.parametrize(('devices', 'chunk_size'), [(1, 1), (2, 5)])
 def test_batch_statistics_are_those_of_real_examples(devices, chunk_size):
   data = client_data()
-  # Not Adam: a batch of one example is normalised to 0, and what is left of its
-  # gradient is rounding, which Adam would scale up.
+  # This test cannot use Adam. A batch of one example is normalised to 0, so its
+  # gradient is rounding error, which Adam would scale up.
   train = dataclasses.replace(
     TRAIN, losses=NORMALIZED.losses, optimizer=optax.sgd(0.1, momentum=0.9)
   )
@@ -320,7 +329,7 @@ def test_batch_statistics_are_those_of_real_examples(devices, chunk_size):
     key = jax.random.fold_in(KEY, client_id)
     start = variables = normalized_variables()
     opt_state = train.optimizer.init(variables['params'])
-    seen = []
+    losses_used = []
     for epoch in range(train.local_epochs):
       order = shuffled(jax.random.fold_in(key, epoch), size, size)
       for at in range(0, size, train.batch_size):
@@ -331,10 +340,12 @@ def test_batch_statistics_are_those_of_real_examples(devices, chunk_size):
         step, opt_state = update(grads, opt_state, variables['params'])
         params = optax.apply_updates(variables['params'], step)
         variables = {**updated, 'params': params}
-        seen += [float(loss)] * len(rows)
+        losses_used += [float(loss)] * len(rows)
     one = jax.tree.map(lambda u, i=client_id: u[i], updates)
     assert_close(one, jax.tree.map(jnp.subtract, variables, start))
-    np.testing.assert_allclose(losses[client_id], np.mean(seen), rtol=1e-4)
+    np.testing.assert_allclose(
+      losses[client_id], np.mean(losses_used), rtol=1e-4
+    )
 
 
 def test_a_gradients_batch_statistics_are_sent_as_they_moved():

@@ -1,4 +1,4 @@
-"""Evaluation over the test set."""
+"""Evaluation is exact over the test set, in one block or several."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_a_large_test_set_is_evaluated_block_by_block(
 ):
   whole = simulation(data, devices=devices, eval_batch_size=7)
   state = whole.init()
-  # Batches of 7 images of 64 bytes: at most three of them on a device.
+  # A block holds at most three batches of 7 images of 64 bytes on each device.
   monkeypatch.setattr(
     lca.federated.evaluation, 'BLOCK_BYTES', 3 * 7 * 64 * devices + 1
   )
@@ -45,10 +45,11 @@ def test_a_large_test_set_is_evaluated_block_by_block(
   expected, got = whole.evaluate(state), blocks.evaluate(state)
   assert got['test_accuracy'] == expected['test_accuracy']
   np.testing.assert_allclose(got['test_loss'], expected['test_loss'], rtol=1e-6)
-  # At once, and then in 18 or 5 blocks of three batches a device.
+  # The whole set was read at once; then in 18 or 5 blocks of at most three
+  # batches for each device.
   assert sizes[0] == 360
   assert sizes[1:] == {1: [21] * 17 + [3], 4: [84] * 4 + [24]}[devices]
-  # A small test set stays on the devices, a large one does not.
+  # A set of one block stays on the devices. Several blocks are read again.
   whole.evaluate(state)
   assert len(sizes) == 1 + len(range(0, 360, sizes[1]))
   blocks.evaluate(state)
@@ -61,6 +62,8 @@ def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
   read, events = datasets.Split.read, []
 
   class Awaited:
+    """A result of a test that records when the host waits for it."""
+
     def __array__(self, *args, **kwargs):
       events.append('awaited')
       return np.float32(90)

@@ -1,4 +1,4 @@
-"""Rounds and tests on inputs of any shape and dtype."""
+"""Training and evaluation work on inputs of any shape and dtype."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ SIZE, TESTED = 40, 13
 
 
 class Linear:
-  """One matrix on the inputs as they are, which must come as `spec`."""
+  """A linear classifier that checks that inputs have the shape of `spec`."""
 
   def __init__(self, spec):
     self.spec = spec
@@ -93,7 +93,7 @@ def test_inputs_come_to_the_model_as_they_are(kind):
     logits = model.logits({'params': matrix}, train.inputs)
     return jnp.mean(cross_entropies(logits, train.labels))
 
-  # All clients hold as many examples and take one step on all of them.
+  # All clients hold the same number of examples and take one step on them.
   np.testing.assert_allclose(
     state.variables['params'],
     before - jax.grad(loss)(before),
@@ -105,9 +105,10 @@ def test_inputs_come_to_the_model_as_they_are(kind):
   assert sim.evaluate(state)['test_accuracy'] == pytest.approx(accuracy)
 
   itemsize = train.inputs.dtype.itemsize
-  one = int(np.prod(spec.shape)) * itemsize + 4
-  held = 2 * 2 * (SIZE // 4) * one + TESTED * one // 2
-  assert plan.of(sim).examples == held
+  one = int(np.prod(spec.shape)) * itemsize + 4  # bytes of an example
+  # Two rounds of two clients on each device, and half of the test set.
+  expected = 2 * 2 * (SIZE // 4) * one + TESTED * one // 2
+  assert plan.of(sim).examples == expected
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])

@@ -1,4 +1,4 @@
-"""Metrics: their order, their names, and one that is added from outside."""
+"""Metrics have a fixed order and names, and users can add some."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from lca.federated.round import Round, Sent, Server, server_init, server_step
 
 
 def step():
+  """Takes one step of a server; returns the state and the metrics."""
   variables = {'params': jnp.zeros(2)}
   server = Server(
     aggregator=lca.stateless(lca.median), optimizer=optax.sgd(1.0)
@@ -27,8 +28,8 @@ def step():
 
 
 def test_the_metrics_of_every_run_are_columns_of_every_run():
-  _, found = step()
-  assert tuple(found) == metrics.ALWAYS
+  _, measured = step()
+  assert tuple(measured) == metrics.ALWAYS
   assert set(metrics.ALWAYS) < set(COLUMNS)
 
 
@@ -38,13 +39,13 @@ def test_the_columns_beside_them_keep_their_order():
 
 
 def test_a_metric_from_outside_is_one_more_column(monkeypatch):
-  def longest(seen):
-    return jnp.max(jnp.linalg.norm(seen.updates['params'], axis=1))
+  def longest(result):
+    return jnp.max(jnp.linalg.norm(result.updates['params'], axis=1))
 
   monkeypatch.setitem(metrics.METRICS, 'longest', longest)
-  _, found = step()
-  assert list(found)[-1] == 'longest'
-  assert found['longest'] == 5.0
+  _, measured = step()
+  assert list(measured)[-1] == 'longest'
+  assert measured['longest'] == 5.0
 
 
 def test_a_metric_that_is_no_number_is_an_error():

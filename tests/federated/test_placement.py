@@ -1,4 +1,4 @@
-"""Devices and chunks change rounding alone."""
+"""Results depend on devices and chunks only by rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,11 @@ def test_devices_and_chunks_do_not_matter(data, devices, chunk_size):
   ('dtype', 'tolerance'), [(jnp.float32, 2e-3), (jnp.float64, 1e-8)]
 )
 def test_rounding_alone_grows_over_the_rounds(data, dtype, tolerance):
-  """One device, and eight with a client that is nobody on one of them."""
+  """Compares one device with eight, of which one has no client to train."""
 
   class OfDtype(Classifier):
+    """A classifier with parameters of a dtype."""
+
     def init(self, key, input_spec):
       variables = super().init(key, input_spec)
       return jax.tree.map(lambda x: x.astype(dtype), variables)

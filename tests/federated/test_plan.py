@@ -1,4 +1,4 @@
-"""What a round needs of the devices' memory; what is said where it lacks."""
+"""The memory that a round needs, and the advice if it does not fit."""
 
 import functools
 import os
@@ -33,8 +33,8 @@ TRAIN = LocalTraining(
   local_epochs=1,
 )
 PARAMETERS = (384 + 6) + (60 + 10)
-EXAMPLES = 90  # of the largest client
-CLIENTS = 9  # a round
+EXAMPLES = 90  # of the client that holds most
+CLIENTS = 9  # in a round
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +65,7 @@ def simulation(data, devices, chunk_size):
 
 @pytest.fixture(scope='module')
 def four(data):
-  """Four devices with three clients each: nine, and three without examples."""
+  """Four devices train three clients each: nine, and three without examples."""
   return simulation(data, devices=4, chunk_size=3)
 
 
@@ -75,36 +75,36 @@ def one(data):
 
 
 def test_sizes_on_four_devices(four, data):
-  found = plan.of(four)
-  assert found.model == 4 * PARAMETERS
+  needed = plan.of(four)
+  assert needed.model == 4 * PARAMETERS
   assert data.max_examples == EXAMPLES
   images = 3 * EXAMPLES * (64 + 4)
-  assert found.examples == 2 * images + 360 * (64 + 4) // 4
-  assert found.updates == 3 * 4 * PARAMETERS
-  # A quarter of the leaves that four divides, and all of the others, of the
-  # model and of the momentum.
+  assert needed.examples == 2 * images + 360 * (64 + 4) // 4
+  assert needed.updates == 3 * 4 * PARAMETERS
+  # A device has a quarter of each leaf with an axis that four divides, and all
+  # of every other leaf. The model and the momentum are of this size.
   share = 4 * (384 // 4 + 6 + 60 + 10)
-  assert found.state == 2 * share
-  # Two past rounds, norms [3, 4], count and factors [4].
-  assert found.rule == 2 * share + 3 * 4 + 4 + 4
-  assert found.resident == sum(found[:5])
-  assert found.total == found.resident + max(found.training, found.server)
-  assert str(found).startswith('each device holds ')
+  assert needed.state == 2 * share
+  # LEGATO keeps two past rounds, norms [3, 4], a count and factors [4].
+  assert needed.rule == 2 * share + 3 * 4 + 4 + 4
+  assert needed.resident == sum(needed[:5])
+  assert needed.total == needed.resident + max(needed.training, needed.server)
+  assert str(needed).startswith('each device holds ')
 
 
 def test_what_xla_says_of_the_round_as_it_runs(four, data):
-  """Of the program that real arrays compile to."""
+  """The plan agrees with the program that real arrays compile to."""
   rows = data.gather(range(12))
   key = jax.random.key(0)
   variables = CLASSIFIER.init(key, data.dataset.train.input_spec)
   function = train_clients(TRAIN, four.placement.mesh, 3)
   lowered = function.lower(variables, rows, np.arange(12, dtype=np.int32), key)
   used = lowered.compile().memory_analysis()
-  found = plan.of(four)
-  assert found.training == used.temp_size_in_bytes
-  # Beside one round's examples their number and the client's, and a key.
-  images = (found.examples - 360 * (64 + 4) // 4) // 2
-  assert used.argument_size_in_bytes == found.model + images + 3 * 8 + 8
+  needed = plan.of(four)
+  assert needed.training == used.temp_size_in_bytes
+  # The other arguments are three numbers of examples, three ids and a key.
+  images = (needed.examples - 360 * (64 + 4) // 4) // 2
+  assert used.argument_size_in_bytes == needed.model + images + 3 * 8 + 8
 
 
 def test_a_simulation_runs_what_was_planned(four, monkeypatch):
@@ -143,7 +143,7 @@ def test_no_chunk_size_fits(one):
 
 
 def test_a_compiler_that_refuses(data, one, monkeypatch):
-  """As a TPU's does, with RESOURCE_EXHAUSTED."""
+  """Imitates the compiler for TPUs, which raises RESOURCE_EXHAUSTED."""
   lower_training = Simulation.lower_training
 
   def refused(self, chunk_size):
@@ -185,7 +185,7 @@ def test_a_cgroup_may_grant_less_than_the_machine(
 
 def test_jobs_share_the_machine(monkeypatch):
   taken, names = set(), host._GPU_SHARES
-  for name in names:  # put back after the test
+  for name in names:  # monkeypatch restores them after the test
     monkeypatch.setenv(name, '')
   monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {3, 5, 7})
   monkeypatch.setattr(os, 'sched_setaffinity', lambda _, own: taken.update(own))
@@ -193,7 +193,7 @@ def test_jobs_share_the_machine(monkeypatch):
   host.use_all_cores(1, 2)
   assert taken == {5} and os.environ[names[0]] == '0.375'
   host.use_all_cores(0, 4)
-  assert os.environ[names[0]] == '0.375'  # as somebody wants it
+  assert os.environ[names[0]] == '0.375'  # a value that is set stays
   mesh = clients_mesh(2)
   assert plan.memory_limit(mesh, 3) == pytest.approx(
     plan.memory_limit(mesh) / 3
@@ -212,7 +212,7 @@ def test_a_run_that_does_not_fit_is_an_error_before_it_starts(
 
 
 def test_on_paper_is_about_what_xla_says(one):
-  found = plan.of(one)
+  needed = plan.of(one)
   on_paper = plan.on_paper(
     clients=CLIENTS,
     parameters=PARAMETERS,
@@ -226,11 +226,12 @@ def test_on_paper_is_about_what_xla_says(one):
     server_models=2,
     rule_updates=2,
   )
-  print(found, on_paper, sep='\n')
-  assert on_paper[:4] == found[:4]
-  assert found.rule - 200 < on_paper.rule < found.rule  # norms and factors
-  # What a compiler adds, and keeps twice.
-  assert found.training / 3 < on_paper.training < 2 * found.training
+  print(needed, on_paper, sep='\n')
+  assert on_paper[:4] == needed[:4]
+  # The estimate leaves out LEGATO's norms and factors.
+  assert needed.rule - 200 < on_paper.rule < needed.rule
+  # The compiler adds temporaries, and keeps some arrays twice.
+  assert needed.training / 3 < on_paper.training < 2 * needed.training
 
 
 def test_nothing_on_paper():
@@ -241,11 +242,12 @@ def test_nothing_on_paper():
 
 
 def of_pixels(shape):
+  """Returns the input spec of uint8 images."""
   return jax.ShapeDtypeStruct(shape, np.uint8)
 
 
 def activation_bytes(classifier, shape):
-  """That the forward pass keeps of an image in training."""
+  """Returns the bytes that the forward pass keeps of an image in training."""
   key = jax.random.key(0)
   variables = jax.eval_shape(lambda: classifier.init(key, of_pixels(shape)))
 
@@ -254,8 +256,9 @@ def activation_bytes(classifier, shape):
     keys = jax.random.split(key, len(images))
 
     def loss(params):
-      own = {**variables, 'params': params}
-      losses, _ = classifier.losses(own, images, labels, keys, labels == 0)
+      losses, _ = classifier.losses(
+        {**variables, 'params': params}, images, labels, keys, labels == 0
+      )
       return jnp.sum(losses)
 
     return jax.vjp(loss, variables['params'])[1]
@@ -292,6 +295,7 @@ def test_the_readmes_networks(row, name):
 
 
 def table():
+  """Returns the rows of the README's table of plans, as dicts by column."""
   text = (ROOT / 'README.md').read_text()
   head, _, *rows = re.search(r'(\| setting .*\n)(\|.*\n)+', text)[
     0
@@ -312,7 +316,7 @@ def test_the_readmes_rows(row):
   (devices,), (chunk_size,) = numbers('devices'), numbers('chunk')
   examples, example_bytes = numbers('examples')
   batch_size, activation_bytes = numbers('batch')
-  found = plan.on_paper(
+  needed = plan.on_paper(
     clients=clients,
     parameters=parameters,
     examples=examples,
@@ -324,6 +328,6 @@ def test_the_readmes_rows(row):
     update_bytes=jnp.dtype(row['updates in']).itemsize,
   )
   names = ('model', 'updates', 'training', 'server', 'total', 'sent')
-  got = {name: plan.size(getattr(found, name)) for name in names}
-  got['examples, twice'] = plan.size(found.examples)
+  got = {name: plan.size(getattr(needed, name)) for name in names}
+  got['examples, twice'] = plan.size(needed.examples)
   assert {name: row[name] for name in got} == got

@@ -1,4 +1,4 @@
-"""Sampling."""
+"""Sampling of a round's clients, and of those that do not answer."""
 
 import dataclasses
 import sys
@@ -13,16 +13,17 @@ from lca.federated.population import Population
 def test_sampling_draws_exactly_the_byzantine_asked_for():
   attackers = POPULATION.attackers(seed=3)
   assert attackers.sum() == 4
-  seen, positions = set(), []
+  drawn, positions = set(), []
   for round_idx in range(200):
     ids, byzantine = POPULATION.sample(3, round_idx)
     assert len(set(ids.tolist())) == 7
     assert byzantine.sum() == 2
     np.testing.assert_array_equal(byzantine, attackers[ids])
-    seen |= set(ids.tolist())
+    drawn |= set(ids.tolist())
     positions += np.flatnonzero(byzantine).tolist()
-  assert seen == set(range(12))
-  # 400 Byzantine rows over 7 positions: 57 each, with a deviation of 7.
+  assert drawn == set(range(12))
+  # 400 Byzantine rows over 7 positions are 57 each, with a standard deviation
+  # of 7; the bound is five of them.
   assert np.all(np.abs(np.bincount(positions, minlength=7) - 57) < 35)
 
 
@@ -38,7 +39,8 @@ def test_sampled_attackers_come_as_the_draw_gives_them():
   population = dataclasses.replace(POPULATION, num_byzantine=None)
   counts = [population.sample(0, i)[1].sum() for i in range(300)]
   assert set(counts) >= {1, 2, 3}
-  # Hypergeometric: 7 of 12 with 4 attackers; mean 7/3, deviation 0.84.
+  # The number of attackers among 7 of 12 clients, 4 of them attackers, is
+  # hypergeometric, with mean 7/3 and standard deviation 0.84.
   assert abs(np.mean(counts) - 7 / 3) < 5 * 0.84 / np.sqrt(300)
 
 
@@ -53,7 +55,8 @@ def test_honest_clients_alone_do_not_answer():
       dropped, population.dropped(3, round_idx, byzantine)
     )
     counts += dropped
-  # 5 of 7 are honest: 64 of 300 each, with a deviation of 7.
+  # 5 of 7 clients are honest, so a position is dropped in 64 of 300 rounds, with a
+  # standard deviation of 7; the bound is five of them.
   assert np.all(np.abs(counts - 300 * 0.3 * 5 / 7) < 35)
 
 
@@ -70,7 +73,7 @@ def test_the_round_in_which_most_do_not_answer(num_byzantine):
     worst, most = population.most_dropped(3, num_rounds)
     assert most == counts[worst] == max(counts[:num_rounds])
   assert most > 0.3 * 7
-  if num_byzantine is not None:  # else it depends on who is there
+  if num_byzantine is not None:  # then the population's size does not matter
     more = dataclasses.replace(population, num_clients=sys.maxsize)
     assert more.most_dropped(3, 60) == (worst, most)
 

@@ -1,4 +1,4 @@
-"""How many attack in a population whose size is only found in the data."""
+"""The number of attackers, if only the data tell the number of clients."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ SERVER = {'clients_per_round': 6}
 
 
 def attack(num_attackers, **keys):
+  """Returns a section `attack` of a config."""
   return {
     'name': 'zero',
     'sampled': False,
@@ -23,21 +24,21 @@ def attack(num_attackers, **keys):
   [(20, 4), (19, 3), (16, 3), (13, 2), (1807, 361)],
 )
 def test_none_is_a_fifth_of_those_found(num_clients, attackers):
-  found = Population(num_clients, 6, None)
-  assert found.num_attackers == attackers
-  assert found.attackers(seed=0).sum() == attackers
-  again = dataclasses.replace(found, drop_rate=0.5)
+  population = Population(num_clients, 6, None)
+  assert population.num_attackers == attackers
+  assert population.attackers(seed=0).sum() == attackers
+  again = dataclasses.replace(population, drop_rate=0.5)
   assert again.num_attackers == attackers
-  found = population_from(SERVER, attack(None), num_clients)
-  assert (found.num_attackers, found.num_byzantine) == (attackers, 1)
+  population = population_from(SERVER, attack(None), num_clients)
+  assert (population.num_attackers, population.num_byzantine) == (attackers, 1)
 
 
 def test_a_number_stays_as_it_is():
   assert population_from(SERVER, attack(4), 13).num_attackers == 4
   sampled = attack(4, sampled=True)
   del sampled['num_byzantine']
-  found = population_from(SERVER, sampled, 13, drop_rate=0.25)
-  assert found == Population(13, 6, 4, None, 0.25)
+  population = population_from(SERVER, sampled, 13, drop_rate=0.25)
+  assert population == Population(13, 6, 4, None, 0.25)
 
 
 def test_nobody_attacks_without_an_attack():

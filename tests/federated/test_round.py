@@ -1,4 +1,4 @@
-"""A round against its parts put together by hand."""
+"""A whole round equals its parts put together by hand."""
 
 import dataclasses
 import functools
@@ -98,7 +98,7 @@ def test_a_nan_client_does_not_reach_the_model(data):
 
 
 def test_the_server_trains_on_its_own_examples_as_a_client_does():
-  held = datasets.federate(
+  federated = datasets.federate(
     datasets.load('digits'),
     partition='iid',
     num_clients=POPULATION.num_clients,
@@ -106,31 +106,35 @@ def test_the_server_trains_on_its_own_examples_as_a_client_does():
     seed=3,
     root_examples=40,
   )
-  held_out = set(held.root_indices.tolist())
+  held_out = set(federated.root_indices.tolist())
   assert len(held_out) == 40
-  assert not held_out & {int(i) for c in held.client_indices for i in c}
+  assert not held_out & {int(i) for c in federated.client_indices for i in c}
 
   def rule(updates, *, server_update):
     return server_update
 
-  sim = simulation(held, aggregator=lca.stateless(rule))
+  sim = simulation(federated, aggregator=lca.stateless(rule))
   state = sim.init()
   after, _ = sim.run_round(state, 0)
-  key = jax.random.fold_in(key_for(3, Purpose.TRAIN, 0), held.server_id)
-  data = jax.tree.map(lambda x: x[0], held.gather([held.server_id]))
+  key = jax.random.fold_in(key_for(3, Purpose.TRAIN, 0), federated.server_id)
+  data = jax.tree.map(lambda x: x[0], federated.gather([federated.server_id]))
   assert data.num_examples == 40
   want, _ = jax.jit(TRAIN)(state.variables, data, key)
   got = jax.tree.map(jnp.subtract, after.variables, state.variables)
   jax.tree.map(close, got, want)
 
 
-def held_by(data, indices):
-  """The digits, held by as many clients as there are lists of indices."""
+def with_clients(data, indices):
+  """Returns the digits with one client for each list of indices."""
   return datasets.FederatedDataset(data.dataset, list(map(np.array, indices)))
 
 
 def everyone(data, rule, **hyper):
-  """A round of all clients, none of whom attacks."""
+  """Runs a round with all clients and no attackers.
+
+  Returns:
+    The variables before and after the round.
+  """
   sim = simulation(
     data,
     population=Population(data.num_clients, data.num_clients),
@@ -141,7 +145,7 @@ def everyone(data, rule, **hyper):
 
 
 def one_step(variables, split, indices):
-  """SGD's on these examples."""
+  """Returns the variables after one SGD step on some examples."""
 
   def loss(params):
     rows = np.array(indices)
@@ -160,8 +164,8 @@ def test_a_client_with_one_example(data):
   def smallest(updates, *, weights):
     return jax.tree.map(lambda x: x[jnp.argmin(weights)], updates)
 
-  held = held_by(data, [range(8), [33], range(40, 45)])
-  before, after = everyone(held, smallest)
+  small = with_clients(data, [range(8), [33], range(40, 45)])
+  before, after = everyone(small, smallest)
   jax.tree.map(close, after, one_step(before, data.dataset.train, [33]))
 
 
@@ -170,8 +174,8 @@ def test_a_client_with_one_example(data):
   [(lca.layerwise(lca.cosine(lca.krum)), {'f': 1}), (lca.median, {})],
 )
 def test_all_clients_equal(data, rule, hyper):
-  held = held_by(data, [range(8)] * 5)
-  before, after = everyone(held, rule, **hyper)
+  small = with_clients(data, [range(8)] * 5)
+  before, after = everyone(small, rule, **hyper)
   jax.tree.map(close, after, one_step(before, data.dataset.train, range(8)))
 
 
@@ -223,7 +227,7 @@ def test_who_does_not_answer_keeps_its_momentum(data):
   state, metrics = sim.run_round(sim.init(), 0)
   ids, byzantine = population.sample(3, 0)
   dropped = population.dropped(3, 0, byzantine)
-  assert 0 < metrics['dropped'] < 4  # a median of numbers is one
+  assert 0 < metrics['dropped'] < 4  # so that the median is a number, not NaN
   moved = np.zeros(population.num_clients, bool)
   for leaf in jax.tree.leaves(state.momenta):
     moved |= np.any(np.asarray(leaf), axis=tuple(range(1, leaf.ndim)))
@@ -267,7 +271,7 @@ def test_the_layers_metrics(data):
     for leaf in ('bias', 'kernel')
   ]
   assert sim.more_metrics == [
-    f'{table}/{leaf}' for table in ('norm', 'factor') for leaf in leaves
+    f'{metric}/{leaf}' for metric in ('norm', 'factor') for leaf in leaves
   ]
   factors = [metrics[f'factor/{leaf}'] for leaf in leaves]
   np.testing.assert_allclose(np.sum(factors), 1, rtol=1e-5)
@@ -277,10 +281,10 @@ def test_the_layers_metrics(data):
 
 
 def test_an_attack_is_given_what_the_server_will_make_of_updates(data):
-  seen = {}
+  received = {}
 
   def on_updates(updates, *, byzantine, key, aggregate):
-    seen['update'] = aggregate(updates)
+    received['update'] = aggregate(updates)
     return jax.tree.map(jnp.zeros_like, updates)
 
   attack = attacks.NO_ATTACK._replace(on_updates=on_updates)
@@ -288,6 +292,6 @@ def test_an_attack_is_given_what_the_server_will_make_of_updates(data):
   start = sim.init()
   after, _ = sim.run_round(start, 0)
   jax.tree.map(np.testing.assert_array_equal, after.variables, start.variables)
-  assert jax.tree.structure(seen['update']) == jax.tree.structure(
+  assert jax.tree.structure(received['update']) == jax.tree.structure(
     start.variables
   )

@@ -1,4 +1,4 @@
-"""The server's step alone, on numbers that are worked out by hand."""
+"""The server's step on numbers whose results are worked out by hand."""
 
 import functools
 
@@ -31,6 +31,7 @@ def server(**changes):
 
 
 def drawn(byzantine=(), answered=None):
+  """Returns a round of three clients; `byzantine` holds row indices."""
   return Round(
     ids=IDS,
     byzantine=np.isin(np.arange(3), byzantine),
@@ -46,18 +47,19 @@ def start(server, variables=VARIABLES):
 
 
 def step(server, updates=UPDATES, state=None, server_update=None, **who):
+  """Takes one step; `who` holds arguments of `drawn`."""
   state = start(server) if state is None else state
   sent = Sent(updates, jnp.array([0.5, 1.5, 4.0]), server_update)
   return server_step(server, state, sent, drawn(**who))
 
 
 def test_the_aggregate_is_added_and_the_metrics_have_their_names():
-  state, found = step(server())
-  # Weighed by the numbers of examples: (1 + 3 + 2 * 8) / 4 and so on.
+  state, measured = step(server())
+  # The mean is weighted by the numbers of examples: (1 + 3 + 2 * 8) / 4 = 5.
   np.testing.assert_allclose(state.variables['params']['a'], [6.0, 4.0])
   np.testing.assert_allclose(state.variables['params']['b'], 3.0 + 2.5)
-  assert list(found) == ['train_loss', 'byzantine', 'rejected', 'nonfinite']
-  assert found == {
+  assert list(measured) == ['train_loss', 'byzantine', 'rejected', 'nonfinite']
+  assert measured == {
     'train_loss': 2.0,
     'byzantine': 0,
     'rejected': 0,
@@ -71,9 +73,9 @@ def test_a_jitted_step_keeps_the_order_of_the_metrics():
   _, expected = step(one, answered=answered)
   jitted = jax.jit(functools.partial(server_step, one))
   sent = Sent(UPDATES, jnp.zeros(3))
-  _, found = jitted(start(one), sent, drawn(answered=answered))
-  assert list(found) == list(expected)
-  assert list(found)[4:] == ['dropped', 'norm', 'factor']
+  _, measured = jitted(start(one), sent, drawn(answered=answered))
+  assert list(measured) == list(expected)
+  assert list(measured)[4:] == ['dropped', 'norm', 'factor']
 
 
 def test_a_rule_is_given_all_that_a_round_brings():
@@ -86,13 +88,13 @@ def test_a_rule_is_given_all_that_a_round_brings():
   rule = lca.Aggregator(lambda params: (), update)
   variables = VARIABLES | {'batch_stats': {'bn': {'var': jnp.ones(2)}}}
   updates = UPDATES | {'batch_stats': {'bn': {'var': jnp.ones((3, 2))}}}
-  own = jax.tree.map(lambda u: u[1], updates)
+  server_update = jax.tree.map(lambda u: u[1], updates)
   one = server(aggregator=rule, batch_stats='server')
   step(
     one,
     updates,
     start(one, variables),
-    own,
+    server_update,
     answered=np.array([True, False, True]),
   )
   assert given.keys() == {
@@ -105,7 +107,7 @@ def test_a_rule_is_given_all_that_a_round_brings():
   assert jnp.all(jax.random.key_data(given['key']) == jnp.array([0, 2]))
   np.testing.assert_array_equal(given['weights'], [1, 0, 2])
   np.testing.assert_array_equal(given['client_ids'], IDS)
-  # Both without the batch statistics, which are not the rule's.
+  # Both lack the batch statistics, which the rule does not aggregate.
   np.testing.assert_array_equal(given['params']['params']['a'], [1, 2])
   np.testing.assert_array_equal(given['server_update']['params']['b'], 2)
   assert given['params'].keys() == given['server_update'].keys() == {'params'}
@@ -121,45 +123,49 @@ def test_a_stateless_rule_is_given_what_it_names():
 
 
 def test_the_mean_loss_is_of_the_honest_that_answer():
-  _, found = step(
+  _, measured = step(
     server(), byzantine=[2], answered=np.array([True, False, True])
   )
-  assert found['train_loss'] == 0.5
-  assert (found['byzantine'], found['dropped'], found['rejected']) == (1, 1, 0)
+  assert measured['train_loss'] == 0.5
+  assert (measured['byzantine'], measured['dropped'], measured['rejected']) == (
+    1,
+    1,
+    0,
+  )
 
 
 def test_an_aggregate_that_is_not_finite_is_counted_once():
   broken = {'params': UPDATES['params'] | {'b': jnp.array([0, jnp.nan, 0])}}
-  _, found = step(server(), broken)
-  assert found['nonfinite'] == 1
+  _, measured = step(server(), broken)
+  assert measured['nonfinite'] == 1
   # One row holds the NaN, and one entry of the aggregate comes from it.
-  assert found['rejected'] == 1
+  assert measured['rejected'] == 1
 
 
 def test_a_model_that_overflows_is_counted_where_the_aggregate_is_finite():
   large = jax.tree.map(lambda u: jnp.full_like(u, 1e10), UPDATES)
-  state, found = step(server(optimizer=optax.sgd(1e30)), large)
+  state, measured = step(server(optimizer=optax.sgd(1e30)), large)
   assert not np.any(np.isfinite(state.variables['params']['a']))
-  assert found['rejected'] == 0
-  assert found['nonfinite'] == 3
+  assert measured['rejected'] == 0
+  assert measured['nonfinite'] == 3
 
 
 def test_the_attack_sees_what_the_server_will_make():
-  seen = {}
+  received = {}
 
   def on_updates(updates, *, byzantine, key, aggregate):
-    seen['made'] = aggregate(updates)
+    received['update'] = aggregate(updates)
     return attacks.replace(
       updates, byzantine, jax.tree.map(lambda u: 2 * u[0], updates)
     )
 
   attack = attacks.NO_ATTACK._replace(on_updates=on_updates)
-  state, found = step(server(attack=attack), byzantine=[1])
-  np.testing.assert_allclose(seen['made']['params']['a'], [5.0, 2.0])
+  state, measured = step(server(attack=attack), byzantine=[1])
+  np.testing.assert_allclose(received['update']['params']['a'], [5.0, 2.0])
   np.testing.assert_allclose(
     state.variables['params']['a'], [1 + (1 + 2 + 16) / 4, 2 + 8 / 4]
   )
-  assert found['byzantine'] == 1
+  assert measured['byzantine'] == 1
 
 
 def test_who_does_not_answer_keeps_its_momentum():
@@ -171,7 +177,7 @@ def test_who_does_not_answer_keeps_its_momentum():
 
 
 def with_factors(values):
-  """The mean, under an explanation that names factors."""
+  """Returns the mean as an aggregator whose info has factors."""
   explain = lca.explain(MEAN)
 
   def update(updates, state, **brought):
@@ -183,32 +189,32 @@ def with_factors(values):
 
 def test_any_rule_with_factors_reports_them():
   rule = with_factors([0.25, 0.75])
-  _, found = step(server(aggregator=rule, layers='leaf'))
-  np.testing.assert_array_equal(found['factor'], [0.25, 0.75])
-  assert metrics.columns(found, ['a', 'b'])[4:] == [
+  _, measured = step(server(aggregator=rule, layers='leaf'))
+  np.testing.assert_array_equal(measured['factor'], [0.25, 0.75])
+  assert metrics.columns(measured, ['a', 'b'])[4:] == [
     'norm/a',
     'norm/b',
     'factor/a',
     'factor/b',
   ]
-  _, found = step(server(aggregator=rule))
-  assert 'factor' not in found and 'norm' not in found
-  _, found = step(server(layers='leaf'))
-  assert 'factor' not in found and 'norm' in found
+  _, measured = step(server(aggregator=rule))
+  assert 'factor' not in measured and 'norm' not in measured
+  _, measured = step(server(layers='leaf'))
+  assert 'factor' not in measured and 'norm' in measured
 
 
 def test_factors_of_other_layers_are_an_error():
-  _, found = step(server(aggregator=with_factors([1.0]), layers='leaf'))
+  _, measured = step(server(aggregator=with_factors([1.0]), layers='leaf'))
   with pytest.raises(ValueError, match=r"'factor' has the shape \(1,\).* 2 la"):
-    metrics.columns(found, ['a', 'b'])
+    metrics.columns(measured, ['a', 'b'])
 
 
 def test_the_norms_are_legatos():
-  _, found = step(server(layers='leaf'))
+  _, measured = step(server(layers='leaf'))
   a, b = (np.asarray(x) for x in jax.tree.leaves(UPDATES))
   whole = np.sqrt(np.sum(a**2, axis=1) + b**2)
   expected = np.array([np.linalg.norm(a), np.linalg.norm(b)]) / whole.sum()
-  np.testing.assert_allclose(found['norm'], expected, rtol=1e-6)
+  np.testing.assert_allclose(measured['norm'], expected, rtol=1e-6)
 
 
 def test_unknown_statistics_are_an_error():

@@ -1,4 +1,4 @@
-"""Reading ahead, and what a round leaves behind."""
+"""The simulation reads examples ahead and updates its state in place."""
 
 import queue
 import threading
@@ -60,7 +60,7 @@ def test_an_error_in_reading_is_raised_in_its_own_round(data, monkeypatch):
   sim.run_round(state, 1)
 
 
-def test_what_is_remembered_is_written_to_in_place(data):
+def test_the_remembered_state_is_overwritten_in_place(data):
   sim = simulation(data, aggregator=lca.legato(window=30), momentum=0.75)
   state = sim.init()
   variables, _, *memory = map(jax.tree.leaves, state)
