@@ -116,7 +116,8 @@ class LocalGradient:
 
     Returns:
       The sum of the losses, the gradient of this sum with respect to
-      `'params'`, and the collections that the batch has changed.
+      `'params'`, and the collections that the batch has changed; none if the
+      batch is split into microbatches.
 
     Raises:
       ValueError: `microbatch_size` would split a batch whose statistics belong

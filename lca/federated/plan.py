@@ -243,8 +243,8 @@ def check(simulation: Simulation, limit: float) -> Plan:
     The plan.
 
   Raises:
-    ValueError: a round does not fit. The message names the largest chunk size
-      that fits, or what else to change.
+    ValueError: a round does not fit. The message names a chunk size that fits,
+      or what else to change.
   """
   plan = of(simulation)
   if plan.total <= limit:

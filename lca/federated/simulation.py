@@ -226,8 +226,8 @@ class Simulation:
     """
     mesh, spec = self.placement.mesh, self.data.dataset.train.input_spec
     rows = self.clients_per_device * mesh.size
-    examples = (rows, self.data.max_examples)
-    numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    examples = (rows, self.data.max_examples)  # `[n, S]`
+    numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)  # of examples, and ids
     inputs = jax.ShapeDtypeStruct((*examples, *spec.shape), spec.dtype)
     labels = jax.ShapeDtypeStruct(examples, jnp.int32)
     clients = ClientData._make([inputs, labels, numbers])
@@ -275,7 +275,7 @@ class Simulation:
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
 
-    # 4. The server attacks, aggregates, takes a step and measures.
+    # 4. Byzantine clients attack, and the server takes its step.
     state, measured = apply(*state, updates, losses, prepared.drawn)
     numbers = [
       number

@@ -38,8 +38,8 @@ TRAIN = LocalTraining(
 KEY = jax.random.key(5)
 INPUT = jax.ShapeDtypeStruct((8, 8, 1), np.uint8)
 
-# Adam divides by the root of a squared gradient, which amplifies the rounding of
-# gradients near zero. A step of the updates is about 1e-2.
+# Adam divides by the root of a squared gradient, which amplifies the rounding
+# errors of gradients near zero. A step of the updates is about 1e-2.
 CLOSE = {'rtol': 1e-3, 'atol': 2e-5}
 
 

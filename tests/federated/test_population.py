@@ -55,8 +55,8 @@ def test_honest_clients_alone_do_not_answer():
       dropped, population.dropped(3, round_idx, byzantine)
     )
     counts += dropped
-  # 5 of 7 clients are honest, so a position is dropped in 64 of 300 rounds, with a
-  # standard deviation of 7; the bound is five of them.
+  # 5 of 7 clients are honest, so each position is dropped in 64 of 300 rounds.
+  # The standard deviation is 7; the bound is five of them.
   assert np.all(np.abs(counts - 300 * 0.3 * 5 / 7) < 35)
 
 
