@@ -27,7 +27,7 @@ from lca.typing import PyTree, Update, Updates
 
 
 class RoundResult(NamedTuple):
-  """What is known of a round of `n` clients at its end, for the metrics.
+  """The data of a finished round of `n` clients, which metrics measure.
 
   Attributes:
     losses: `[n]` mean training losses of the clients, in nats.
