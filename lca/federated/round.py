@@ -34,13 +34,13 @@ class Server:
       [0, 1); 0 keeps no momenta.
     batch_stats: how to aggregate the updates of a model's batch statistics.
       `'rule'` aggregates them along with the parameters. `'mean'` takes a plain
-      mean over the clients whose statistics are finite. `'server'` ignores the
-      clients' and takes the server's own, from its own examples. In all cases
-      the result is added to the model's statistics, and negative running
-      variances are set to 0.
-    layers: scope (see `lca.layerwise`) of the layers whose normalised norms
-      become metrics, and whose factors do if the rule has any; None measures
-      no layers.
+      mean over the clients whose statistics are finite. `'server'` takes the
+      update that the server computes from its own examples. In all cases the
+      result is added to the model's statistics, and negative running variances
+      are set to 0.
+    layers: scope of the layers to measure (see `lca.layerwise`). Their
+      normalised norms become metrics, and their factors if the rule has any.
+      None measures no layers.
 
   Raises:
     ValueError: `batch_stats` is unknown.
