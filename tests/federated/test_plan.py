@@ -284,7 +284,7 @@ SIZES = {
   ('row', 'name'),
   [(0, 'cnn'), pytest.param(3, 'efficientnet', marks=pytest.mark.thorough)],
 )
-def test_the_readmes_networks(row, name):
+def test_the_networks_of_the_guide(row, name):
   classifier, shape = SIZES[name]
   init = functools.partial(classifier.init, input_spec=of_pixels(shape))
   leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
@@ -296,7 +296,7 @@ def test_the_readmes_networks(row, name):
 
 def table():
   """Returns the rows of the README's table of plans, as dicts by column."""
-  text = (ROOT / 'README.md').read_text()
+  text = (ROOT / 'docs' / 'memory.md').read_text()
   head, _, *rows = re.search(r'(\| setting .*\n)(\|.*\n)+', text)[
     0
   ].splitlines()
@@ -308,7 +308,7 @@ def table():
 
 
 @pytest.mark.parametrize('row', table(), ids=lambda row: row['setting'])
-def test_the_readmes_rows(row):
+def test_the_rows_of_the_guide(row):
   def numbers(column):
     return [int(n.replace(',', '')) for n in re.findall(r'[\d,]+', row[column])]
 
