@@ -63,6 +63,7 @@ ROOMS = {
     'lca.experiment.extensions',
     'lca.experiment.identity',
     'lca.experiment.index',
+    'lca.experiment.packing',
     'lca.experiment.rundir',
     'lca.experiment.summary',
     'lca.models',

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -66,21 +67,64 @@ def record(
   """
   workdir = pathlib.Path(workdir).expanduser()
   workdir.mkdir(parents=True, exist_ok=True)
-  places = {k: identity.run_id(config.to_dict()) for k, config in runs.items()}
+  configs = {name: config.to_dict() for name, config in runs.items()}
+  ids = {name: identity.run_id(config) for name, config in configs.items()}
   with files.locked(workdir):
-    known = names(workdir)
-    # Runs of an earlier sweep that have not begun may be of any config.
-    begun: dict[str, list[pathlib.Path]] = {}
-    for name, place in known.items():
-      if (workdir / place / 'config.json').exists():
-        begun.setdefault(line_of(name), []).append(workdir / place)
-    for name, config in runs.items():
-      line = line_of(name)
-      configs = {path: rundir.read_config(path) for path in begun.get(line, ())}
-      new = json.loads(json.dumps(config.to_dict()))
-      identity.check_same_line(line, configs | {workdir / places[name]: new})
-    files.write(
-      workdir / 'sweep.json',
-      json.dumps(known | places, indent=1, sort_keys=True) + '\n',
-    )
-  return {name: workdir / place for name, place in places.items()}
+    # JSON has no tuples: configs that are compared have gone through it.
+    _add(workdir, ids, json.loads(json.dumps(configs)))
+  return {name: workdir / run for name, run in ids.items()}
+
+
+def adopt(source: str | os.PathLike, workdir: str | os.PathLike) -> int:
+  """Moves the runs of one sweep's directory into the directory of another.
+
+  A run that the other directory has already stays as it is there.
+
+  Args:
+    source: directory of a sweep, on the same file system.
+    workdir: directory of the other sweep.
+
+  Returns:
+    How many runs were moved.
+
+  Raises:
+    ValueError: see `record`; nothing is moved.
+  """
+  source, workdir = (pathlib.Path(p).expanduser() for p in (source, workdir))
+  runs = {config.parent.name for config in source.glob('*/config.json')}
+  ids = {name: run for name, run in names(source).items() if run in runs}
+  configs = {name: rundir.read_config(source / ids[name]) for name in ids}
+  with files.locked(workdir):
+    _add(workdir, ids, configs)
+    new = [run for run in runs if not (workdir / run).exists()]
+    for run in new:
+      (source / run).rename(workdir / run)
+  return len(new)
+
+
+def _add(
+  workdir: pathlib.Path,
+  ids: Mapping[str, str],
+  configs: Mapping[str, Mapping[str, Any]],
+) -> None:
+  """Adds runs to the index, if their configs agree with those of their line.
+
+  Args:
+    workdir: of the sweep, locked.
+    ids: of the runs, by name.
+    configs: of the runs, by name, as nested dicts that were read from JSON.
+  """
+  known = names(workdir)
+  # Runs of an earlier sweep that have not begun may be of any config.
+  begun: dict[str, list[pathlib.Path]] = {}
+  for name, run in known.items():
+    if (workdir / run / 'config.json').exists():
+      begun.setdefault(line_of(name), []).append(workdir / run)
+  for name, config in configs.items():
+    line = line_of(name)
+    others = {path: rundir.read_config(path) for path in begun.get(line, ())}
+    identity.check_same_line(line, others | {workdir / ids[name]: config})
+  files.write(
+    workdir / 'sweep.json',
+    json.dumps({**known, **ids}, indent=1, sort_keys=True) + '\n',
+  )

@@ -31,7 +31,14 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from lca.experiment import command_line, extensions, host, rundir, train
+from lca.experiment import (
+  command_line,
+  extensions,
+  host,
+  packing,
+  rundir,
+  train,
+)
 from lca.experiment.index import record
 
 
@@ -239,6 +246,9 @@ def main(argv: list[str]) -> None:
         raise ValueError(f'--set={item} is no KEY=VALUE')
     values = dict(item.split('=', 1) for item in args.set)
     runs = choose(runs, only, [*map(int, seeds)], values)
+    if args.packed:
+      added = packing.add(args.packed, args.workdir)
+      print(f'{added} runs of {args.packed} put into {args.workdir}')
     failed = run_all(
       runs,
       args.workdir,
@@ -260,6 +270,12 @@ def run_command() -> None:
   flags.DEFINE_string('config', None, 'The sweep, a Python file.')
   flags.DEFINE_string('scale', None, 'Of the sweep, if it has several.')
   flags.DEFINE_string('workdir', None, 'Where the runs go.')
+  flags.DEFINE_string(
+    'packed',
+    None,
+    'A file of `lca.report --pack`. Its finished runs are put into the workdir '
+    'first, except those that are there already, and are not run again.',
+  )
   command_line.define_list(
     'only', [], 'Regular expressions; each is the whole of a part of the name.'
   )

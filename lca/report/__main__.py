@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from lca.experiment import command_line, extensions
+from lca.experiment import command_line, extensions, packing
 from lca.report import formats, tables
 from lca.report.figures import FIGURES, draw
 
@@ -26,25 +26,35 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
-  if not (args.figure or args.tables):
-    raise app.UsageError('nothing to report: give --figure or --tables')
-  workdir = pathlib.Path(args.workdir).expanduser()
+  reports = args.figure or args.tables
+  if not (reports or args.pack):
+    raise app.UsageError('nothing to report: give --figure, --tables or --pack')
+  if reports and packing.is_packed(args.workdir) and not args.output:
+    raise app.UsageError(
+      f'{args.workdir} is a file, which holds no figures and tables: give '
+      '--output=FOLDER'
+    )
   prefix = f'{args.scale}/' if args.scale else ''
-
-  def output(kind: str) -> pathlib.Path:
-    return pathlib.Path(args.output or workdir / kind).expanduser()
-
   try:
     extensions.load_files(args.load)
-    if args.tables:
-      for table in tables.make(workdir, prefix):
-        formats.write(table, output('tables'))
-        print(formats.to_markdown(table))
-    for name in itertools.chain.from_iterable(args.figure):
-      numbers = draw(name, workdir, output('figures'), prefix)
-      print(f'## {name}\n')
-      for title, table in numbers.items():
-        print(f'{title}\n\n{formats.markdown(table)}\n')
+    # A packed sweep is unpacked once for everything that is reported.
+    with packing.opened(args.workdir) as workdir:
+      output = args.output and pathlib.Path(args.output).expanduser()
+      if args.tables:
+        for table in tables.make(workdir, prefix):
+          formats.write(table, output or workdir / 'tables')
+          print(formats.to_markdown(table))
+      for name in itertools.chain.from_iterable(args.figure):
+        panels = draw(name, workdir, output or workdir / 'figures', prefix)
+        print(f'## {name}\n')
+        for title, rows in panels.items():
+          print(f'{title}\n\n{formats.markdown(rows)}\n')
+      if args.pack:
+        packed, left_out = packing.pack(workdir, args.pack)
+        print(
+          f'{args.pack} holds {packed} finished runs; {left_out} unfinished '
+          'runs were left out'
+        )
   except (ValueError, OSError) as error:
     sys.exit(f'lca.report: error: {error}')
 
@@ -54,7 +64,12 @@ if __name__ == '__main__':
     'figure', [], f'Of {", ".join(FIGURES)}, or of a file of --load.'
   )
   flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
-  flags.DEFINE_string('workdir', None, 'Of a sweep.')
+  flags.DEFINE_string(
+    'workdir', None, 'The directory of a sweep, or a file of --pack.'
+  )
+  flags.DEFINE_string(
+    'pack', None, 'Writes all finished runs into this zip file.'
+  )
   flags.DEFINE_string('scale', None, "Of the sweep's runs, if not its default.")
   flags.DEFINE_string(
     'output', None, 'Folder; WORKDIR/figures and WORKDIR/tables by default.'

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lca import models
+from lca.experiment import packing
 from lca.registry import Registry
 from lca.report import formats, tables
 from lca.report.runs import Lines, evaluated, read_lines
@@ -297,7 +298,7 @@ def draw(
 
   Args:
     name: a key of `FIGURES`.
-    workdir: of a sweep with its runs.
+    workdir: of a sweep with its runs, or a packed sweep.
     output: where `NAME.png`, `NAME.svg` and `NAME.md` go.
     prefix: what stands before the groups in the runs' names.
 
@@ -309,7 +310,9 @@ def draw(
       Figures 3 to 8 of the layerwise cosine paper all of them; a prefix, of a
       figure that reads no runs.
   """
-  figure, numbers = FIGURES.find(name)(name, workdir, prefix)
+  make = FIGURES.find(name)
+  with packing.opened(workdir) as folder:
+    figure, numbers = make(name, folder, prefix)
   output.mkdir(parents=True, exist_ok=True)
   figure.savefig(output / f'{name}.png', dpi=150)
   figure.savefig(output / f'{name}.svg')

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lca.experiment import identity, index, rundir
+from lca.experiment import identity, index, packing, rundir
 from lca.experiment.summary import Metrics, is_finished, read_metrics
 
 Lines = Mapping[str, Sequence[Metrics]]
@@ -33,7 +33,7 @@ def read_lines(
   """Reads a group's runs, lines in the order of the sweep's names.
 
   Args:
-    workdir: of a sweep.
+    workdir: of a sweep, or a packed sweep.
     group: what stands before the line in the runs' names.
     partial: leaves out what is not finished; perhaps nothing is left.
 
@@ -42,13 +42,14 @@ def read_lines(
       configs of a line differ in more than the seed.
   """
   lines = {}
-  for name, runs in index.by_line(workdir).items():
-    found, _, line = name.rpartition('/')
-    if partial:
-      runs = [run for run in runs if is_finished(run)]
-    if found == group and runs:
-      lines[line] = [read_metrics(run) for run in runs]
-      check_line(name, runs)
+  with packing.opened(workdir) as folder:
+    for name, runs in index.by_line(folder).items():
+      group_of_line, _, line = name.rpartition('/')
+      if partial:
+        runs = [run for run in runs if is_finished(run)]
+      if group_of_line == group and runs:
+        lines[line] = [read_metrics(run) for run in runs]
+        check_line(name, runs)
   if not lines and not partial:
     raise ValueError(f'{workdir} holds no runs {group}/...')
   return lines

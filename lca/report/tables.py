@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lca.experiment import index, rundir
+from lca.experiment import index, packing, rundir
 from lca.experiment.summary import (
   Metrics,
   is_finished,
@@ -95,7 +95,7 @@ def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
   What is not finished leaves its cells blank, and is counted below the table.
 
   Args:
-    workdir: of the sweep.
+    workdir: of the sweep, or the packed sweep.
     prefix: what stands before `TABLE/DATASET/VARIANT` in its runs' names.
 
   Returns:
@@ -107,6 +107,12 @@ def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
     ValueError: no run is finished, or the configs of a row's runs differ in
       more than the seed.
   """
+  with packing.opened(workdir) as folder:
+    return _make(folder, prefix)
+
+
+def _make(workdir: pathlib.Path, prefix: str) -> list[Table]:
+  """Fills the tables with the finished runs in a directory, as `make` says."""
   pattern = (
     re.escape(prefix) + rf'((table[1-6]|beyond_\w+)/({"|".join(DATASETS)})/\w+)'
   )

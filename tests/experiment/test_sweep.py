@@ -16,7 +16,7 @@ import pytest
 from run_files import PATIENCE, checkpoints, last_row
 
 from configs import digits
-from lca.experiment import index, sweep
+from lca.experiment import index, packing, sweep
 from lca.experiment.rundir import RunDirectory
 
 
@@ -144,6 +144,50 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
   assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
   assert index.names(tmp_path) == places
+
+
+TINY = """
+from configs import digits
+
+def get_runs():
+  config = digits.get_config('krum').unlock()
+  config.num_rounds = 1
+  return {'a/krum': config}
+"""
+
+
+def test_a_sweep_goes_on_from_a_packed_one(tmp_path):
+  """The finished run in the file is not made again."""
+  (tmp_path / 'sweep.py').write_text(TINY)
+  runs = sweep.choose(sweep.load(tmp_path / 'sweep.py'))
+  first, second, file = (tmp_path / n for n in ('first', 'second', 'a.zip'))
+  ((name, path),) = index.record(runs, first).items()
+  with RunDirectory(path, runs[name].to_dict()) as directory:
+    directory.open()
+    directory.start([{'round': 1, 'test_accuracy': 0.123456789}])
+    directory.finish({'num_rounds': 1, 'mark': 5.0})
+  packing.pack(first, file)
+
+  def start():
+    command = [sys.executable, '-m', 'lca.sweep', f'--packed={file}']
+    command += [f'--config={tmp_path}/sweep.py', f'--workdir={second}']
+    return subprocess.run(
+      command, cwd=processes.ROOT, capture_output=True, text=True
+    )
+
+  done = start()
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == (
+    f'1 runs of {file} put into {second}\n{path.name} finished: {name}\n'
+  )
+  for each in ('config.json', 'metrics.csv', 'summary.json'):
+    copy = second / path.name / each
+    assert copy.read_bytes() == (path / each).read_bytes()
+  assert index.names(second) == index.names(first)
+  file.write_bytes(b'PK')
+  done = start()
+  assert done.returncode == 1 and done.stdout == ''
+  assert done.stderr.startswith(f'lca.sweep: error: {file} is damaged')
 
 
 def test_processes_that_cannot_start_fail_alone(tmp_path, capfd, monkeypatch):

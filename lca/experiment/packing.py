@@ -1,0 +1,345 @@
+"""A sweep's finished runs in one file, which can be kept, sent and read.
+
+    python -m lca.report --workdir=runs/attacks --pack=attacks.zip
+    python -m lca.report --workdir=attacks.zip --figure=attacks --output=DIR
+    python -m lca.sweep --config=... --workdir=runs/more --packed=attacks.zip
+
+A packed sweep is a zip file of text files. In them a run goes by its id, which
+is the name of its directory:
+
+metrics.csv        one row for each round of each run: `run` (the id), `round`,
+                   and then the columns of all runs. An entry is empty where the
+                   run has none.
+summaries.json     the summary of each run, by id; null is what is not finite
+configs.json       the config of each run, by id
+environments.json  `environments` lists the environments (versions, devices,
+                   commit), equal ones once. `runs` gives, by id, the positions
+                   in this list of the environments that the run ran in.
+columns.json       the columns of each run's own metrics.csv, by id
+sweep.json         the sweep's index: the id of each run, by the run's name
+format.json        the name and the version of this format
+verbatim/ID/FILE   a run's file that those above do not give back byte for byte,
+                   such as a config that a person has edited
+
+With pandas, the last test accuracy of every run, by the run's name:
+
+    with zipfile.ZipFile('attacks.zip') as packed:
+      metrics = pandas.read_csv(packed.open('metrics.csv'), dtype={'run': str})
+      ids = json.load(packed.open('sweep.json'))
+    last = metrics.groupby('run')['test_accuracy'].last()
+    by_name = {name: last.get(run) for name, run in ids.items()}
+
+Unpacking gives back each run's config.json, metrics.csv and summary.json byte
+for byte, and packing the same runs twice gives the same bytes. Checkpoints and
+the events for TensorBoard are not packed.
+"""
+
+import collections
+import contextlib
+import csv
+import io
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lca.experiment import files, index, rundir, summary
+
+_FORMAT = 'packed sweep of lca'
+_VERSION = 1
+_RUN_FILES = ('config.json', 'metrics.csv', 'summary.json')
+
+
+# From a workdir to a file.
+
+
+def pack(
+  workdir: str | os.PathLike, file: str | os.PathLike
+) -> tuple[int, int]:
+  """Writes the finished runs of a sweep into one file.
+
+  Args:
+    workdir: of the sweep.
+    file: the zip file to write. A file of this name is replaced.
+
+  Returns:
+    How many runs were packed, and how many unfinished runs were left out.
+
+  Raises:
+    ValueError: no run is finished, a file of a run is damaged, or a run of the
+      index does not lie directly in the workdir.
+    OSError: the file cannot be written, or a file of a run is missing.
+  """
+  workdir, file = (pathlib.Path(p).expanduser() for p in (workdir, file))
+  places = index.names(workdir)
+  for name, place in places.items():
+    if not _is_name(place):
+      raise ValueError(
+        f'{workdir}/sweep.json has {name} at {place}, but only runs directly '
+        f'in {workdir} can be packed: move the run there'
+      )
+  begun = {config.parent.name for config in workdir.glob('*/config.json')}
+  runs = sorted(begun.union(places.values()))
+  finished = [run for run in runs if summary.is_finished(workdir / run)]
+  unfinished = len(runs) - len(finished)
+  if not finished:
+    raise ValueError(
+      f'{workdir} holds no finished run to pack, and {unfinished} unfinished '
+      'runs; --workdir is to be the workdir of a sweep'
+    )
+  content = io.BytesIO()
+  with zipfile.ZipFile(content, 'w') as packed:
+    for name, text in sorted(_members(workdir, finished).items()):
+      # The time, the system and the rights are fixed: zipfile would write those
+      # of this moment, and equal runs would not give equal bytes.
+      entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+      entry.create_system, entry.external_attr = 3, 0o644 << 16
+      packed.writestr(entry, text, zipfile.ZIP_DEFLATED, compresslevel=9)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with open(files.draft(file), 'wb') as draft:
+    draft.write(content.getvalue())
+    draft.flush()
+    os.fsync(draft.fileno())  # before the file has its name
+  os.replace(draft.name, file)
+  return len(finished), unfinished
+
+
+def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
+  """Returns the texts that the zip file holds, by their names in it."""
+  originals, configs, summaries, columns, positions = {}, {}, {}, {}, {}
+  environments, rows = [], []
+  for run in runs:
+    for check in (rundir.read_config, summary.read_metrics):
+      check(workdir / run)  # names a damaged file, and the remedy
+    texts = {name: (workdir / run / name).read_bytes() for name in _RUN_FILES}
+    originals |= {f'{run}/{name}': text for name, text in texts.items()}
+    about = json.loads(texts['config.json'])
+    configs[run] = about['config']
+    for environment in about['environments']:
+      if environment not in environments:
+        environments.append(environment)
+    positions[run] = [environments.index(e) for e in about['environments']]
+    summaries[run] = json.loads(texts['summary.json'])
+    columns[run], *lines = csv.reader(_lines(texts['metrics.csv']))
+    rows += [dict(zip(columns[run], x, strict=True), run=run) for x in lines]
+  # Each column once, in the order in which the runs bring them.
+  header = dict.fromkeys(('run', 'round'))
+  for names in columns.values():
+    header |= dict.fromkeys(names)
+  environments = {'environments': environments, 'runs': positions}
+  members = {
+    'format.json': _json({'format': _FORMAT, 'version': _VERSION}),
+    'metrics.csv': _csv(header, rows),
+    'summaries.json': _json(summaries),
+    'configs.json': _json(configs),
+    'environments.json': _json(environments),
+    'columns.json': _json(columns),
+  }
+  if (workdir / 'sweep.json').exists():
+    members['sweep.json'] = (workdir / 'sweep.json').read_bytes()
+  rebuilt = _rebuild(members)
+  return members | {
+    f'verbatim/{path}': text
+    for path, text in originals.items()
+    if rebuilt[path] != text
+  }
+
+
+# From a file to a workdir.
+
+
+def unpack(file: str | os.PathLike, folder: str | os.PathLike) -> None:
+  """Writes the runs of a packed sweep, and the sweep's index, into a folder.
+
+  Args:
+    file: from `pack`.
+    folder: which is empty, or is made.
+
+  Raises:
+    ValueError: the file is damaged, is no packed sweep or one of a newer
+      format, or has a path that leads out of the folder. Nothing is written.
+    OSError: the file cannot be read, or the folder cannot be written to.
+  """
+  texts = _read(pathlib.Path(file).expanduser())
+  _write(texts, pathlib.Path(folder).expanduser())
+
+
+def add(file: str | os.PathLike, workdir: str | os.PathLike) -> int:
+  """Puts the runs of a packed sweep into a workdir, from which a sweep goes on.
+
+  A run that the workdir has already, finished or not, stays as it is there.
+
+  Args:
+    file: from `pack`.
+    workdir: of a sweep, which may have begun or not.
+
+  Returns:
+    How many runs were put there.
+
+  Raises:
+    ValueError: see `unpack` and `index.adopt`. Nothing is added.
+    OSError: see `unpack`.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  texts = _read(pathlib.Path(file).expanduser())
+  workdir.mkdir(parents=True, exist_ok=True)
+  # Within the workdir a whole run is moved at once, so that a process that is
+  # killed leaves no half of a run.
+  with tempfile.TemporaryDirectory(dir=workdir, prefix='.packed-') as folder:
+    _write(texts, pathlib.Path(folder))
+    return index.adopt(folder, workdir)
+
+
+def is_packed(workdir: str | os.PathLike) -> bool:
+  """Returns True if a workdir is a packed sweep and no directory."""
+  workdir = pathlib.Path(workdir).expanduser()
+  return not workdir.is_dir() and (
+    workdir.is_file() or workdir.suffix == '.zip'
+  )
+
+
+@contextlib.contextmanager
+def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a directory for a workdir that may be a packed sweep.
+
+  Args:
+    workdir: a directory, which is given as it is, or a file from `pack`, whose
+      runs lie in a temporary directory while the context lasts.
+
+  Raises:
+    ValueError, OSError: see `unpack`; or raised in the context, and then with
+      the file's path instead of the temporary directory's.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  if not is_packed(workdir):
+    yield workdir
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    unpack(workdir, folder)
+    try:
+      yield pathlib.Path(folder)
+    except (ValueError, OSError) as error:
+      if folder not in str(error):
+        raise
+      message = str(error).replace(folder, str(workdir))
+      raise ValueError(message) from error
+
+
+def _read(file: pathlib.Path) -> dict[str, bytes]:
+  """Returns the files of a packed sweep's workdir, by their paths in it."""
+  remedy = (
+    'copy it once more, or write it anew from the workdir of the sweep with '
+    f'python -m lca.report --workdir=WORKDIR --pack={file}'
+  )
+  content = file.read_bytes()
+  # zipfile, zlib, json and csv have many kinds of errors for damaged files.
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+      members = {
+        name: packed.read(name)
+        for name in packed.namelist()
+        if not name.endswith('/')
+      }
+  except Exception as error:
+    raise ValueError(
+      f'{file} is damaged or no zip file ({error}): {remedy}'
+    ) from None
+  _check_inside(file, (part for name in members for part in name.split('/')))
+  _check_format(file, members, remedy)
+  try:
+    texts = _rebuild(members)
+    runs = {path.rpartition('/')[0] for path in texts if path != 'sweep.json'}
+    runs.update(json.loads(members.get('sweep.json', b'{}')).values())
+  except Exception as error:
+    raise ValueError(f'{file} is damaged ({error!r}): {remedy}') from None
+  _check_inside(file, runs)
+  return texts
+
+
+def _write(texts: Mapping[str, bytes], folder: pathlib.Path) -> None:
+  for path, text in texts.items():
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(text)
+
+
+def _check_inside(file: pathlib.Path, names: Iterable[Any]) -> None:
+  for name in names:
+    if not _is_name(name):
+      raise ValueError(
+        f'{file} has a path with {name!r} in it, which could lead out of the '
+        'folder that it is unpacked into: pack the sweep again, and use no '
+        'file that others have changed'
+      )
+
+
+def _is_name(name: Any) -> bool:
+  """Returns True for the name of a file or directory right in a folder."""
+  return (
+    isinstance(name, str) and name not in ('', '.', '..') and '/' not in name
+  )
+
+
+def _check_format(
+  file: pathlib.Path, members: Mapping[str, bytes], remedy: str
+) -> None:
+  try:
+    about = json.loads(members['format.json'])
+    version = int(about['version']) if about['format'] == _FORMAT else 0
+  except (KeyError, TypeError, ValueError):
+    version = 0
+  if not version:
+    raise ValueError(f'{file} is a zip file but no packed sweep: {remedy}')
+  if version > _VERSION:
+    raise ValueError(
+      f'{file} has format {version} of packed sweeps, and this lca reads '
+      f'formats up to {_VERSION}: update lca'
+    )
+
+
+def _rebuild(members: Mapping[str, bytes]) -> dict[str, bytes]:
+  """Returns the files of a workdir, by their paths in it."""
+  configs, environments, summaries, columns = (
+    json.loads(members[f'{name}.json'])
+    for name in ('configs', 'environments', 'summaries', 'columns')
+  )
+  rows = collections.defaultdict(list)
+  for row in csv.DictReader(_lines(members['metrics.csv'])):
+    rows[row['run']].append(row)
+  texts = {}
+  for run, config in configs.items():
+    where = [
+      environments['environments'][position]
+      for position in environments['runs'][run]
+    ]
+    about = {'config': config, 'environments': where}
+    texts[f'{run}/config.json'] = _json(about)
+    texts[f'{run}/metrics.csv'] = _csv(columns[run], rows[run])
+    texts[f'{run}/summary.json'] = _json(summaries[run])
+  for path in texts:
+    texts[path] = members.get(f'verbatim/{path}', texts[path])
+  if 'sweep.json' in members:
+    texts['sweep.json'] = members['sweep.json']
+  return texts
+
+
+def _json(value: Any) -> bytes:
+  """Returns a JSON text, laid out as in the directories of runs."""
+  return (json.dumps(value, indent=2) + '\n').encode()
+
+
+def _csv(columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> bytes:
+  """Returns a CSV text of these columns, laid out as in a run's directory."""
+  text = io.StringIO()
+  writer = csv.DictWriter(
+    text, [*columns], extrasaction='ignore', lineterminator='\n'
+  )
+  writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue().encode()
+
+
+def _lines(text: bytes) -> io.StringIO:
+  return io.StringIO(text.decode(), newline='')
