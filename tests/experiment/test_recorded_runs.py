@@ -3,49 +3,79 @@
 import itertools
 import json
 import pathlib
+import zipfile
 
 import pytest
 
 from configs import attacks, legato_figures, tables
-from lca.experiment import sweep
+from lca.experiment import packing, sweep
 from lca.experiment.identity import check_same_run, run_id
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
-RECORDED = sorted(RESULTS.glob('*/*/config.json'))
+RECORDED = ('attacks', 'fashion_mnist_check', 'legato', 'tables')
 
 
-def config_of(file):
-  return json.loads(file.read_text())['config']
+def members(name):
+  """The JSON texts of a recorded sweep by their names."""
+  with zipfile.ZipFile(RESULTS / f'{name}.zip') as packed:
+    return {
+      each.removesuffix('.json'): json.loads(packed.read(each))
+      for each in packed.namelist()
+      if each.endswith('.json')
+    }
 
 
-def test_ids_are_the_names_of_the_recorded_directories():
+def test_all_recorded_sweeps_are_known():
+  assert sorted(path.stem for path in RESULTS.glob('*.zip')) == [*RECORDED]
+  assert not list(RESULTS.glob('**/config.json'))
+
+
+def test_ids_are_the_names_of_the_recorded_runs():
   found = {
-    file.parent.name: run_id(config_of(file))
-    for file in RECORDED
-    if (file.parents[1] / 'sweep.json').exists()
+    run: run_id(config)
+    for name in RECORDED
+    for run, config in members(name)['configs'].items()
   }
-  assert len(found) > 300
+  assert len(found) == 176 + 3 + 100 + 80
   assert all(name == run for name, run in found.items())
 
 
 @pytest.mark.parametrize(
-  ('folder', 'runs', 'values'),
+  ('name', 'runs', 'values'),
   [
     ('attacks', attacks.get_runs(), {}),
     ('legato', legato_figures.get_runs(), {'data.name': 'fashion_mnist'}),
     ('tables', tables.get_runs('reduced'), {}),
   ],
 )
-def test_todays_sweeps_lead_to_the_recorded_runs(folder, runs, values):
-  recorded = json.loads((RESULTS / folder / 'sweep.json').read_text())
+def test_todays_sweeps_lead_to_the_recorded_runs(name, runs, values):
+  packed = members(name)
+  recorded, configs = packed['sweep'], packed['configs']
   seeds = sorted({int(name.rpartition('/')[2]) for name in recorded})
   today = sweep.choose(runs, seeds=seeds, values=values)
   composed = {name: run_id(config.to_dict()) for name, config in today.items()}
   assert recorded.items() <= composed.items()
-  for name, place in itertools.islice(recorded.items(), 0, None, 10):
-    old = config_of(RESULTS / folder / place / 'config.json')
+  for name, run in itertools.islice(recorded.items(), 0, None, 10):
     new = json.loads(json.dumps(today[name].to_dict()))
-    check_same_run(place, old, new)
+    check_same_run(run, configs[run], new)
+
+
+@pytest.mark.parametrize('name', RECORDED)
+def test_recorded_runs_are_finished_and_named(name, tmp_path):
+  """Packing what comes out of a file gives the file again."""
+  packing.unpack(RESULTS / f'{name}.zip', tmp_path / 'runs')
+  packed, left_out = packing.pack(tmp_path / 'runs', tmp_path / 'again.zip')
+  parsed = members(name)
+  assert left_out == 0 and packed == len(parsed['configs'])
+  assert set(parsed['sweep'].values()) == parsed['configs'].keys()
+  assert members_of(tmp_path / 'again.zip') == members_of(
+    RESULTS / f'{name}.zip'
+  )
+
+
+def members_of(file):
+  with zipfile.ZipFile(file) as packed:
+    return {name: packed.read(name) for name in packed.namelist()}
 
 
 def test_options_of_a_pre_aggregator_stood_among_the_rules():
