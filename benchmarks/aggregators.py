@@ -1,27 +1,28 @@
-"""The rules in milliseconds, beside this machine's limits and other systems.
+"""Times the rules beside this machine's limits and beside other systems.
 
     python -m benchmarks.aggregators --output DIR
 
-n = 100 stacked float32 updates of the paper's CNN (tree a), of an
-EfficientNet-B0 with a new head of 10 classes (tree b), and, where it is asked
-for, of LEGATO's CNN (tree c); f = 1 and m = 5 as in the first paper, f = 10 for
-the coordinate-wise rules. Each rule is measured in every form that it has.
-byzfl, byzpy, flex-clash and PyTorch run beside it where they are installed: the
-same values, in the same process, with as many threads. Aggregators are measured
-with the state of 12 rounds.
+The input is n = 100 stacked float32 updates of the layerwise cosine paper's CNN
+(tree a) and of an EfficientNet-B0 with a new head of 10 classes (tree b);
+--trees=c adds LEGATO's CNN. f = 1 and m = 5 as in the layerwise cosine paper,
+and f = 10 for the coordinate-wise rules. Each rule is measured in every form
+that it has, and aggregators with the state of 12 rounds. byzfl, byzpy,
+flex-clash and PyTorch run beside lca where they are installed: on the same
+values, in the same process, with as many threads.
 
-A rule's forms and its contenders are called in turns, so that a drift of the
-machine meets them all; every time is the median of the calls after a first one
-that does not count. What takes more than --budget seconds is called less often,
-and once when the first call alone takes longer (a * in the tables). Compiling
-is tracing, lowering and compiling with empty caches. Extra memory is what XLA
-allocates beside the updates, for the result and in between.
+The forms of a rule and the other systems take turns, so that a drift of the
+machine's speed affects all of them. A time is the median of the calls after a
+first one, which does not count. Calls that would take more than --budget
+seconds together are made less often. If the first call alone takes longer, it
+is the only one and counts, with a * in the tables. Compile times are those of
+tracing, lowering and compiling with empty caches. Extra memory is what XLA
+allocates beside the updates, for the result and for temporaries.
 
-With --devices=2 the same cores are two JAX devices, as `main.py` has them: each
-has its share of the coordinates, and memory is that of both.
+With --devices=2 the same cores are two JAX devices, as in `main.py`. Each
+device has its share of the coordinates, and memory is the sum over both.
 
---output writes after every group of rows; the same command goes on where it
-stopped.
+The record in --output is written after every group of rows, and the same
+command goes on where it stopped.
 """
 
 import functools
@@ -43,8 +44,8 @@ from benchmarks.contenders import (
   find_rule,
   kernels,
   limits,
+  message_of,
   ours,
-  said,
   theirs,
 )
 from benchmarks.record import Record
@@ -52,10 +53,12 @@ from lca.federated import placement
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write to.')
 _RULES = flags.DEFINE_list(
-  'rules', ['.*'], 'Which groups: regular expressions for the whole name.'
+  'rules', ['.*'], 'Groups to time: regular expressions for the whole name.'
 )
-_TREES = flags.DEFINE_list('trees', ['a', 'b'], 'Which trees: a, b, c.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Calls behind a median.', 1)
+_TREES = flags.DEFINE_list('trees', ['a', 'b'], 'Trees of updates: a, b, c.')
+_REPEATS = flags.DEFINE_integer(
+  'repeats', 5, 'Calls that a median is taken of.', 1
+)
 _N = flags.DEFINE_integer('n', 100, 'Clients.', 10)
 _BUDGET = flags.DEFINE_float('budget', 20, 'Seconds for the calls of a row.')
 _OTHERS = flags.DEFINE_bool('others', True, 'Run the other systems as well.')
@@ -63,18 +66,25 @@ _DEVICES = flags.DEFINE_integer(
   'devices', 1, 'JAX devices that share the cores and the coordinates.', 1
 )
 
-_PAUSE = 0.05  # in seconds; pools of threads spin for a while after a call
+# Seconds to wait before each call: pools of threads spin for a while after one.
+_PAUSE = 0.05
 
 Row = figures.Row
 
 
-# How it is timed.
+# Timing.
 
 
 def measure(
   contenders: Sequence[Contender], repeats: int, budget: float
 ) -> list[Row]:
-  """Calls the contenders in turns, and makes a row of each."""
+  """Calls the contenders in turns, and returns a row of the table for each.
+
+  Args:
+    contenders: to time.
+    repeats: calls of each contender after its first one.
+    budget: seconds for the calls of a contender.
+  """
   first = [_seconds(contender) for contender in contenders]
   runs: list[list[float]] = [[] for _ in contenders]
   for turn in range(1, repeats + 1):
@@ -88,15 +98,18 @@ def measure(
 
 
 def _seconds(contender: Contender) -> float | None:
-  """One call; None when there is nothing to call."""
+  """Returns the seconds of one call, or None if there is nothing to call.
+
+  A call that raises becomes the contender's error, and is not made again.
+  """
   if contender.call is None:
     return None
   time.sleep(_PAUSE)
   start = time.perf_counter()
   try:
     contender.call()
-  except Exception as error:  # a row says so, the others are still measured
-    contender.call, contender.facts['error'] = None, said(error)
+  except Exception as error:  # goes into the row; the others are still measured
+    contender.call, contender.facts['error'] = None, message_of(error)
     return None
   return time.perf_counter() - start
 
@@ -111,6 +124,7 @@ def _row(
     **contender.facts,
   }
   if 'error' not in row:
+    # With no other calls the first one counts.
     row['first_call_alone'] = not times
     times = times or [alone]
     row['ms'] = 1000 * statistics.median(times)
@@ -119,11 +133,11 @@ def _row(
   return row
 
 
-# The run.
+# The trees and their groups of rows.
 
 
 def _settings() -> Row:
-  """What a record's figures depend on beside the environment."""
+  """Returns the flags that a record's numbers depend on."""
   return {
     'n': _N.value,
     'repeats': _REPEATS.value,
@@ -137,7 +151,7 @@ def _chosen(group: str) -> bool:
 
 
 def run_tree(record: Record, tree: str) -> None:
-  """Measures the groups of a tree that are not in the record yet."""
+  """Measures those groups of a tree that are not in the record yet."""
   n = _N.value
   updates = trees.stacked(trees.TREES[tree][1](), n)
   leaves = jax.tree.leaves(updates)
@@ -163,18 +177,21 @@ def _torch() -> bool:
 
 
 def _calls(leaves, n):
+  """Returns the calls of other systems on these updates, see `others.calls`."""
   if not _torch():
     return {}
   hyper = {'f': 1, 'f_many': max(1, n // 10), 'm': 5, 'threshold': THRESHOLD}
-  leaves = jax.device_put(leaves, jax.devices()[0])  # no copy of what is there
+  # PyTorch reads the arrays of one device. Those there already are not copied.
+  leaves = jax.device_put(leaves, jax.devices()[0])
   return others.calls(others.Data(leaves), hyper)
 
 
 def _group(label, make):
+  """Measures the contenders that `make` returns; its error becomes a row."""
   try:
     contenders = make()
-  except Exception as error:  # a row says so, the others are still measured
-    facts = {'kind': 'rule', 'hyper': {}, 'error': said(error)}
+  except Exception as error:  # goes into the row; the others are still measured
+    facts = {'kind': 'rule', 'hyper': {}, 'error': message_of(error)}
     contenders = [Contender(label, 'plain', 'lca', None, facts)]
   return measure(contenders, _REPEATS.value, _BUDGET.value)
 
@@ -191,7 +208,11 @@ def _show(tree: str, rows: Sequence[Row]) -> None:
 
 
 def _limit_memory() -> None:
-  """Too much memory shall be an error in a row, not the end of the process."""
+  """Makes allocations beyond 0.9 of the memory fail.
+
+  Then a call that needs too much is an error in its row, and the system does
+  not kill the process.
+  """
   total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   _, hard = resource.getrlimit(resource.RLIMIT_DATA)
   resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * total), hard))

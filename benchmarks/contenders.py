@@ -1,4 +1,7 @@
-"""What is timed: every form of every rule, other systems, the limits."""
+"""Makes the calls to time: all forms of all rules, other systems, limits.
+
+The limits are how fast this machine reads memory and multiplies matrices.
+"""
 
 import dataclasses
 import functools
@@ -18,21 +21,23 @@ from benchmarks import figures, others
 from lca.aggregators import RULES
 from lca.stacked import sharding
 
-THRESHOLD = 10.0  # of the clipping rules; about the updates' norm on tree a
+THRESHOLD = 10.0
+"""The threshold of the clipping rules, about the updates' norm on tree a."""
 
 Row = figures.Row
 
 
 @dataclasses.dataclass
 class Contender:
-  """One row to be: a call, or the reason why there is none.
+  """A call to time, or the reason why there is none.
 
   Attributes:
-    rule: the group's name.
-    form: of the rule, such as `'layerwise cosine'`.
-    who: `'lca'`, or another system.
-    call: returns when the result is there.
-    facts: what is known before a call is timed.
+    rule: name of the group.
+    form: form of the rule, such as `'layerwise cosine'`.
+    who: `'lca'`, or the name of another system.
+    call: returns when its result is computed; None if there is no call.
+    facts: entries of the row that are known before the call is timed, such as
+      `compile_s`, or `error` where there is no call.
   """
 
   rule: str
@@ -45,37 +50,51 @@ class Contender:
 def compiled(
   rule: str, form: str, facts: Row, function: Callable[..., Any], *args: Any
 ) -> Contender:
-  """Compiles a function of ours, or says why it does not.
+  """Compiles a function of lca, and measures compile time and memory.
 
-  An aggregator's last argument is its state, which it gives back last, and may
-  write to in place as it does in a simulation's rounds.
+  An aggregator takes its state as the last argument and returns the new one as
+  the last result. As in a simulation, the state's memory is donated: the new
+  state may be written into it.
+
+  Args:
+    rule: see `Contender`.
+    form: see `Contender`.
+    facts: see `Contender`.
+    function: to compile.
+    args: of every call.
+
+  Returns:
+    A contender, without a call if the function does not compile.
   """
   facts = dict(facts)
-  remembers = facts.get('kind') == 'aggregator'
-  donated = (len(args) - 1,) if remembers else ()
+  has_state = facts.get('kind') == 'aggregator'
+  donated = (len(args) - 1,) if has_state else ()
   jax.clear_caches()
   start = time.perf_counter()
   try:
     program = jax.jit(function, donate_argnums=donated).lower(*args).compile()
-  except Exception as error:  # a row says so, the others are still measured
-    return Contender(rule, form, 'lca', None, facts | {'error': said(error)})
+  except Exception as error:  # goes into the row; the others are still measured
+    error_facts = facts | {'error': message_of(error)}
+    return Contender(rule, form, 'lca', None, error_facts)
   facts['compile_s'] = time.perf_counter() - start
   if memory := program.memory_analysis():
     devices = jax.device_count()
     facts['temporary_bytes'] = devices * memory.temp_size_in_bytes
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    facts['result_bytes'] = devices * made
-  before = list(args)
+    # Results that were written into donated arguments take no memory.
+    new_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    facts['result_bytes'] = devices * new_bytes
+  arguments = list(args)
 
   def call():
-    result = jax.block_until_ready(program(*before))
-    if remembers:
-      before[-1] = result[-1]
+    result = jax.block_until_ready(program(*arguments))
+    if has_state:
+      arguments[-1] = result[-1]
 
   return Contender(rule, form, 'lca', call, facts)
 
 
-def said(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+  """Returns an error's type and the first line of its message."""
   lines = str(error).strip().splitlines() or ['']
   text = re.sub(r'/\S*/', '', lines[0])  # no folders of this machine
   return f'{type(error).__name__}: {text[:120]}'
@@ -86,13 +105,14 @@ class Case:
   """A rule with its hyper-parameters.
 
   Attributes:
-    label: its name, and after a comma what is special.
-    hyper: bound when it is compiled.
-    brings: arguments of a round, of `key` and `server_update`.
+    label: the rule's name, and after a comma what is special about the case.
+    hyper: hyper-parameters, which are bound when the rule is compiled.
+    brings: the arguments `key` and `server_update`, if the rule takes them from
+      the round.
     kind: `'rule'`; `'pre'`, which returns stacked updates; `'aggregator'`, a
       factory; or `'chain'`, a pre-aggregator and Krum.
-    most_layers: layerwise is left out on trees of more, where one call would
-      take minutes.
+    most_layers: on trees of more layers the layerwise forms are left out,
+      because one call would take minutes.
   """
 
   label: str
@@ -103,11 +123,15 @@ class Case:
 
   @property
   def name(self) -> str:
+    """The rule's name in lca."""
     return self.label.split(',')[0]
 
 
 def cases(n: int) -> list[Case]:
-  """Every rule of lca."""
+  """Returns a case for every rule of lca, and several for some.
+
+  Rules that are not listed here get `f=1` if they take `f`.
+  """
   f, many, m = {'f': 1}, {'f': max(1, n // 10)}, {'m': 5}
   threshold = {'threshold': THRESHOLD}
   known = [
@@ -159,13 +183,16 @@ def cases(n: int) -> list[Case]:
 
 
 def find_rule(case: Case) -> Callable[..., Any]:
-  """The case's function in lca."""
+  """Returns the case's function in lca."""
   rule = getattr(lca, case.name)
   return lca.chain(rule, lca.krum) if case.kind == 'chain' else rule
 
 
 def forms(case: Case, rule: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-  """The rule's forms by name: plain, layerwise, cosine and both."""
+  """Yields the forms that a rule has: plain, layerwise, cosine and both.
+
+  Rules that take `by` are layerwise by this option, and have one form here.
+  """
   by_layer_itself = 'by' in inspect.signature(rule).parameters
   if case.kind == 'aggregator':
     rule = rule(**case.hyper)  # an init and an update
@@ -173,19 +200,23 @@ def forms(case: Case, rule: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
   if by_layer_itself:
     return
   layered = case.kind != 'pre' and _or_error(lca.layerwise, rule)
-  if layered and layered is not rule:  # coordinate-wise rules are layerwise
+  # `lca.layerwise` returns coordinate-wise rules as they are.
+  if layered and layered is not rule:
     yield 'layerwise', layered
   simple = case.kind in ('rule', 'pre')
   takes = inspect.signature(rule).parameters if simple else ()
   if 'distance' in takes:
-    turned = _or_error(lca.cosine, rule)
-    yield 'cosine', turned
+    by_cosine = _or_error(lca.cosine, rule)
+    yield 'cosine', by_cosine
     if layered:
-      yield 'layerwise cosine', _or_error(lca.layerwise, turned)
+      yield 'layerwise cosine', _or_error(lca.layerwise, by_cosine)
 
 
 def _or_error(make, rule):
-  """Calls `make`, or returns a rule that raises what it raised."""
+  """Returns `make(rule)`, or if it raises, a rule that raises the same error.
+
+  The error then becomes a row, as an error in compiling does.
+  """
   try:
     return make(rule)
   except Exception as error:
@@ -198,18 +229,20 @@ def _or_error(make, rule):
 
 
 def ours(case: Case, rule: Callable[..., Any], updates: Any) -> list[Contender]:
-  """Compiles all forms of a rule."""
+  """Compiles all forms of a rule on these updates."""
   first = jax.tree.map(lambda leaf: leaf[0], updates)
   per_round = {'key': jax.random.key(1), 'server_update': first}
   brought = {name: per_round[name] for name in case.brings}
   kind = 'rule' if case.kind == 'chain' else case.kind
   facts = {'kind': kind, 'hyper': dict(case.hyper)}
 
-  def one(form, rule):
+  def contender(form, rule):
     if case.kind == 'aggregator':
       init, update = getattr(rule, 'init', None), getattr(rule, 'update', rule)
       function = functools.partial(_with_key, update)
-      state = _remembered(function, init(first) if init else (), updates)
+      state = _state_after_rounds(
+        function, init(first) if init else (), updates
+      )
       return compiled(case.label, form, facts, function, updates, state)
 
     def function(updates, brought):
@@ -219,7 +252,7 @@ def ours(case: Case, rule: Callable[..., Any], updates: Any) -> list[Contender]:
 
   few = len(jax.tree.leaves(updates)) <= case.most_layers
   return [
-    one(form, rule)
+    contender(form, rule)
     for form, rule in forms(case, rule)
     if few or not form.startswith('layerwise')
   ]
@@ -229,11 +262,12 @@ def _with_key(update, updates, state):
   return update(updates, state, key=jax.random.key(1))
 
 
-_ROUNDS = 12  # after which a short memory is full
+_ROUNDS = 12
+"""Rounds after which LEGATO's log, and other short memories, are full."""
 
 
-def _remembered(function, state, updates):
-  """The state of an aggregator that has run for a while."""
+def _state_after_rounds(function, state, updates):
+  """Returns the state of an aggregator after `_ROUNDS` rounds."""
   step = jax.jit(lambda updates, state: function(updates, state)[1])
   for _ in range(_ROUNDS):
     state = step(updates, state)
@@ -241,54 +275,58 @@ def _remembered(function, state, updates):
 
 
 def theirs(calls: others.Calls, label: str) -> list[Contender]:
-  """What other systems have of a rule."""
+  """Returns the calls that other systems have for a rule."""
   return [
     Contender(label, form, who, call, {'kind': 'other'})
-    for (name, form), found in calls.items()
+    for (name, form), by_system in calls.items()
     if name == label
-    for who, call in found.items()
+    for who, call in by_system.items()
   ]
 
 
 def kernels(updates: Any, calls: others.Calls) -> list[Contender]:
-  """The passes over the parameters."""
+  """Compiles the passes over the parameters that rules consist of."""
   n = lca.geometry.num_clients(updates)
-  every = np.linspace(0.5, 1.5, n, dtype=np.float32) / n
+  of_all = np.linspace(0.5, 1.5, n, dtype=np.float32) / n
   weights = {
-    'all rows': every,
-    'half of the rows': np.where(np.arange(n) % 2, every, 0),
+    'all rows': of_all,
+    'half of the rows': np.where(np.arange(n) % 2, of_all, 0),
     'one row': np.where(np.arange(n) == n // 2, np.float32(1), 0),
   }
   kernel = {'kind': 'kernel'}
-  found = [compiled('gram', 'kernel', kernel, lca.gram, updates)]
+  contenders = [compiled('gram', 'kernel', kernel, lca.gram, updates)]
   for form, w in weights.items():
     w = jax.device_put(w.astype(np.float32), P())
-    found.append(compiled('mix', form, kernel, lca.mix, updates, w))
-  return found + theirs(calls, 'gram') + theirs(calls, 'mix')
+    contenders.append(compiled('mix', form, kernel, lca.mix, updates, w))
+  return contenders + theirs(calls, 'gram') + theirs(calls, 'mix')
 
 
 def limits(with_torch: bool) -> list[Contender]:
-  """Reading much memory, and multiplying large matrices, as fast as it goes."""
+  """Makes the calls that show how fast this machine reads and multiplies.
+
+  `read` is a product of a large matrix and a vector, which takes the time of
+  reading the matrix, and `matmul` a product of two square matrices.
+  """
   by_row, whole = P(sharding.AXIS), P()
   square = np.ones((figures.MATMUL, figures.MATMUL), np.float32)
-  much = jax.device_put(np.ones(figures.READ, np.float32), by_row)
+  matrix = jax.device_put(np.ones(figures.READ, np.float32), by_row)
   vector = jax.device_put(np.ones(figures.READ[1], np.float32), whole)
   left, right = (jax.device_put(square, place) for place in (by_row, whole))
   limit = {'kind': 'limit'}
-  found = [
-    compiled('limit', 'read', limit, jnp.dot, much, vector),
+  with_jax = [
+    compiled('limit', 'read', limit, jnp.dot, matrix, vector),
     compiled('limit', 'matmul', limit, jnp.dot, left, right),
   ]
   if not with_torch:
-    return found
+    return with_jax
   import torch
 
   x, v, a = (
     torch.from_dlpack(array)
-    for array in jax.device_put((much, vector, left), jax.devices()[0])
+    for array in jax.device_put((matrix, vector, left), jax.devices()[0])
   )
   return [
-    *found,
+    *with_jax,
     Contender('limit', 'read', 'torch sum', x.sum, limit),
     Contender('limit', 'read', 'torch', lambda: x @ v, limit),
     Contender('limit', 'matmul', 'torch', lambda: a @ a, limit),

@@ -1,13 +1,13 @@
-"""Which call of this library equals which call of another system.
+"""Compares calls of this library with calls of other systems.
 
     python -m benchmarks.definitions [--output FILE]
 
-Both sides of a row are Python expressions; they are evaluated as printed, on
-the same random float32 updates, and compared. A row that should be equal and
-is not, or the reverse, is marked and makes the program fail. A system that is
-not installed is a row that says so. Those without a package (Blades, LASA,
-FoolsGold, the published code of the layerwise cosine paper) are used when
-their source is on PYTHONPATH.
+Both calls of a row are Python expressions. They are evaluated as printed, on
+the same random float32 updates, and their results are compared. If two calls
+that should be equal are not, or the reverse, the row is marked and the program
+fails. A system that is not installed has a row that says so. Systems without a
+package (Blades, LASA, FoolsGold, the published code of the layerwise cosine
+paper) are used if their source is on PYTHONPATH.
 """
 
 import argparse
@@ -37,13 +37,13 @@ Names = dict[str, Any]
 
 
 class Pair(NamedTuple):
-  """Two expressions, and what is known about them.
+  """Two expressions, and what is known about their results.
 
   Attributes:
-    theirs: evaluated among the system's names.
-    ours: evaluated among `lca`, `jax`, `jnp` and the trial's data.
-    remark: why they differ, or what else a reader should know.
-    equal: whether they should agree.
+    theirs: expression in the system's names, and in the fields of a `Trial`.
+    ours: expression in `lca`, `jax`, `jnp` and the fields of a `Trial`.
+    remark: why the results differ, or what else a reader should know.
+    equal: True if the results should be equal.
   """
 
   theirs: str
@@ -53,16 +53,16 @@ class Pair(NamedTuple):
 
 
 class Trial(NamedTuple):
-  """The data of one comparison; expressions see the fields by name.
+  """The data of one comparison, which expressions use by the fields' names.
 
   Attributes:
-    x: `[n, d]` updates of a round, the last f of them Byzantine.
-    y: those of the next round.
-    n: how many clients.
-    f: how many of them are Byzantine.
-    tau: the median norm of `x`.
-    examples: `[n]` examples that the clients report.
-    key: a key for what is random.
+    x: updates of a round, `[n, d]`. The last f are Byzantine.
+    y: updates of the next round, `[n, d]`.
+    n: number of clients.
+    f: number of Byzantine clients.
+    tau: median norm of `x`.
+    examples: numbers of examples that the clients report, `[n]`.
+    key: random key.
   """
 
   x: np.ndarray
@@ -75,10 +75,11 @@ class Trial(NamedTuple):
 
 
 def make_trial(n: int, seed: int) -> Trial:
-  """Clients that differ along a few directions; f push against the rest.
+  """Makes clients that differ along a few directions; f push against the rest.
 
-  The few directions make the distances unequal, so that rules that rank by
-  other powers or other numbers of neighbours select other clients.
+  With few directions the distances are unequal. Rules that rank clients by
+  another power of the distance, or by another number of neighbours, then select
+  other clients.
   """
   rng = np.random.default_rng([n, seed])
   d = int(np.prod(KERNEL)) + BIAS
@@ -103,13 +104,13 @@ def make_trial(n: int, seed: int) -> Trial:
 
 
 def leaves_of(x: np.ndarray) -> list[np.ndarray]:
-  """The updates as the two leaves of a layer, a kernel and a bias."""
+  """Returns updates as two leaves, a kernel and a bias."""
   kernel, bias = x[..., :-BIAS], x[..., -BIAS:]
   return [kernel.reshape(*x.shape[:-1], *KERNEL), bias]
 
 
 def our_names(trial: Trial) -> Names:
-  """What the expressions of this library may use."""
+  """Returns the names that the expressions of this library may use."""
 
   def rounds(aggregator, *updates):
     state = aggregator.init(trial.x[0])
@@ -130,7 +131,7 @@ def our_names(trial: Trial) -> Names:
 
 
 def _tensors(rows):
-  """One fresh tensor a row: several systems write into their inputs."""
+  """Returns a new tensor for each row: several systems write into theirs."""
   import torch
 
   return [torch.tensor(row) for row in rows]
@@ -142,7 +143,7 @@ def byzfl_names(trial: Trial) -> Names:
   order = np.asarray(jax.random.permutation(trial.key, trial.n))
 
   class Bucketing:
-    """byzfl's, with its permutation replaced by the one that we draw."""
+    """byzfl's bucketing with the permutation that the trial's key draws."""
 
     def __init__(self, s):
       self.run = byzfl.Bucketing(s)
@@ -187,7 +188,7 @@ def byzpy_names(trial: Trial) -> Names:
 
 
 def _clients(trial):
-  """A list of tensors, kernel and bias, for each client."""
+  """Returns two tensors, the kernel and the bias, for each client."""
   return [_tensors(leaves_of(row)) for row in trial.x]
 
 
@@ -290,7 +291,7 @@ def lasa_names(trial: Trial) -> Names:
     zeros = {k: torch.zeros_like(v) for k, v in updates[0].items()}
     args = types.SimpleNamespace(num_selected_users=trial.n, **options)
     with (
-      # It moves its masks to a GPU, and was written for NumPy before 2.4.
+      # LASA moves its masks to a GPU, and was written for NumPy before 2.4.
       mock.patch.object(torch.Tensor, 'cuda', lambda tensor: tensor),
       mock.patch.object(module.np, 'argwhere', np.flatnonzero),
     ):
@@ -312,10 +313,10 @@ class System(NamedTuple):
   """Another system.
 
   Attributes:
-    module: what to import.
-    names: from a trial to what its expressions may use.
-    pairs: what to compare.
-    package: the distribution that has its version; None for bare source.
+    module: its module, which is looked for to see if it is installed.
+    names: returns the names that its expressions may use, for a trial.
+    pairs: the calls to compare.
+    package: name of its distribution; None for a system without one.
   """
 
   module: str
@@ -639,19 +640,24 @@ SYSTEMS = {
 
 
 def installed(system: System) -> bool:
+  """Returns True if the system's module can be imported."""
   with contextlib.suppress(ModuleNotFoundError):
     return importlib.util.find_spec(system.module) is not None
   return False
 
 
 def flat(result: Any) -> np.ndarray:
-  """One update, or stacked ones, as a float64 vector."""
+  """Returns an update, or stacked updates, as one float64 vector."""
   parts = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
   return np.concatenate([part.ravel() for part in parts])
 
 
 def difference(system: System, pair: Pair) -> float:
-  """The largest difference, relative to the update's largest entry."""
+  """Returns the largest difference of a pair over all trials.
+
+  A difference is relative to the largest entry of the update; NaN counts as
+  infinite.
+  """
   worst = 0.0
   for n in SIZES:
     for seed in SEEDS:
@@ -664,6 +670,7 @@ def difference(system: System, pair: Pair) -> float:
 
 
 def version(system: System) -> str:
+  """Returns a system's version, or `(source)` if it has none."""
   if system.package is None:
     return '(source)'
   return importlib.metadata.version(system.package)
@@ -726,6 +733,7 @@ def report() -> tuple[str, int]:
 
 
 def main() -> int:
+  """Writes the page; returns 1 if a row is not as expected, else 0."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--output', help='a file to write the page to')
   args = parser.parse_args()

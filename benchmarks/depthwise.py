@@ -1,11 +1,12 @@
-"""Depthwise convolutions beside XLA's own, in milliseconds a client's batch.
+"""Times lca's depthwise convolutions beside XLA's own.
 
     python -m benchmarks.depthwise --output=depthwise.json
 
-EfficientNet-B0's depthwise convolutions at 64-pixel images: a batch of 32, its
-output and both gradients, for several clients, each with its own kernel. They
-are taken in a loop, one after the other as clients train on a CPU device, and
-by `vmap`, as on an accelerator.
+The layers are EfficientNet-B0's depthwise convolutions on images of 64 pixels.
+For several clients, each with a kernel of its own, a call computes the output
+and both gradients of a batch of 32. The clients are taken in a loop, one after
+the other as on a CPU device, and by `vmap`, as on an accelerator. Times are in
+milliseconds for one client's batch.
 """
 
 import functools
@@ -25,10 +26,10 @@ from lca.models.kernels import depthwise
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'
 )
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls.', lower_bound=1)
 
 CLIENTS, BATCH = 4, 32
-# Side, channels, kernel and stride of one layer of each stage.
+# One layer of each stage: the image's side, channels, kernel's side, stride.
 LAYERS = [
   (32, 32, 3, 1),
   (32, 96, 3, 2),
@@ -41,6 +42,7 @@ LAYERS = [
 
 
 def native(x, kernel, strides, padding):
+  """Convolves with XLA's grouped convolution."""
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -52,19 +54,28 @@ def native(x, kernel, strides, padding):
 
 
 def step(conv, strides, padding, x, kernel):
-  """What training takes of a layer: its output and both gradients."""
+  """Computes what training needs of a layer: its output and both gradients."""
   out, gradients = jax.vjp(lambda x, k: conv(x, k, strides, padding), x, kernel)
   return jnp.sum(out), gradients(out)
 
 
 def in_turns(function):
+  """Returns a function that takes the clients one after the other."""
   return lambda x, kernel: lax.map(lambda pair: function(*pair), (x, kernel))
 
 
 def milliseconds(
   layer: tuple[int, int, int, int],
 ) -> dict[str, dict[str, list[float]]]:
-  """By way and form; they take turns."""
+  """Times both convolutions of a layer, which take turns.
+
+  Args:
+    layer: an entry of `LAYERS`.
+
+  Returns:
+    Milliseconds of each call, by the way to take the clients (`'in turns'` or
+    `'vmap'`) and by the convolution (`'lca'` or `'native'`).
+  """
   side, channels, size, stride = layer
   low = (size - 1) // 2
   keys = jax.random.split(jax.random.key(0))
@@ -72,34 +83,34 @@ def milliseconds(
   kernel = jax.random.normal(keys[1], (CLIENTS, size, size, 1, channels))
   calls = {}
   for name, conv in (('lca', depthwise.conv), ('native', native)):
-    of_one = functools.partial(
+    one_client = functools.partial(
       step, conv, (stride, stride), ((low, low), (low, low))
     )
     for way, function in (
-      ('in turns', in_turns(of_one)),
-      ('vmap', jax.vmap(of_one)),
+      ('in turns', in_turns(one_client)),
+      ('vmap', jax.vmap(one_client)),
     ):
       calls[way, name] = jax.jit(function).lower(x, kernel).compile()
-  found = {}
+  measured = {}
   for repeat in range(_REPEATS.value + 1):
     for (way, name), call in calls.items():
       start = time.perf_counter()
       jax.block_until_ready(call(x, kernel))
       seconds = time.perf_counter() - start
-      if repeat:  # the first is a warm-up
-        times = found.setdefault(way, {}).setdefault(name, [])
+      if repeat:  # the first call is a warm-up
+        times = measured.setdefault(way, {}).setdefault(name, [])
         times.append(1000 * seconds / CLIENTS)
-  return found
+  return measured
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'what is {argv[1:]}?')
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
   results = []
   for layer in LAYERS:
-    found = milliseconds(layer)
-    results.append({'layer': layer, 'milliseconds': found})
-    for way, times in found.items():
+    measured = milliseconds(layer)
+    results.append({'layer': layer, 'milliseconds': measured})
+    for way, times in measured.items():
       own, other = (statistics.median(times[k]) for k in ('lca', 'native'))
       name = '{}x{} {} channels, kernel {}, stride {}'.format(layer[0], *layer)
       print(f'{name:44} {way:9} {own:7.1f} {other:8.1f} {other / own:6.1f} x')

@@ -1,4 +1,8 @@
-"""Tables and goals of what `benchmarks.aggregators` measured."""
+"""Makes tables of what `benchmarks.aggregators` measured, and checks its goals.
+
+A row is a dict, as the record holds it: `rule`, `form`, `who` (`'lca'` or
+another system), `kind`, and `ms` or `error`.
+"""
 
 import dataclasses
 import math
@@ -7,12 +11,22 @@ from typing import Any
 
 Row = dict[str, Any]
 
-MATMUL = 4096  # of the square matrices whose product is the arithmetic limit
-READ = (16384, 8192)  # half a GiB of float32, more than any cache
+MATMUL = 4096
+"""Rows of the square matrices whose product is the limit of arithmetic."""
+
+READ = (16384, 8192)
+"""Shape of the matrix that is read for the limit of memory: half a GiB of
+float32, more than any cache."""
 
 
 class Results:
-  """The rows of a tree, looked up for tables and goals."""
+  """The rows of a tree, and the numbers that follow from them.
+
+  Args:
+    n: number of clients.
+    columns: parameters of the tree.
+    rows: what was measured.
+  """
 
   def __init__(self, n: int, columns: int, rows: Sequence[Row]):
     self.rows = rows
@@ -22,17 +36,19 @@ class Results:
     self.n = n
 
   def row(self, rule: str, form: str, who: str = 'lca') -> Row | None:
+    """Returns the row of a rule's form, or None if it has no time."""
     for row in self.rows:
       if (row['rule'], row['form'], row['who']) == (rule, form, who):
         return row if 'ms' in row else None
     return None
 
   def ms(self, rule: str, form: str, who: str = 'lca') -> float | None:
+    """Returns the milliseconds of a rule's form, or None."""
     row = self.row(rule, form, who)
     return row and row['ms']
 
   def limit(self, form: str) -> float | None:
-    """The best milliseconds of a limit's contenders."""
+    """Returns the least milliseconds that any system took for a limit."""
     times = [
       row['best_ms']
       for row in self.rows
@@ -41,47 +57,54 @@ class Results:
     return min(times, default=None)
 
   def bandwidth(self) -> float | None:
-    """Bytes read in a millisecond."""
+    """Returns the bytes that this machine reads in a millisecond."""
     ms = self.limit('read')
     return ms and 4 * math.prod(READ) / ms
 
   def arithmetic(self) -> float | None:
-    """Floating-point operations in a millisecond."""
+    """Returns the floating-point operations of this machine a millisecond."""
     ms = self.limit('matmul')
     return ms and 2 * MATMUL**3 / ms
 
   def floor(self, row: Row) -> float | None:
-    """Milliseconds that a kernel cannot beat: its products, or its bytes."""
+    """Returns the milliseconds that a kernel takes at this machine's limit.
+
+    The limit of inner products is arithmetic, that of a weighted sum reading
+    the rows whose weight is not zero, and writing the result.
+    """
     if row['rule'] == 'gram':
       return _divided(self.gram_flops, self.arithmetic())
     used = {'all rows': self.n, 'half of the rows': self.n // 2, 'one row': 1}
-    moved = (used[row['form']] + 1) * self.update_bytes  # and one written
+    moved = (used[row['form']] + 1) * self.update_bytes  # 1 is the result
     return _divided(moved, self.bandwidth())
 
   def extra(self, row: Row) -> float | None:
-    """Memory beside the updates, in units of their size."""
+    """Returns the memory beside the updates, in units of the updates' size."""
     if 'temporary_bytes' not in row:
       return None
     return (row['temporary_bytes'] + row['result_bytes']) / self.bytes
 
 
 def _divided(a: float | None, b: float | None) -> float | None:
+  """Returns a / b, or None if one of them was not measured."""
   return None if a is None or b is None else a / b
 
 
 def number(value: float | None, digits: int = 2) -> str:
+  """Returns a number as text, without decimals from 100 on; '' for None."""
   if value is None:
     return ''
   return f'{value:,.0f}' if abs(value) >= 100 else f'{value:,.{digits}f}'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table of Markdown."""
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def kernel_table(results: Results) -> str:
-  """The kernels, and the share of this machine's limits that they reach."""
+  """Returns the table of kernels, with their share of this machine's limits."""
   lines = []
   for row in results.rows:
     if row.get('kind') == 'kernel':
@@ -106,7 +129,7 @@ def kernel_table(results: Results) -> str:
 
 
 def rule_table(results: Results) -> str:
-  """A row for each form of each rule."""
+  """Returns the table of all forms of all rules."""
   lines = [
     [
       _with_hyper(row),
@@ -129,29 +152,39 @@ def _with_hyper(row: Row) -> str:
 
 
 def time_of(row: Row) -> str:
+  """Returns a row's milliseconds as text, or its error."""
   if 'ms' not in row:
     return row['error'].replace('|', '/')
   return number(row['ms'], 1) + '*' * row['first_call_alone']
 
 
 def _beside(results: Results, ours: Row) -> str:
-  """The others' times, and how many of ours they are."""
-  found = []
+  """Returns the other systems' times, and how many times lca's they are."""
+  others = []
   for row in results.rows:
     same = (row['rule'], row['form']) == (ours['rule'], ours['form'])
     if same and row['who'] != 'lca':
       ratio = _divided(row.get('ms'), ours.get('ms'))
       times = '' if ratio is None else f' ({number(ratio)}x)'
-      found.append(f'{row["who"]} {time_of(row)}{times}')
-  return '; '.join(found)
+      others.append(f'{row["who"]} {time_of(row)}{times}')
+  return '; '.join(others)
 
 
-# What is to be reached.
+# The goals, which were set before anything was measured.
 
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-  """A figure and its bound; `figure` is None where it was not measured."""
+  """A number and its bound.
+
+  Attributes:
+    text: what the number is.
+    figure: the number; None where it was not measured.
+    bound: bound of the number.
+    at_least: True if the number is to be at least the bound, False if it is to
+      be at most the bound.
+    where: remark on the number, such as which row it comes from.
+  """
 
   text: str
   figure: float | None
@@ -160,6 +193,7 @@ class Goal:
   where: str = ''
 
   def line(self) -> list[str]:
+    """Returns the cells of the goal's line in a table."""
     sign = 'at least' if self.at_least else 'at most'
     bound = f'{sign} {self.bound:g}'
     if self.figure is None:
@@ -172,32 +206,38 @@ class Goal:
 
 
 def goals(results: Mapping[str, Results]) -> list[Goal]:
-  """All goals; `results` by tree."""
-  found = []
+  """Returns all goals of the trees that were measured.
+
+  Args:
+    results: by tree.
+  """
+  all_goals = []
   for tree, of in results.items():
-    found += _kernel_goals(tree, of)
+    all_goals += _kernel_goals(tree, of)
   if 'a' in results:
-    found += _speed_goals(results['a'])
-    found.append(_most(results['a'], 'a', 'compile, s', 5, _compile_s))
+    all_goals += _speed_goals(results['a'])
+    all_goals.append(_most(results['a'], 'a', 'compile, s', 5, _compile_s))
   if 'b' in results:
-    found += _tree_b_goals(results['b'])
+    all_goals += _tree_b_goals(results['b'])
   for tree, of in results.items():
-    found += _memory_goals(tree, of)
-  return found
+    all_goals += _memory_goals(tree, of)
+  return all_goals
 
 
 def _kernel_goals(tree: str, of: Results) -> list[Goal]:
-  found = []
+  kernel_goals = []
   for row in of.rows:
     if row.get('kind') == 'kernel':
       name = f'({tree}) {row["rule"]}, {row["form"]}: times its floor'
       ratio = _divided(row.get('ms'), of.floor(row))
-      found.append(Goal(name.replace(', kernel', ''), ratio, 1.5, False))
-  return found
+      name = name.replace(', kernel', '')
+      kernel_goals.append(Goal(name, ratio, 1.5, False))
+  return kernel_goals
 
 
 def _speed_goals(of: Results) -> list[Goal]:
   best = 'layerwise cosine'
+  # How many times as fast as another system a rule is to be.
   bounds = (
     ('krum', 'plain', 'byzfl', 5),
     ('krum', 'plain', 'flexclash', 25),
@@ -208,7 +248,7 @@ def _speed_goals(of: Results) -> list[Goal]:
     ('trimmed_mean', 'plain', 'byzfl', 15),
     ('geometric_median', 'plain', 'byzfl', 6),
   )
-  found = [
+  speed_goals = [
     Goal(
       f'(a) {rule}, {form}: times as fast as {who}',
       _divided(of.ms(rule, form, who), of.ms(rule, form)),
@@ -218,8 +258,8 @@ def _speed_goals(of: Results) -> list[Goal]:
     for rule, form, who, bound in bounds
   ]
   ratio = _divided(of.ms('krum', best), of.ms('krum', 'plain'))
-  found.append(Goal(f'(a) krum, {best}: times plain krum', ratio, 1.1, False))
-  return found
+  name = f'(a) krum, {best}: times plain krum'
+  return [*speed_goals, Goal(name, ratio, 1.1, False)]
 
 
 def _tree_b_goals(of: Results) -> list[Goal]:
@@ -249,7 +289,10 @@ def _memory_goals(tree: str, of: Results) -> list[Goal]:
 
 
 def _most(of, tree, text, bound, figure, kinds=('rule', 'aggregator', 'pre')):
-  """A goal for the greatest figure, and how many rows miss it."""
+  """Returns a goal for the greatest number of all rows of some kinds.
+
+  Its remark says which row it is of, and how many rows miss the bound.
+  """
   figures = [
     (value, f'{row["rule"]}, {row["form"]}')
     for row in of.rows
@@ -265,4 +308,5 @@ def _most(of, tree, text, bound, figure, kinds=('rule', 'aggregator', 'pre')):
 
 
 def _compile_s(of: Results, row: Row) -> float | None:
+  """Returns the seconds that a row's function took to compile."""
   return row.get('compile_s')

@@ -1,12 +1,13 @@
-"""The clients' part of a round, in examples a second, beside PyTorch's.
+"""Times the clients' part of a round, in examples a second, beside PyTorch.
 
     python -m benchmarks.local_training --output=local_training.json
 
-Two settings: `training`, the layerwise cosine paper's CNN (1,625,866
-parameters) in steps of Adam on batches of 64, and `gradients`, LEGATO's
-(1,199,882): 25 workers, the gradient of one batch of 50 each. PyTorch, where it
-is installed, runs the same shapes with its defaults. All take turns, so that
-what else the machine does falls on all of them.
+There are two settings. `training` takes the layerwise cosine paper's CNN
+(1,625,866 parameters) through steps of Adam on batches of 64. `gradients` takes
+LEGATO's CNN (1,199,882 parameters) and 25 workers, and computes the gradient of
+one batch of 50 for each. PyTorch, where it is installed, runs the same shapes
+with its defaults. Both take turns, so that other work of the machine slows both
+of them.
 """
 
 import collections
@@ -28,18 +29,18 @@ from lca.experiment import host
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'
 )
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of each.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed calls.', lower_bound=1)
 
 
 class Setting(NamedTuple):
-  """What the clients do in a round.
+  """The work of the clients in a round.
 
   Attributes:
-    clients: who train one after the other on each device.
-    batch_size: in examples.
-    steps: of Adam for each client; 0 is one gradient.
-    padding: of the convolutions.
-    dropout: before and after the hidden layer.
+    clients: number of clients, which train one after the other on each device.
+    batch_size: examples in a batch.
+    steps: steps of Adam for each client; 0 means one gradient instead.
+    padding: padding of the convolutions.
+    dropout: dropout rates before and after the hidden layer.
   """
 
   clients: int
@@ -50,7 +51,7 @@ class Setting(NamedTuple):
 
   @property
   def examples(self) -> int:
-    """Of all clients together."""
+    """The examples of all clients together."""
     return self.clients * self.batch_size * max(1, self.steps)
 
 
@@ -61,7 +62,10 @@ SETTINGS = {
 
 
 def with_lca(setting: Setting) -> Callable[[], None]:
-  """One virtual device a core, clients one after the other on each."""
+  """Returns a call of lca's training, as `main.py` runs it on CPU.
+
+  Each core is a JAX device, on which clients train one after the other.
+  """
   import optax
 
   from lca import data, models
@@ -103,7 +107,7 @@ def with_lca(setting: Setting) -> Callable[[], None]:
 
 
 def with_pytorch(setting: Setting) -> Callable[[], None]:
-  """The same steps, as a PyTorch user would write them."""
+  """Returns a call of the same steps, as a PyTorch user would write them."""
   import torch
   from torch import nn
 
@@ -147,7 +151,7 @@ def with_pytorch(setting: Setting) -> Callable[[], None]:
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'what is {argv[1:]}?')
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
   host.use_all_cores()
   systems = {'lca': with_lca}
   torch = importlib.util.find_spec('torch') is not None
@@ -157,7 +161,7 @@ def main(argv: list[str]) -> None:
   for name, setting in SETTINGS.items():
     calls = {system: make(setting) for system, make in systems.items()}
     for call in calls.values():
-      call()
+      call()  # compiles, and is not timed
     seconds = collections.defaultdict(list)
     for _ in range(_REPEATS.value):
       for system, call in calls.items():
@@ -171,12 +175,12 @@ def main(argv: list[str]) -> None:
       times = median / medians['lca']
       print(f'{name:10} {system:6} {rate:6.0f} examples/s {times:5.2f} x')
   if _OUTPUT.value:
-    found = {
+    about = {
       'environment': record.environment(with_others=torch),
       'settings': {name: s._asdict() for name, s in SETTINGS.items()},
       'seconds': results,
     }
-    text = json.dumps(found, indent=1) + '\n'
+    text = json.dumps(about, indent=1) + '\n'
     pathlib.Path(_OUTPUT.value).write_text(text)
 
 

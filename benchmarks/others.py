@@ -1,18 +1,18 @@
-"""Other systems' rules on the same updates, each through its own interface.
+"""Calls other systems' rules on the same updates, through their own interfaces.
 
-byzfl takes one `[n, parameters]` tensor, byzpy a list of flat tensors,
-flex-clash (distributed as flexclash) a list of clients' lists of tensors; what
-a system does with them inside its call counts, what it takes to build them
-does not. "torch" is what a PyTorch user would write; "torch by client" is
-layerwise cosine Krum on the clients' lists of tensors, from which the layerwise
-cosine paper's published code starts, too.
+byzfl takes one tensor `[n, parameters]`, byzpy a list of flat tensors, and
+flex-clash (distributed as flexclash) a list of tensors for each client. The
+time of a call includes what the system does with these inside it, and not what
+it takes to build them. "torch" is what a PyTorch user would write. "torch by
+client" is layerwise cosine Krum on the clients' lists of tensors, from which
+the layerwise cosine paper's published code starts, too.
 
-Definitions differ: byzfl and byzpy sum n - f - 1 neighbours in Krum, byzfl's
-Multi-Krum averages n - f clients and flex-clash's takes their median, and
-byzfl's geometric median stops after 3 iterations.
+The systems' definitions differ. byzfl and byzpy sum n - f - 1 neighbours in
+Krum; byzfl's Multi-Krum averages n - f clients, and flex-clash's takes their
+median; byzfl's geometric median stops after 3 iterations.
 
-Left out: flex-clash's Bulyan, whose result is wrong, and byzfl's SMEA, which
-takes minutes a call.
+Two rules are left out: flex-clash's Bulyan, whose result is wrong, and byzfl's
+SMEA, of which a call takes minutes.
 """
 
 import importlib
@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 Call = Callable[[], Any]
-Calls = dict[tuple[str, str], dict[str, Call]]  # (rule, form): system: call
+Calls = dict[tuple[str, str], dict[str, Call]]
+"""The calls by system, by a rule and its form."""
 
 SYSTEMS = ('byzfl', 'byzpy', 'flexclash', 'torch')
 
 
 def installed(system: str) -> bool:
-  """Whether a system of `SYSTEMS` is there, and PyTorch for it to run on."""
+  """Returns True if a system is installed, and PyTorch, which it runs on."""
   return all(importlib.util.find_spec(name) for name in (system, 'torch'))
 
 
@@ -37,10 +38,13 @@ class Data:
   """The stacked updates in the forms that the systems take.
 
   Attributes:
-    leaves: tensors `[n, columns]` in the memory of the JAX arrays.
-    flat: `[n, parameters]`.
+    leaves: tensors `[n, columns]` that share the memory of the JAX arrays.
+    flat: a tensor `[n, parameters]`.
     rows: `n` views into `flat`.
-    clients: `n` lists of views into `leaves`, one tensor a layer.
+    clients: `n` lists of views into `leaves`, with a tensor for each layer.
+
+  Args:
+    leaves: JAX arrays `[n, ...]`.
   """
 
   def __init__(self, leaves: Sequence[Any]):
@@ -54,14 +58,12 @@ class Data:
 
 
 def calls(data: Data, hyper: Mapping[str, Any]) -> Calls:
-  """All calls of the systems that are installed.
+  """Returns the calls of all systems that are installed.
 
   Args:
     data: the updates.
-    hyper: `f`, `f_many` (of the coordinate-wise rules), `m`, `threshold`.
-
-  Returns:
-    For each rule and form, the call of each system.
+    hyper: `f`, `f_many` (the `f` of the coordinate-wise rules), `m` and
+      `threshold`.
   """
   makers = {
     'byzfl': _byzfl,
@@ -69,12 +71,12 @@ def calls(data: Data, hyper: Mapping[str, Any]) -> Calls:
     'flexclash': _flexclash,
     'torch': _torch,
   }
-  found: Calls = {}
+  by_rule: Calls = {}
   for system, maker in makers.items():
     if installed(system):
       for (rule, form, who), call in maker(data, **hyper).items():
-        found.setdefault((rule, form), {})[who] = call
-  return found
+        by_rule.setdefault((rule, form), {})[who] = call
+  return by_rule
 
 
 def _byzfl(data, f, f_many, m, threshold):
@@ -94,7 +96,8 @@ def _byzfl(data, f, f_many, m, threshold):
     'nnm': byzfl.NNM(f),
     'bucketing': byzfl.Bucketing(2),
   }
-  # These write into a tensor that they are given; of a list they make one.
+  # These rules write into a tensor that they are given. From a list they make
+  # a tensor of their own.
   in_place = {'static_clip': byzfl.Clipping(threshold), 'arc': byzfl.ARC(f)}
   return _plain('byzfl', rules, data.flat) | _plain(
     'byzfl', in_place, data.rows
@@ -102,6 +105,7 @@ def _byzfl(data, f, f_many, m, threshold):
 
 
 def _plain(system, rules, argument):
+  """Returns a call of each rule on the argument."""
   return {
     (name, 'plain', system): lambda rule=rule: rule(argument)
     for name, rule in rules.items()
@@ -152,7 +156,7 @@ def _flexclash(data, f, f_many, m, threshold):
   share = f_many / len(data.rows)
 
   def call(rule, **hyper):
-    # The systems' server: the rule takes its weights and leaves its result.
+    # flex-clash's rules take the server's dict, and write their result into it.
     return lambda: rule({'weights': data.clients}, None, **hyper)
 
   return {
@@ -197,14 +201,14 @@ def _torch(data, f, f_many, m, threshold):
 
 
 def _krum(rows, f):
-  """Krum in PyTorch, its distances from one product."""
+  """Returns Krum of `[n, columns]` rows, with distances from one product."""
   squares = (rows * rows).sum(1)
   between = squares[:, None] + squares - 2 * (rows @ rows.T)
   return rows[_most_central(between, f)]
 
 
 def _cosine_krum(rows, f):
-  """Cosine Krum in PyTorch, its result clipped to the (lower) median norm."""
+  """Returns cosine Krum of rows, clipped to the (lower) median norm."""
   lengths = rows.norm(dim=1)
   directions = rows / lengths[:, None]
   winner = _most_central(1 - directions @ directions.T, f)
@@ -212,7 +216,7 @@ def _cosine_krum(rows, f):
 
 
 def _most_central(between, f):
-  """The client of the lowest Krum score."""
+  """Returns the row of the lowest Krum score, from distances `[n, n]`."""
   between.fill_diagonal_(float('inf'))
   neighbours = len(between) - f - 2
   return between.sort(dim=1).values[:, :neighbours].sum(1).argmin()

@@ -1,4 +1,4 @@
-"""The record of what `benchmarks.aggregators` measured, and its tables."""
+"""Keeps what `benchmarks.aggregators` measured, and writes its tables."""
 
 import json
 import os
@@ -14,19 +14,21 @@ Row = figures.Row
 
 
 class Record:
-  """What was measured, and the files that hold it.
+  """The rows that were measured, and the files that hold them.
 
   Attributes:
     about: the settings and the environment.
-    groups: the rows by tree and rule.
-    columns: how many parameters and leaves a tree has.
+    groups: rows by tree and then by group, which is a rule or the kernels.
+    columns: number of parameters and number of leaves, by tree.
 
   Args:
-    folder: where it goes; None writes nothing.
-    settings: what the figures depend on beside the environment.
+    folder: folder of the files; the record in it is continued. None writes
+      nothing.
+    settings: flags that the numbers depend on beside the environment.
 
   Raises:
-    ValueError: the folder holds another setting's or environment's record.
+    ValueError: the folder holds a record with other settings or of another
+      environment.
   """
 
   def __init__(self, folder: str | None, settings: Row):
@@ -40,17 +42,19 @@ class Record:
     if self._folder and (self._folder / 'aggregators.json').exists():
       self._resume(json.loads((self._folder / 'aggregators.json').read_text()))
 
-  def _resume(self, found):
+  def _resume(self, old):
+    """Continues an old record, if its settings and environment are equal."""
     for key, value in self.about.items():
-      if found[key] != json.loads(json.dumps(value)):
+      if old[key] != json.loads(json.dumps(value)):
         raise ValueError(
           f'{self._folder} holds a record with other {key}: choose another '
           '--output'
         )
-    self.groups = found['groups']
-    self.columns = found['columns']
+    self.groups = old['groups']
+    self.columns = old['columns']
 
   def write(self) -> None:
+    """Writes the numbers as JSON and the tables as Markdown."""
     if not self._folder:
       return
     self._folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +68,7 @@ class Record:
       os.replace(temporary, self._folder / name)
 
   def results(self) -> dict[str, figures.Results]:
+    """Returns the rows of each tree, for tables and goals."""
     n = self.about['settings']['n']
     return {
       tree: figures.Results(
@@ -75,7 +80,7 @@ class Record:
     }
 
   def markdown(self) -> str:
-    """All tables."""
+    """Returns the page with all tables and goals."""
     parts = ['# The rules in milliseconds', _described(self.about)]
     for tree, results in self.results().items():
       columns, leaves = self.columns[tree]
@@ -95,7 +100,11 @@ class Record:
 
 
 def environment(with_others: bool) -> Row:
-  """Versions, commit, and the machine."""
+  """Returns versions, devices, commit, processor and number of cores.
+
+  Args:
+    with_others: also the versions of the other systems, and PyTorch's threads.
+  """
   about = describe()
   about['cpu'] = _cpu()
   about['cores'] = len(os.sched_getaffinity(0))
@@ -112,24 +121,25 @@ def environment(with_others: bool) -> Row:
 def _cpu() -> str:
   info = pathlib.Path('/proc/cpuinfo')
   text = info.read_text() if info.exists() else ''
-  found = re.search(r'model name\s*:\s*(.*)', text)
-  return found[1] if found else platform.processor()
+  match = re.search(r'model name\s*:\s*(.*)', text)
+  return match[1] if match else platform.processor()
 
 
 def _described(about: Row) -> str:
-  here, chosen = about['environment'], about['settings']
+  """Returns the paragraphs on the environment and the settings."""
+  machine, settings = about['environment'], about['settings']
   shown = ('jax', 'numpy', *others.SYSTEMS)
-  packages = here['packages']
+  packages = machine['packages']
   versions = ', '.join(f'{p} {packages[p]}' for p in shown if p in packages)
-  threads = here.get('torch_threads')
-  devices = len(here['devices'])
+  threads = machine.get('torch_threads')
+  devices = len(machine['devices'])
   on = f'{devices} device{"s" * (devices > 1)}'
   beside = f', PyTorch {threads} threads' if threads else ''
   return (
-    f'{here["cpu"]}: {here["cores"]} cores, JAX {on} on all of them{beside}. '
-    f'{versions}. Commit {here["commit"]}.\n\n'
-    f'{chosen["repeats"]} calls a row, {chosen["budget"]:g} s at most. Times '
-    'are medians, * marks a first call alone, and limits are the best of '
+    f'{machine["cpu"]}: {machine["cores"]} cores, JAX {on} on all of '
+    f'them{beside}. {versions}. Commit {machine["commit"]}.\n\n'
+    f'{settings["repeats"]} calls a row, {settings["budget"]:g} s at most. '
+    'Times are medians, * marks a first call alone, and limits are the best of '
     "their calls. In brackets: how many times lca's time. Extra memory: "
     "results and temporaries, in units of the updates' size."
   )

@@ -1,10 +1,10 @@
-"""Seconds of a LEGATO round: 25 workers, a gradient of 50 images each.
+"""Times rounds of LEGATO's setting: 25 workers, a gradient of 50 images each.
 
     python -m benchmarks.rounds --output=rounds.json
     python -m benchmarks.rounds --data=mnist --presets=fig5,krum
 
-A round is all of it: the workers' examples and gradients, the attack, the rule
-and the server's optimiser; a test of the model is timed apart.
+A round consists of the workers' examples and gradients, the attack, the rule
+and the server's optimiser. A test of the model is timed apart.
 """
 
 import json
@@ -23,43 +23,55 @@ from lca.experiment import host, train
 _PRESETS = flags.DEFINE_multi_string(
   'presets',
   ['legato', 'fig5,legato', 'fig3_iid,legato'],
-  'Of configs/legato_mnist.py.',
+  'Presets of configs/legato_mnist.py.',
 )
-_DATA = flags.DEFINE_string('data', 'fashion_mnist', 'config.data.name.')
-_ROUNDS = flags.DEFINE_integer('rounds', 10, 'Timed.', lower_bound=1)
+_DATA = flags.DEFINE_string(
+  'data', 'fashion_mnist', 'The data set, config.data.name.'
+)
+_ROUNDS = flags.DEFINE_integer(
+  'rounds', 10, 'Rounds that are timed.', lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'
 )
 
 
 def seconds_of(presets: str) -> dict[str, list[float]]:
-  """The rounds' and the tests' seconds."""
+  """Returns the seconds of each round and of each test of the model.
+
+  Args:
+    presets: of configs/legato_mnist.py.
+  """
   config = legato_mnist.get_config(presets)
   config.data.name = _DATA.value
   with tempfile.TemporaryDirectory() as workdir:
     simulation = train.set_up(config, workdir).simulation
     state = simulation.init()
-    found = {'round': [], 'test': []}
+    seconds = {'round': [], 'test': []}
     for i in range(_ROUNDS.value + 1):
       start = time.perf_counter()
       state, _ = simulation.run_round(state, i)
       jax.block_until_ready(state)
-      found['round'].append(time.perf_counter() - start)
+      seconds['round'].append(time.perf_counter() - start)
     for _ in range(3):
       start = time.perf_counter()
       simulation.evaluate(state)
-      found['test'].append(time.perf_counter() - start)
-  return {name: seconds[1:] for name, seconds in found.items()}  # compiled
+      seconds['test'].append(time.perf_counter() - start)
+  # The first round and the first test compile.
+  return {name: values[1:] for name, values in seconds.items()}
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'what is {argv[1:]}?')
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
   host.use_all_cores()
   seconds = {}
   for presets in _PRESETS.value:
-    seconds[presets] = found = seconds_of(presets)
-    medians = [f'{k} {statistics.median(v):.2f} s' for k, v in found.items()]
+    seconds[presets] = seconds_of(presets)
+    medians = [
+      f'{name} {statistics.median(values):.2f} s'
+      for name, values in seconds[presets].items()
+    ]
     print(f'{presets:16}', *medians)
   if _OUTPUT.value:
     about = {

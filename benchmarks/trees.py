@@ -1,4 +1,4 @@
-"""The models whose updates are aggregated, and updates of their shapes."""
+"""Makes updates in the shapes of the models that benchmarks aggregate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,23 +13,24 @@ from lca.stacked import sharding
 
 
 def cnn(**options: Any) -> Any:
-  """Shapes of the layerwise cosine paper's CNN, as lca trains it."""
+  """Returns the shapes of the layerwise cosine paper's CNN."""
   return _trainable(models.CNN(num_classes=10, **options), (28, 28, 1))
 
 
 def efficientnet_b0() -> Any:
-  """Shapes of the trainable parameters of an EfficientNet-B0."""
+  """Returns the shapes of an EfficientNet-B0's trainable parameters."""
   return _trainable(models.EfficientNet(num_classes=10), (224, 224, 3))
 
 
 def _trainable(module: nn.Module, image: Sequence[int]) -> Any:
+  """Returns the shapes of a network's parameters, without its statistics."""
   x = jax.ShapeDtypeStruct((1, *image), jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), x)
   return jax.tree.map(lambda leaf: leaf.shape, {'params': variables['params']})
 
 
 def legato_cnn() -> Any:
-  """Shapes of LEGATO's CNN on 28 x 28 images (Varma et al. 2021, Table I)."""
+  """Returns the shapes of LEGATO's CNN (Varma et al. 2021, Table I)."""
   return cnn(padding='VALID')
 
 
@@ -41,7 +42,11 @@ TREES = {
 
 
 def stacked(shapes: Any, n: int) -> Any:
-  """Updates: a common direction, noise, and a client of ten times the norm."""
+  """Returns updates of `n` clients, `[n, ...]` leaves on all devices.
+
+  The clients share a direction and differ by noise. The last client's update is
+  ten times as long as the others'.
+  """
   rng, devices = np.random.default_rng(0), jax.device_count()
 
   def leaf(shape):

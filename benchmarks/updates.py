@@ -1,17 +1,17 @@
-"""What the layerwise cosine paper says of updates, looked up in real ones.
+"""Checks two claims of the layerwise cosine paper on updates of real rounds.
 
     python -m benchmarks.updates --output=updates.json
 
-Rounds of the reduced Fashion-MNIST of `configs/tables.py` under layerwise
-cosine Krum, without an attack and under model replacement. Of the whole model
-and of each layer, in every round:
+The rounds are those of the reduced Fashion-MNIST of `configs/tables.py` under
+layerwise cosine Krum, without an attack and under model replacement. Two things
+are measured in every round, for the whole model and for each layer:
 
-- whether the median of all clients' norms, to which the cosine rules clip, lies
-  among the norms of the honest ones;
-- the spread of the honest updates, `sqrt(E |G - g|^2) / |g|` with g their mean.
-  Times eta(n, f) it is the sine of Krum's angle (Blanchard et al. 2017), which
-  the paper holds to be smaller by layer: the largest of the layers is compared
-  with the whole model's.
+- Does the median of all clients' norms, to which the cosine rules clip, lie
+  between the smallest and the largest norm of an honest client?
+- How large is the spread of the honest updates, `sqrt(E |G - g|^2) / |g|` with
+  g their mean? Times eta(n, f) the spread is the sine of Krum's angle
+  (Blanchard et al. 2017). The paper says that the angle is smaller by layer, so
+  the largest spread of a layer is compared with that of the whole model.
 """
 
 import json
@@ -31,17 +31,25 @@ from lca.aggregators import AGGREGATORS, layer_names
 from lca.experiment import host, train
 from lca.federated.population import population_from
 
-_ROUNDS = flags.DEFINE_integer('rounds', 30, 'Of each setting.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer(
+  'rounds', 30, 'Rounds of each setting.', lower_bound=1
+)
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'A JSON file for what was measured.'
 )
 
-F = 1
+F = 1  # Byzantine clients that Krum tolerates
 WHOLE = 'whole model'
 
 
 def krum_with_grams(n: int) -> lca.Aggregator:
-  """Of n clients; its state is the last round's Gram matrices by layer."""
+  """Returns layerwise cosine Krum with the Gram matrices as its state.
+
+  The state is that of the last round, `[layers, n, n]`.
+
+  Args:
+    n: clients in a round.
+  """
   rule = lca.layerwise(lca.cosine(lca.krum))
 
   def init(params):
@@ -59,7 +67,16 @@ AGGREGATORS[krum_with_grams.__name__] = krum_with_grams
 
 
 def rounds_of(config: ConfigDict, num_rounds: int):
-  """Yields the Gram matrices by layer, and the Byzantine mask `[n]`."""
+  """Yields, for each round, what was sent.
+
+  Args:
+    config: of a run. Its aggregator is replaced.
+    num_rounds: how many rounds are run.
+
+  Yields:
+    The Gram matrices `[n, n]` by layer, with that of the whole model under the
+    name `WHOLE`, and the Byzantine mask `[n]`.
+  """
   config = config.copy_and_resolve_references().unlock()
   n = config.server.clients_per_round
   config.aggregator = {'name': krum_with_grams.__name__, 'n': n}
@@ -77,11 +94,20 @@ def rounds_of(config: ConfigDict, num_rounds: int):
     yield by_layer | {WHOLE: grams.sum(0)}, byzantine
 
 
-def looked_up(gram: np.ndarray, byzantine: np.ndarray) -> dict[str, float]:
-  """Norms and spread, from inner products `[n, n]`."""
+def norms_and_spread(
+  gram: np.ndarray, byzantine: np.ndarray
+) -> dict[str, float]:
+  """Returns the norms and the spread that the module describes.
+
+  Args:
+    gram: inner products of the updates, `[n, n]`.
+    byzantine: mask `[n]`.
+  """
   norms, honest = np.sqrt(np.diagonal(gram)), ~byzantine
   products = gram[np.ix_(honest, honest)]
-  square = products.mean()  # of the norm of their mean
+  # With g the mean of the honest updates, the mean of all inner products is
+  # |g|^2, and the trace is the sum of their |G|^2.
+  square = products.mean()
   count = len(products)
   variance = (np.trace(products) - count * square) / (count - 1)
   return {
@@ -93,14 +119,18 @@ def looked_up(gram: np.ndarray, byzantine: np.ndarray) -> dict[str, float]:
 
 
 def eta(n: int, f: int) -> float:
-  """Of Krum's angle (Blanchard et al. 2017, proposition 1)."""
+  """Returns Krum's eta(n, f) (Blanchard et al. 2017, proposition 1)."""
   inner = (f * (n - f - 2) + f**2 * (n - f - 1)) / (n - 2 * f - 2)
   return float(np.sqrt(2 * (n - f + inner)))
 
 
-def said(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
-  """What was found, in words."""
-  cases = [found for layers in rounds for found in layers.values()]
+def conclusions(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
+  """Returns lines for a person to read.
+
+  Args:
+    rounds: for each round, `norms_and_spread` by layer.
+  """
+  cases = [numbers for layers in rounds for numbers in layers.values()]
   among = sum(
     x['least honest'] <= x['median norm'] <= x['largest honest'] for x in cases
   )
@@ -122,16 +152,16 @@ def said(rounds: list[dict[str, dict[str, float]]]) -> list[str]:
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'what is {argv[1:]}?')
+    raise app.UsageError(f'unexpected arguments {argv[1:]}')
   host.use_all_cores()
   runs, results = tables.get_runs('reduced'), {}
   for attack in tables.ATTACKS:
     config = runs[f'reduced/beyond_{attack}/fashion_mnist/fedavg']
     results[attack] = [
-      {name: looked_up(gram, byzantine) for name, gram in grams.items()}
+      {name: norms_and_spread(gram, byzantine) for name, gram in grams.items()}
       for grams, byzantine in rounds_of(config, _ROUNDS.value)
     ]
-    print(attack, *said(results[attack]), sep='\n  ')
+    print(attack, *conclusions(results[attack]), sep='\n  ')
   n = config.server.clients_per_round
   print(f'eta({n}, {F}) = {eta(n, F):.2f}')
   if _OUTPUT.value:

@@ -1,8 +1,8 @@
-"""A sweep's index, `sweep.json`: which of its runs lies in which directory.
+"""The index of a sweep, `sweep.json`: the directory of each run by name.
 
 The directory of a run is named by the run's id, so that two names of the same
-run share it. A name is `GROUP/LINE/SEED`; all before the seed is the line's
-name, which the runs of all seeds share.
+run share a directory. The name of a run is `GROUP/LINE/SEED`. The text before
+the seed is the name of the line, which the runs of all seeds share.
 """
 
 import json
@@ -17,60 +17,77 @@ from lca.experiment import files, identity, rundir
 
 
 def names(workdir: str | os.PathLike) -> dict[str, str]:
-  """Returns the directories of a sweep's runs, within its own, by name.
+  """Reads the index.
 
-  Before the sweep's start there are none.
+  Args:
+    workdir: directory of the sweep.
+
+  Returns:
+    By the name of each run, its directory's name within the workdir. There are
+    none before the sweep has started.
 
   Raises:
-    ValueError: the file is damaged.
+    ValueError: the index is damaged.
   """
   file = pathlib.Path(workdir).expanduser() / 'sweep.json'
   if not file.exists():
     return {}
   remedy = 'delete it, and the same sweep writes it again'
-  found = files.read_json(file, remedy)
-  for name, place in found.items():
+  places = files.read_json(file, remedy)
+  for name, place in places.items():
     if not isinstance(place, str):
       raise ValueError(f'{file} is damaged ({name} is {place!r}): {remedy}')
-  return found
+  return places
 
 
 def line_of(name: str) -> str:
-  """Returns the name that the runs of all seeds share."""
+  """Returns the name of a run's line: the run's name without the seed."""
   return name.rpartition('/')[0]
 
 
 def by_line(workdir: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
-  """Returns the runs of all seeds, finished or not, by the line's name."""
-  found: dict[str, list[pathlib.Path]] = {}
+  """Reads the index by lines.
+
+  Args:
+    workdir: directory of the sweep.
+
+  Returns:
+    By the name of each line, the directories of the runs of all its seeds,
+    whether they are finished or not.
+
+  Raises:
+    ValueError: the index is damaged.
+  """
+  lines: dict[str, list[pathlib.Path]] = {}
   workdir = pathlib.Path(workdir).expanduser()
   for name, place in names(workdir).items():
-    found.setdefault(line_of(name), []).append(workdir / place)
-  return found
+    lines.setdefault(line_of(name), []).append(workdir / place)
+  return lines
 
 
 def record(
   runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
 ) -> dict[str, pathlib.Path]:
-  """Adds runs to those of earlier sweeps in a directory.
+  """Adds runs to the index of a directory, beside those of earlier sweeps.
 
   Args:
     runs: configs by name.
-    workdir: of the sweep.
+    workdir: directory of the sweep, which is made if there is none.
 
   Returns:
-    Each run's own directory by name.
+    The directory of each run by name. Only the index is written.
 
   Raises:
-    ValueError: a run there is of the same name but for the seed, and of a
-      config that differs in more than that. Then nothing is added.
+    ValueError: a run of the same line has begun there, and its config differs
+      in more than the seed. Nothing is added.
   """
   workdir = pathlib.Path(workdir).expanduser()
   workdir.mkdir(parents=True, exist_ok=True)
   configs = {name: config.to_dict() for name, config in runs.items()}
   ids = {name: identity.run_id(config) for name, config in configs.items()}
   with files.locked(workdir):
-    # JSON has no tuples: configs that are compared have gone through it.
+    # JSON turns tuples into lists, as in the configs that these are compared
+    # with.
     _add(workdir, ids, json.loads(json.dumps(configs)))
   return {name: workdir / run for name, run in ids.items()}
 
@@ -78,14 +95,14 @@ def record(
 def adopt(source: str | os.PathLike, workdir: str | os.PathLike) -> int:
   """Moves the runs of one sweep's directory into the directory of another.
 
-  A run that the other directory has already stays as it is there.
+  A run that the other directory already has stays as it is.
 
   Args:
     source: directory of a sweep, on the same file system.
     workdir: directory of the other sweep.
 
   Returns:
-    How many runs were moved.
+    The number of runs that were moved.
 
   Raises:
     ValueError: see `record`; nothing is moved.
@@ -115,7 +132,8 @@ def _add(
     configs: of the runs, by name, as nested dicts that were read from JSON.
   """
   known = names(workdir)
-  # Runs of an earlier sweep that have not begun may be of any config.
+  # Runs that an earlier sweep has recorded but not begun are not compared: they
+  # have no config yet.
   begun: dict[str, list[pathlib.Path]] = {}
   for name, run in known.items():
     if (workdir / run / 'config.json').exists():

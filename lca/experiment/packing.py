@@ -4,12 +4,12 @@
     python -m lca.report --workdir=attacks.zip --figure=attacks --output=DIR
     python -m lca.sweep --config=... --workdir=runs/more --packed=attacks.zip
 
-A packed sweep is a zip file of text files. In them a run goes by its id, which
-is the name of its directory:
+A packed sweep is a zip file of text files. The id of a run in these files is
+the name of the run's directory:
 
 metrics.csv        one row for each round of each run: `run` (the id), `round`,
                    and then the columns of all runs. An entry is empty where the
-                   run has none.
+                   run has no such number.
 summaries.json     the summary of each run, by id; null is what is not finite
 configs.json       the config of each run, by id
 environments.json  `environments` lists the environments (versions, devices,
@@ -18,8 +18,8 @@ environments.json  `environments` lists the environments (versions, devices,
 columns.json       the columns of each run's own metrics.csv, by id
 sweep.json         the sweep's index: the id of each run, by the run's name
 format.json        the name and the version of this format
-verbatim/ID/FILE   a run's file that those above do not give back byte for byte,
-                   such as a config that a person has edited
+verbatim/ID/FILE   a file of a run that the files above do not give back byte
+                   for byte, such as a config that a person has edited
 
 With pandas, the last test accuracy of every run, by the run's name:
 
@@ -62,11 +62,12 @@ def pack(
   """Writes the finished runs of a sweep into one file.
 
   Args:
-    workdir: of the sweep.
-    file: the zip file to write. A file of this name is replaced.
+    workdir: directory of the sweep.
+    file: zip file to write. A file of this name is replaced.
 
   Returns:
-    How many runs were packed, and how many unfinished runs were left out.
+    The number of runs that were packed, and the number of unfinished runs,
+    begun or not, that were left out.
 
   Raises:
     ValueError: no run is finished, a file of a run is damaged, or a run of the
@@ -108,12 +109,13 @@ def pack(
 
 
 def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
-  """Returns the texts that the zip file holds, by their names in it."""
+  """Returns the texts that the zip file holds, by their names in the file."""
   originals, configs, summaries, columns, positions = {}, {}, {}, {}, {}
   environments, rows = [], []
   for run in runs:
-    for check in (rundir.read_config, summary.read_metrics):
-      check(workdir / run)  # names a damaged file, and the remedy
+    # These raise an error with the remedy if a file is damaged.
+    rundir.read_config(workdir / run)
+    summary.read_metrics(workdir / run)
     texts = {name: (workdir / run / name).read_bytes() for name in _RUN_FILES}
     originals |= {f'{run}/{name}': text for name, text in texts.items()}
     about = json.loads(texts['config.json'])
@@ -125,7 +127,7 @@ def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
     summaries[run] = json.loads(texts['summary.json'])
     columns[run], *lines = csv.reader(_lines(texts['metrics.csv']))
     rows += [dict(zip(columns[run], x, strict=True), run=run) for x in lines]
-  # Each column once, in the order in which the runs bring them.
+  # The columns of all runs, each once.
   header = dict.fromkeys(('run', 'round'))
   for names in columns.values():
     header |= dict.fromkeys(names)
@@ -155,8 +157,8 @@ def unpack(file: str | os.PathLike, folder: str | os.PathLike) -> None:
   """Writes the runs of a packed sweep, and the sweep's index, into a folder.
 
   Args:
-    file: from `pack`.
-    folder: which is empty, or is made.
+    file: a packed sweep.
+    folder: empty folder, which is made if there is none.
 
   Raises:
     ValueError: the file is damaged, is no packed sweep or one of a newer
@@ -168,16 +170,16 @@ def unpack(file: str | os.PathLike, folder: str | os.PathLike) -> None:
 
 
 def add(file: str | os.PathLike, workdir: str | os.PathLike) -> int:
-  """Puts the runs of a packed sweep into a workdir, from which a sweep goes on.
+  """Puts the runs of a packed sweep into the directory of a sweep.
 
-  A run that the workdir has already, finished or not, stays as it is there.
+  A run that the directory already has, finished or not, stays as it is.
 
   Args:
-    file: from `pack`.
-    workdir: of a sweep, which may have begun or not.
+    file: a packed sweep.
+    workdir: directory of a sweep, which is made if there is none.
 
   Returns:
-    How many runs were put there.
+    The number of runs that were put there.
 
   Raises:
     ValueError: see `unpack` and `index.adopt`. Nothing is added.
@@ -186,15 +188,15 @@ def add(file: str | os.PathLike, workdir: str | os.PathLike) -> int:
   workdir = pathlib.Path(workdir).expanduser()
   texts = _read(pathlib.Path(file).expanduser())
   workdir.mkdir(parents=True, exist_ok=True)
-  # Within the workdir a whole run is moved at once, so that a process that is
-  # killed leaves no half of a run.
+  # A directory is moved at once within the workdir's file system, so that a
+  # process that is killed leaves no half of a run.
   with tempfile.TemporaryDirectory(dir=workdir, prefix='.packed-') as folder:
     _write(texts, pathlib.Path(folder))
     return index.adopt(folder, workdir)
 
 
 def is_packed(workdir: str | os.PathLike) -> bool:
-  """Returns True if a workdir is a packed sweep and no directory."""
+  """Returns True if a workdir is a file, or would be one by its suffix .zip."""
   workdir = pathlib.Path(workdir).expanduser()
   return not workdir.is_dir() and (
     workdir.is_file() or workdir.suffix == '.zip'
@@ -203,15 +205,17 @@ def is_packed(workdir: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a directory for a workdir that may be a packed sweep.
+  """Returns a context with a directory for a workdir or a packed sweep.
+
+  The context of a directory is the directory itself. A packed sweep is unpacked
+  into a temporary directory, which is removed at the context's end. Errors that
+  are raised in the context name the packed file in place of that directory.
 
   Args:
-    workdir: a directory, which is given as it is, or a file from `pack`, whose
-      runs lie in a temporary directory while the context lasts.
+    workdir: a directory or a packed sweep.
 
   Raises:
-    ValueError, OSError: see `unpack`; or raised in the context, and then with
-      the file's path instead of the temporary directory's.
+    ValueError, OSError: see `unpack`.
   """
   workdir = pathlib.Path(workdir).expanduser()
   if not is_packed(workdir):
@@ -260,12 +264,14 @@ def _read(file: pathlib.Path) -> dict[str, bytes]:
 
 
 def _write(texts: Mapping[str, bytes], folder: pathlib.Path) -> None:
+  """Writes texts by their paths in a folder."""
   for path, text in texts.items():
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_bytes(text)
 
 
 def _check_inside(file: pathlib.Path, names: Iterable[Any]) -> None:
+  """Refuses parts of paths that could lead out of a folder, such as `..`."""
   for name in names:
     if not _is_name(name):
       raise ValueError(
@@ -276,7 +282,7 @@ def _check_inside(file: pathlib.Path, names: Iterable[Any]) -> None:
 
 
 def _is_name(name: Any) -> bool:
-  """Returns True for the name of a file or directory right in a folder."""
+  """Returns True if a name stands for something directly in a folder."""
   return (
     isinstance(name, str) and name not in ('', '.', '..') and '/' not in name
   )
@@ -285,6 +291,7 @@ def _is_name(name: Any) -> bool:
 def _check_format(
   file: pathlib.Path, members: Mapping[str, bytes], remedy: str
 ) -> None:
+  """Refuses a zip file that is no packed sweep, or one of a newer format."""
   try:
     about = json.loads(members['format.json'])
     version = int(about['version']) if about['format'] == _FORMAT else 0
@@ -300,7 +307,11 @@ def _check_format(
 
 
 def _rebuild(members: Mapping[str, bytes]) -> dict[str, bytes]:
-  """Returns the files of a workdir, by their paths in it."""
+  """Returns the files of a workdir by their paths in it.
+
+  Args:
+    members: texts of the zip file, by their names in the file.
+  """
   configs, environments, summaries, columns = (
     json.loads(members[f'{name}.json'])
     for name in ('configs', 'environments', 'summaries', 'columns')
@@ -342,4 +353,5 @@ def _csv(columns: Iterable[str], rows: Iterable[Mapping[str, str]]) -> bytes:
 
 
 def _lines(text: bytes) -> io.StringIO:
+  """Returns a text as `csv` reads it, with its line ends as they are."""
   return io.StringIO(text.decode(), newline='')

@@ -2,13 +2,19 @@
 
     python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
     python -m lca.sweep ... --only='fig5,krum|legato' --seeds=0,1 --jobs=2
+    python -m lca.sweep ... --packed=legato.zip
 
 A sweep is a Python file whose `get_runs()` returns configs by name, such as
-`'fig5/krum'`; with --scale=SCALE it is `get_runs(SCALE)`, of a file that has
-several. A run's directory is named by what its config computes (see
-`lca.experiment.identity`), so that two names of the same run share it, and
-`WORKDIR/sweep.json` says which name is where. What is finished is skipped, what
-was stopped goes on, and what failed is tried once more at the end.
+`'fig5/krum'`. If the file has several sizes, --scale=SCALE chooses one, and
+`get_runs(SCALE)` is called.
+
+The directory of a run is named by what its config computes (see
+`lca.experiment.identity`), so that two names of the same run share a directory.
+`WORKDIR/sweep.json` holds the directory of each name. Finished runs are
+skipped, stopped runs go on, and failed runs are tried once more at the end.
+
+--packed starts from the finished runs in a file of `lca.report --pack`: those
+that the workdir does not have are put there, and are not run again.
 """
 
 import concurrent.futures
@@ -45,11 +51,11 @@ from lca.experiment.index import record
 def load(
   path: str | os.PathLike, scale: str | None = None
 ) -> dict[str, ConfigDict]:
-  """Returns the configs of a sweep's file by name.
+  """Returns the configs in a sweep's file, by name.
 
   Args:
     path: of the file.
-    scale: which of its sizes; None is the file's default.
+    scale: one of the file's sizes; None takes the file's default.
 
   Raises:
     ValueError: there is no such file, no `get_runs` in it, or no such scale.
@@ -73,21 +79,21 @@ def choose(
   seeds: Sequence[int] = (0,),
   values: Mapping[str, str] | None = None,
 ) -> dict[str, ConfigDict]:
-  """Picks runs and gives them seeds.
+  """Picks runs by their names, and makes one for each seed.
 
   Args:
     runs: configs by name.
-    only: regular expressions. A run is chosen if each of them matches the
-      whole of one of the parts, between `/`, of its name.
-    seeds: of every chosen run.
-    values: of keys but the seed, as text, in every config.
+    only: regular expressions. A run is chosen if each of them matches a whole
+      part of its name; the parts stand between `/`.
+    seeds: that every chosen run is made with.
+    values: to set in every config, as text, by key. `seed` is not allowed.
 
   Returns:
-    Configs by name; the seed is the name's last part.
+    Configs by name. The seed is added to the name as its last part.
 
   Raises:
-    ValueError: nothing is chosen; a config has no such key, or a value is not
-      of its key's type, or of the seed.
+    ValueError: no run is chosen, a config has no such key, a value is not of
+      its key's type, or `values` has the seed.
   """
   if 'seed' in (values or {}):
     raise ValueError('the seed is set with --seeds, which names the runs')
@@ -96,11 +102,11 @@ def choose(
     parts = name.split('/')
     if all(any(re.fullmatch(o, part) for part in parts) for o in only):
       for seed in seeds:
-        one = copy.deepcopy(config).unlock()
+        seeded = copy.deepcopy(config).unlock()
         for key, value in (values or {}).items():
-          command_line.set_key(one, key, value)
-        one.seed = seed
-        chosen[f'{name}/{seed}'] = one.lock()
+          command_line.set_key(seeded, key, value)
+        seeded.seed = seed
+        chosen[f'{name}/{seed}'] = seeded.lock()
   if not chosen:
     raise ValueError(f'no run has parts like {list(only)}: {sorted(runs)}')
   return chosen
@@ -115,26 +121,28 @@ def run_all(
   load: Sequence[str | os.PathLike] = (),
   grace: float = host.GRACE,
 ) -> list[str]:
-  """Runs what is not finished.
+  """Runs the configs that have no finished run yet.
 
   Args:
     runs: configs by name.
-    workdir: where their directories go. What a run says stands in a `.log`
-      beside its directory, until it is finished.
-    jobs: how many at the same time, each in a process of its own, on its share
-      of the cores and of the memory.
-    stopping: asked every second; once it returns True, the runs under way stop
-      after their round, and no other starts.
+    workdir: directory for the runs' directories. The output of a run is in a
+      `.log` file beside its directory until the run is finished.
+    jobs: how many runs are under way at the same time. Each has a process of
+      its own, and its share of the cores and of the memory.
+    stopping: called every second. Once it returns True, the runs under way stop
+      after their round, and no other run starts.
     load: files that each process executes first, for what they register.
     grace: seconds that a run has to stop, see `host.Stopping`.
+
   Returns:
-    The names of those that failed twice, or were stopped.
+    The names of the runs that failed twice, or were stopped.
 
   Raises:
-    ValueError: see `record`.
+    ValueError: see `index.record`.
   """
   places = record(runs, workdir)
-  todo = {place: name for name, place in places.items()}  # each place once
+  # Several names may share a directory, which is run once.
+  names = {place: name for name, place in places.items()}
   free = queue.SimpleQueue()
   for job in range(jobs):
     free.put(job)
@@ -142,11 +150,11 @@ def run_all(
   def run(name):
     config, path, job = runs[name], places[name], free.get()
     try:
-      before = rundir.RunDirectory(path, config.to_dict())
-      done = before.finished(config.num_rounds) or _in_a_process(
+      directory = rundir.RunDirectory(path, config.to_dict())
+      done = directory.finished(config.num_rounds) or _in_a_process(
         (config.to_dict(), path, (job, jobs), load, grace), stopping
       )
-      # The last line that the run has said tells why it has failed.
+      # The last line of its output tells why a run has failed.
       log = path.with_suffix('.log')
       failed = not done and log.exists()
       lines = log.read_text().splitlines() if failed else []
@@ -156,11 +164,11 @@ def run_all(
     finally:
       free.put(job)
     end = 'finished' if done else 'stopped' if stopping() else 'FAILED'
-    said = f': {why}' if end == 'FAILED' else ''
-    print(f'{path.name} {end}: {name}{said}', flush=True)
+    reason = f': {why}' if end == 'FAILED' else ''
+    print(f'{path.name} {end}: {name}{reason}', flush=True)
     return done
 
-  failed = list(todo.values())
+  failed = list(names.values())
   for _ in range(2):
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
       done = list(pool.map(run, failed))
@@ -171,7 +179,12 @@ def run_all(
 def _in_a_process(
   arguments: tuple[Any, ...], stopping: Callable[[], bool]
 ) -> bool:
-  """Returns True if a process has finished the run that `_train` is given."""
+  """Calls `_train` in a new process; returns True if the run was finished.
+
+  Args:
+    arguments: of `_train`, without the last one.
+    stopping: see `run_all`.
+  """
   if stopping():
     return False
   context = multiprocessing.get_context('spawn')
@@ -184,7 +197,7 @@ def _in_a_process(
     while process.is_alive():
       process.join(1)
       if stopping() and not told:
-        with contextlib.suppress(OSError):  # it has ended in the meantime
+        with contextlib.suppress(OSError):  # if it has ended meanwhile
           sender.send('stop')
         told = True
   return process.exitcode == 0
@@ -198,10 +211,20 @@ def _train(
   grace: float,
   sweep: Connection,
 ) -> None:
-  """Runs a config in a process of its own, which ends with the sweep's."""
+  """Runs a config. This is all that a run's process does.
+
+  Args:
+    config: of the run, as nested dicts.
+    path: directory of the run.
+    job: number of this job, and how many jobs run at the same time.
+    load: see `run_all`.
+    grace: see `run_all`.
+    sweep: end of a pipe on which the sweep's process asks the run to stop.
+  """
   stopping = host.Stopping(grace)
   threading.Thread(target=_listen, args=(sweep, stopping), daemon=True).start()
-  logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
+  # Orbax would log its progress, and its errors a second time.
+  logging.set_verbosity(logging.FATAL)
   host.use_all_cores(*job)
   log = path.with_suffix('.log')
   with open(log, 'a') as file:
@@ -212,24 +235,26 @@ def _train(
   stopping.take_signals()
   if stopping() or train.run(experiment, stopping) is None:
     sys.exit(host.STOPPED)
-  # Nothing will go on from a finished run.
+  # Checkpoints are to go on from, which a finished run does not.
   shutil.rmtree(path / 'checkpoints')
   log.unlink()
 
 
 def _listen(sweep: Connection, stopping: host.Stopping) -> None:
-  """Stops this process when the sweep says so, or is no more.
+  """Stops this run when the sweep's process asks for it, or has ended.
 
-  A sweep that was killed could not say so, and its runs then stop after their
-  round. One that ends after it said so ends at once, and its runs with it.
+  If the sweep's process was killed, and could not ask, the run stops after its
+  round. If the sweep's process asked and has then ended, the run ends at once.
   """
   with contextlib.suppress(EOFError, OSError):
     while sweep.recv():
       stopping.stop()
+  # The pipe is closed: the sweep's process has ended.
   stopping.stop(again=stopping())
 
 
 def main(argv: list[str]) -> None:
+  """Runs the sweep that the flags name, and exits with its outcome."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
@@ -266,10 +291,10 @@ def main(argv: list[str]) -> None:
 
 
 def run_command() -> None:
-  """Parses the flags and runs the sweep that they name."""
+  """Defines and parses the flags, and runs the sweep that they name."""
   flags.DEFINE_string('config', None, 'The sweep, a Python file.')
-  flags.DEFINE_string('scale', None, 'Of the sweep, if it has several.')
-  flags.DEFINE_string('workdir', None, 'Where the runs go.')
+  flags.DEFINE_string('scale', None, 'Size of the sweep, if it has several.')
+  flags.DEFINE_string('workdir', None, 'Directory for the runs.')
   flags.DEFINE_string(
     'packed',
     None,
@@ -277,10 +302,15 @@ def run_command() -> None:
     'first, except those that are there already, and are not run again.',
   )
   command_line.define_list(
-    'only', [], 'Regular expressions; each is the whole of a part of the name.'
+    'only',
+    [],
+    'Regular expressions. A run is chosen if each of them matches a whole part '
+    'of its name.',
   )
-  command_line.define_list('seeds', ['0'], 'Every run is made with each.')
-  flags.DEFINE_multi_string('set', [], 'KEY=VALUE, in every config.')
+  command_line.define_list(
+    'seeds', ['0'], 'Seeds; every run is made with each of them.'
+  )
+  flags.DEFINE_multi_string('set', [], 'KEY=VALUE to set in every config.')
   command_line.define_load()
   flags.DEFINE_integer('jobs', 1, 'Runs at the same time.', 1)
   flags.DEFINE_float(

@@ -1,13 +1,18 @@
-"""The papers' figures and tables, from finished runs.
+"""Draws the papers' figures and tables from the finished runs of a sweep.
 
     python -m lca.report --figure=legato_5 --workdir=runs/legato
     python -m lca.report --tables --figure=lca_3 --workdir=runs/tables
+    python -m lca.report --pack=legato.zip --workdir=runs/legato
+    python -m lca.report --figure=legato_5 --workdir=legato.zip --output=figures
 
-draws the figures as PNG and SVG into WORKDIR/figures, beside a table of their
-numbers, and writes the tables (see `lca.report.tables`) as Markdown, CSV and
-LaTeX into WORKDIR/tables. The runs are those of a sweep (see `lca.sweep`), by
-their names there: `GROUP/LINE/SEED`. Those of a sweep with --scale=SCALE, where
-that is not its default, are read with the same flag.
+--figure draws figures as PNG and SVG, with their numbers as Markdown, into
+WORKDIR/figures. --tables writes the tables (see `lca.report.tables`) as
+Markdown, CSV and LaTeX into WORKDIR/tables. --output names another folder.
+--pack writes all finished runs into one file (see `lca.experiment.packing`),
+which --workdir takes in place of a directory.
+
+The workdir is that of `lca.sweep`. If the sweep ran with a --scale other than
+its default, the same --scale is needed here.
 """
 
 import itertools
@@ -23,6 +28,7 @@ from lca.report.figures import FIGURES, draw
 
 
 def main(argv: Sequence[str]) -> None:
+  """Writes and prints the reports that the flags name."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
@@ -61,18 +67,24 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   command_line.define_list(
-    'figure', [], f'Of {", ".join(FIGURES)}, or of a file of --load.'
+    'figure',
+    [],
+    f'Figures to draw: {", ".join(FIGURES)}, and those that --load adds.',
   )
-  flags.DEFINE_bool('tables', False, "The layerwise cosine paper's tables.")
+  flags.DEFINE_bool(
+    'tables', False, "Write the layerwise cosine paper's tables."
+  )
   flags.DEFINE_string(
     'workdir', None, 'The directory of a sweep, or a file of --pack.'
   )
   flags.DEFINE_string(
-    'pack', None, 'Writes all finished runs into this zip file.'
+    'pack', None, 'A zip file to write all finished runs into.'
   )
-  flags.DEFINE_string('scale', None, "Of the sweep's runs, if not its default.")
+  flags.DEFINE_string('scale', None, 'Of the sweep, if not its default.')
   flags.DEFINE_string(
-    'output', None, 'Folder; WORKDIR/figures and WORKDIR/tables by default.'
+    'output',
+    None,
+    'Folder to write to; by default WORKDIR/figures and WORKDIR/tables.',
   )
   command_line.define_load()
   flags.mark_flags_as_required(['workdir'])

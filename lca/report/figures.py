@@ -1,6 +1,7 @@
 """The papers' figures, each with a table of its numbers, from finished runs.
 
-A figure is in `FIGURES`. A file that `--load` names can add its own there:
+`draw` draws a figure of the registry `FIGURES`. A file that `--load` names can
+register figures of its own:
 
     from lca.report.figures import FIGURES, Spec, accuracy
     FIGURES.register(Spec({'my rules': 'my_group'}, accuracy), name='mine')
@@ -24,49 +25,50 @@ from lca.report import formats, tables
 from lca.report.runs import Lines, evaluated, read_lines
 from lca.stacked.trees import layer_names
 
-Table = list[Sequence[str]]
-"""A header and rows."""
+Rows = list[Sequence[str]]
+"""The numbers of a panel as text: a header, and the rows below it."""
 
 
-# What is drawn.
+# The contents of one panel. Each function draws on the axes, and returns the
+# numbers that it has drawn.
 
 
 def _natural(text: str) -> tuple[float, str]:
-  """Sorts window=5 before window=10."""
+  """Returns a key for sorting that puts window=5 before window=10."""
   head, _, number = text.rpartition('=')
   return (float(number), '') if head else (0, text)
 
 
-def accuracy(axes: Axes, lines: Lines) -> Table:
-  """Test accuracy by round: the seeds' mean, and their range shaded."""
-  table = [('', 'final', 'last 10', 'best')]
+def accuracy(axes: Axes, lines: Lines) -> Rows:
+  """Draws test accuracy by round: the mean of the seeds, their range shaded."""
+  rows = [('', 'final', 'last 10', 'best')]
   for name in sorted(lines, key=_natural):
     curves = _curves(axes, name, lines[name], 'test_accuracy')
     numbers = curves[:, -1], curves[:, -10:].mean(1), curves.max(1)
-    table.append((name, *map(_with_range, numbers)))
+    rows.append((name, *map(_with_range, numbers)))
   axes.set(ylim=(0, 1))
-  return table
+  return rows
 
 
-def losses(axes: Axes, lines: Lines) -> Table:
-  """Test loss by round of an operator's variants, as `accuracy` draws it."""
-  table = [('', 'final', 'last 10', 'lowest', 'slope of the last 10')]
-  for place, variant in enumerate(tables.VARIANTS):
+def losses(axes: Axes, lines: Lines) -> Rows:
+  """Draws the test loss of an operator's variants by round, as `accuracy`."""
+  rows = [('', 'final', 'last 10', 'lowest', 'slope of the last 10')]
+  for color, variant in enumerate(tables.VARIANTS):
     if variant in lines:
       name, runs = variant.replace('_', ' '), lines[variant]
-      curves = _curves(axes, name, runs, 'test_loss', color=f'C{place}')
+      curves = _curves(axes, name, runs, 'test_loss', color=f'C{color}')
       numbers = (
         curves[:, -1],
         curves[:, -10:].mean(1),
         np.fmin.reduce(curves, 1),
       )
       slope = f'{np.mean([tables.slope(run) for run in runs]):.4f}'
-      table.append((name, *map(_with_range, numbers), slope))
-  return table
+      rows.append((name, *map(_with_range, numbers), slope))
+  return rows
 
 
 def _curves(axes, name, runs, column, color=None):
-  """Draws a line; returns its values `[seeds, evaluations]`."""
+  """Draws one line, and returns its values, `[seeds, evaluations]`."""
   runs = [evaluated(run) for run in runs]
   rounds = runs[0]['round']
   curves = np.stack([run[column] for run in runs])
@@ -87,7 +89,7 @@ def _curves(axes, name, runs, column, color=None):
 
 
 def _with_range(values: np.ndarray) -> str:
-  """Returns the mean, and the lowest and highest where there are several."""
+  """Returns the mean; of several values the lowest and the highest, too."""
   mean = f'{values.mean():.3f}'
   if len(values) == 1:
     return mean
@@ -95,31 +97,41 @@ def _with_range(values: np.ndarray) -> str:
 
 
 PILOT_LAYERS = ('params/Conv_0/bias', 'params/Dense_0/kernel')
+"""The two layers of LEGATO's pilot study (Varma et al. 2021, Fig. 4)."""
 
 
-def pilot(axes: Axes, lines: Lines) -> Table:
-  """Normalised norms by round of the two layers of LEGATO's pilot study."""
-  table = [('', 'mean norm', 'standard deviation over the rounds')]
+def pilot(axes: Axes, lines: Lines) -> Rows:
+  """Draws the normalised norms of `PILOT_LAYERS` by round, of the first seed.
+
+  The numbers are means over all seeds.
+  """
+  rows = [('', 'mean norm', 'standard deviation over the rounds')]
   for runs in lines.values():
     for layer in PILOT_LAYERS:
+      # [seeds, rounds]
       norms = np.stack([run[f'norm/{layer}'] for run in runs])
       axes.plot(runs[0]['round'], norms[0], label=layer, linewidth=1)
       deviation = f'{norms.std(1).mean():.4f}'
-      table.append((layer, f'{norms.mean():.4f}', deviation))
+      rows.append((layer, f'{norms.mean():.4f}', deviation))
   axes.set(xlabel='round', ylabel='normalised norm')
   axes.legend(frameon=False, fontsize='small')
-  return table
+  return rows
 
 
 FACTOR_ROUNDS = (20, 80)
+"""The first and the last round whose factors LEGATO's Fig. 8 averages."""
 
 
-def factors(axes: Axes, lines: Lines) -> Table:
-  """Robustness factors by layer: their mean, and their variance as bars."""
-  table = [('', 'mean factor', 'variance over the rounds')]
+def factors(axes: Axes, lines: Lines) -> Rows:
+  """Draws a bar for each layer's mean robustness factor.
+
+  The error bar of a layer is the variance of its factor over the rounds.
+  """
+  rows = [('', 'mean factor', 'variance over the rounds')]
   first, last = FACTOR_ROUNDS
   for runs in lines.values():
     names = [name for name in runs[0] if name.startswith('factor/')]
+    # [seeds, rounds, layers]
     values = np.stack(
       [
         np.stack([run[n][first - 1 : last] for n in names], axis=1)
@@ -131,17 +143,22 @@ def factors(axes: Axes, lines: Lines) -> Table:
     places = np.arange(len(layers))
     axes.bar(places, means, yerr=variances, capsize=3, color='tab:blue')
     axes.set_xticks(places, layers, rotation=60, ha='right')
-    for row in zip(layers, means, variances, strict=True):
-      table.append((row[0], f'{row[1]:.4f}', f'{row[2]:.2g}'))
+    for layer, mean, variance in zip(layers, means, variances, strict=True):
+      rows.append((layer, f'{mean:.4f}', f'{variance:.2g}'))
   axes.set(ylabel=f'mean factor, rounds {first} to {last}')
-  return table
+  return rows
 
 
-def heat_map(axes: Axes, lines: Lines) -> Table:
-  """Test accuracy after the last round, of `ATTACK x RULE`."""
+def heat_map(axes: Axes, lines: Lines) -> Rows:
+  """Draws the last test accuracy of each attack (rows) and rule (columns).
+
+  Args:
+    axes: of the panel.
+    lines: by the name `ATTACK x RULE`.
+  """
   pairs = [name.split(' x ') for name in lines]
   attacks = list(dict.fromkeys(attack for attack, _ in pairs))
-  attacks.sort(key=lambda attack: attack != 'none')  # which comes first
+  attacks.sort(key=lambda attack: attack != 'none')  # 'none' first
   rules = list(dict.fromkeys(rule for _, rule in pairs))
   scores = np.full((len(attacks), len(rules)), np.nan)
   for (attack, rule), runs in zip(pairs, lines.values(), strict=True):
@@ -166,7 +183,11 @@ IMAGES = {'cnn': (28, 28, 1), 'efficientnet_b0': (224, 224, 3)}
 
 
 def layer_sizes(_: pathlib.Path, model: str) -> dict[str, int]:
-  """Parameters of every layer, the paper's: of each weight, bias, statistic."""
+  """Returns the number of parameters of every layer of a network.
+
+  A layer is a weight, a bias or a statistic, as in the paper. The first
+  argument, a workdir, is not used: a network needs no runs.
+  """
   module = models.MODELS[model](num_classes=10)
   images = jnp.zeros((1, *IMAGES[model]))
   variables = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -174,11 +195,12 @@ def layer_sizes(_: pathlib.Path, model: str) -> dict[str, int]:
   return dict(zip(layer_names(variables), sizes, strict=True))
 
 
-LARGEST = 10  # layers that are named
+LARGEST = 10
+"""The number of layers that `sizes` lists by name, the largest ones."""
 
 
-def sizes(axes: Axes, layers: Mapping[str, int]) -> Table:
-  """Parameters by layer, the largest first."""
+def sizes(axes: Axes, layers: Mapping[str, int]) -> Rows:
+  """Draws the parameters of each layer, the largest layer first."""
   names = sorted(layers, key=lambda name: -layers[name])
   total = sum(layers.values())
   axes.bar(range(len(names)), [layers[n] for n in names], color='tab:blue')
@@ -189,45 +211,51 @@ def sizes(axes: Axes, layers: Mapping[str, int]) -> Table:
   else:
     axes.set(xlabel='layers, the largest first')
   rest = names[LARGEST:]
-  rows = {name: layers[name] for name in names[:LARGEST]}
+  listed = {name: layers[name] for name in names[:LARGEST]}
   if rest:
-    rows[f'{len(rest)} others'] = sum(layers[name] for name in rest)
-  table = [('', 'parameters', 'share')]
-  for name, size in (rows | {'all': total}).items():
-    table.append((name, f'{size:,}', f'{size / total:.1%}'))
-  return table
+    listed[f'{len(rest)} others'] = sum(layers[name] for name in rest)
+  rows = [('', 'parameters', 'share')]
+  for name, size in (listed | {'all': total}).items():
+    rows.append((name, f'{size:,}', f'{size / total:.1%}'))
+  return rows
 
 
-COLUMNS = 3  # of panels
+# Figures of several panels.
 
-Drawn = tuple[Figure, dict[str, Table]]
-"""A figure, and the numbers of each of its panels."""
+COLUMNS = 3
+"""The largest number of panels side by side."""
+
+Drawn = tuple[Figure, dict[str, Rows]]
+"""A figure, and the numbers of its panels by title."""
 
 
 class Spec(NamedTuple):
-  """Draws a figure of panels.
+  """A figure of panels, each of which shows one group of runs.
 
   Attributes:
-    panels: a group of runs for each title.
-    draw: of one panel, from what was read; returns its numbers.
-    size: of one panel, in inches.
-    read: of a workdir and a group; a panel without contents is left out.
+    panels: the group of each panel, by the panel's title.
+    draw: draws one panel from what `read` returned, and returns its numbers.
+    size: width and height of one panel, in inches.
+    read: reads a group of a workdir. A panel of which it returns nothing is
+      left out.
   """
 
   panels: Mapping[str, str]
-  draw: Callable[[Axes, Any], Table]
+  draw: Callable[[Axes, Any], Rows]
   size: tuple[float, float] = (4.5, 3.4)
   read: Callable[[pathlib.Path, str], Any] = read_lines
 
   def __call__(self, name: str, workdir: pathlib.Path, prefix: str) -> Drawn:
-    """Draws the figure, for `draw`."""
+    """Draws the figure; see `lca.report.figures.draw` for the arguments."""
     panels, draw_panel, (width, height), read = self
     if prefix and read is layer_sizes:
       raise ValueError(
         f'{name} shows networks, not runs {prefix}...: no --scale'
       )
     contents = {t: read(workdir, prefix + group) for t, group in panels.items()}
-    contents = {title: each for title, each in contents.items() if each}
+    contents = {
+      title: content for title, content in contents.items() if content
+    }
     if not contents:
       raise ValueError(f'{workdir} holds no finished run of {name}')
     columns = min(len(contents), COLUMNS)
@@ -246,7 +274,8 @@ class Spec(NamedTuple):
 FIGURES: Registry[Callable[[str, pathlib.Path, str], Drawn]] = Registry(
   'figure'
 )
-"""The figures by name: functions of that name, a workdir and a prefix."""
+"""The figures by name. Each is a function of its name, the workdir's directory
+and the prefix of the runs' names."""
 
 
 _FIG6 = {
@@ -280,7 +309,8 @@ FIGURES |= {
     read=layer_sizes,
   ),
 }
-# Figures 3 to 8 are the curves behind Tables 1 to 6.
+# The layerwise cosine paper's Figures 3 to 8 show the test losses behind its
+# Tables 1 to 6. A panel shows the runs that are finished so far.
 FIGURES |= {
   f'lca_{table + 2}': Spec(
     {f'{title}, {v}': f'table{table}/{k}' for k, v in tables.DATASETS.items()},
@@ -293,22 +323,22 @@ FIGURES |= {
 
 def draw(
   name: str, workdir: pathlib.Path, output: pathlib.Path, prefix: str = ''
-) -> dict[str, Table]:
-  """Draws a figure, and writes its table.
+) -> dict[str, Rows]:
+  """Draws a figure, and writes it and its numbers.
 
   Args:
     name: a key of `FIGURES`.
-    workdir: of a sweep with its runs, or a packed sweep.
-    output: where `NAME.png`, `NAME.svg` and `NAME.md` go.
-    prefix: what stands before the groups in the runs' names.
+    workdir: directory of a sweep, or a packed sweep.
+    output: folder for `NAME.png`, `NAME.svg` and, with the numbers, `NAME.md`.
+    prefix: text before the groups in the runs' names, such as `'reduced/'`.
 
   Returns:
-    The numbers of each panel.
+    The numbers of the panels, by their titles.
 
   Raises:
-    ValueError: an unknown figure; runs that are missing or not finished, of
-      Figures 3 to 8 of the layerwise cosine paper all of them; a prefix, of a
-      figure that reads no runs.
+    ValueError: the figure is unknown; a run of it is missing or not finished
+      (Figures 3 to 8 of the layerwise cosine paper need one finished run
+      alone); or there is a prefix, but the figure reads no runs.
   """
   make = FIGURES.find(name)
   with packing.opened(workdir) as folder:
@@ -317,7 +347,8 @@ def draw(
   figure.savefig(output / f'{name}.png', dpi=150)
   figure.savefig(output / f'{name}.svg')
   parts = [
-    f'### {title}\n\n{formats.markdown(t)}' for title, t in numbers.items()
+    f'### {title}\n\n{formats.markdown(rows)}'
+    for title, rows in numbers.items()
   ]
   (output / f'{name}.md').write_text('\n\n'.join(parts) + '\n')
   return numbers

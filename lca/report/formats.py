@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and LaTeX."""
+"""Writes tables as Markdown, CSV and LaTeX."""
 
 import csv
 import io
@@ -10,14 +10,14 @@ import numpy as np
 
 
 class Number(NamedTuple):
-  """A cell: what we measured, and what a paper prints.
+  """A cell of a table: a measured number beside the one that a paper prints.
 
   Attributes:
-    values: of the seeds; none where no run is finished.
-    paper: None where it prints nothing.
-    best: True if ours is the best.
-    paper_best: True if the paper's is.
-    digits: after the point.
+    values: measured, one for each seed; empty where no run is finished.
+    paper: printed in the paper; None where the paper has no such number.
+    best: True if the mean of `values` is the best, and is set in bold.
+    paper_best: True if `paper` is the best of the paper's.
+    digits: how many are written after the decimal point.
   """
 
   values: Sequence[float]
@@ -28,16 +28,26 @@ class Number(NamedTuple):
 
   @property
   def mean(self) -> float | None:
+    """The mean over the seeds; None where no run is finished."""
     return float(np.mean(self.values)) if len(self.values) else None
 
   @property
   def deviation(self) -> float | None:
-    """The sample's, with one degree of freedom less than seeds."""
+    """The sample's standard deviation over the seeds; None of a single one."""
     several = len(self.values) > 1
     return float(np.std(self.values, ddof=1)) if several else None
 
   def text(self, plus_minus: str, bold: Callable[[str], str]) -> str:
-    """Returns the mean, the deviation, and in brackets the paper's."""
+    """Returns the cell's text, such as `0.900 ± 0.141 (0.491)`.
+
+    Args:
+      plus_minus: sign between the mean and the deviation.
+      bold: sets a text in bold.
+
+    Returns:
+      The mean, the deviation if there are several seeds, and in brackets the
+      paper's number. What is missing is left out.
+    """
     parts = []
     if self.mean is not None:
       ours = f'{self.mean:.{self.digits}f}'
@@ -51,14 +61,14 @@ class Number(NamedTuple):
 
 
 class Table(NamedTuple):
-  """Holds what a table shows in all formats.
+  """A table, independent of the format it is written in.
 
   Attributes:
-    name: of the files.
-    title: what it shows.
-    header: of the columns.
-    rows: at least one. A column holds texts, or Numbers.
-    notes: paragraphs below it; not in CSV.
+    name: of the files, without a suffix.
+    title: stands above the table.
+    header: titles of the columns.
+    rows: at least one. The cells of a column are all texts or all Numbers.
+    notes: paragraphs below the table, which CSV leaves out.
   """
 
   name: str
@@ -69,7 +79,7 @@ class Table(NamedTuple):
 
 
 def write(table: Table, folder: pathlib.Path) -> None:
-  """Writes `NAME.md`, `NAME.csv` and `NAME.tex`."""
+  """Writes `NAME.md`, `NAME.csv` and `NAME.tex` into a folder."""
   folder.mkdir(parents=True, exist_ok=True)
   formats = {'md': to_markdown, 'csv': to_csv, 'tex': to_latex}
   for suffix, convert in formats.items():
@@ -77,7 +87,7 @@ def write(table: Table, folder: pathlib.Path) -> None:
 
 
 def to_markdown(table: Table) -> str:
-  """Returns the table as Markdown; bold is `**bold**`."""
+  """Returns the table as Markdown, with its title and notes."""
   rows = [
     [
       cell.text('±', '**{}**'.format) if isinstance(cell, Number) else cell
@@ -90,7 +100,7 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """Returns a header and rows as a table of Markdown."""
+  """Returns rows of text, of which the first is the header, as Markdown."""
   header, *rows = rows
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -99,9 +109,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def to_csv(table: Table) -> str:
   """Returns the table as CSV.
 
-  A Number is three columns: the mean, the deviation and the paper's. They are
-  named `NAME`, `NAME_deviation` and `NAME_paper`, and are empty where
-  there is nothing.
+  A column of Numbers becomes three columns: `NAME` for the mean,
+  `NAME_deviation` and `NAME_paper`. Missing numbers are empty entries.
   """
   names = []
   for title, cell in zip(table.header, table.rows[0], strict=True):
@@ -122,9 +131,9 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-  """Returns a floating table of LaTeX, as wide as the text.
+  """Returns a floating LaTeX table, as wide as the text.
 
-  It needs the package graphicx.
+  The document needs the package graphicx.
   """
   kinds = (isinstance(cell, Number) for cell in table.rows[0])
   columns = ''.join('r' if number else 'l' for number in kinds)
@@ -164,4 +173,5 @@ _LATEX = {c: rf'\{c}' for c in '&%$#_{}'} | {
 
 
 def _escaped(text: str) -> str:
+  """Returns a text in which LaTeX's special characters stand for themselves."""
   return text.translate(str.maketrans(_LATEX))

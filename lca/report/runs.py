@@ -1,4 +1,4 @@
-"""Finished runs of a sweep, as numbers."""
+"""Reads the finished runs of a sweep as arrays of numbers."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,24 @@ from lca.experiment import identity, index, packing, rundir
 from lca.experiment.summary import Metrics, is_finished, read_metrics
 
 Lines = Mapping[str, Sequence[Metrics]]
-"""By the line's name, the runs of its seeds."""
+"""The metrics of a line's runs, one for each seed, by the line's name."""
 
 
 def evaluated(run: Metrics) -> Metrics:
-  """Returns the rounds that were evaluated."""
+  """Returns the metrics of the rounds after which the model was evaluated."""
   tested = np.isfinite(run['test_accuracy'])
   return {name: column[tested] for name, column in run.items()}
 
 
 def check_line(line: str, runs: Sequence[pathlib.Path]) -> None:
-  """Refuses runs, at least one, of which no mean over the seeds can be taken.
+  """Checks that a mean over the seeds of a line's runs makes sense.
+
+  Args:
+    line: name of the line.
+    runs: directories of its runs, at least one.
 
   Raises:
-    ValueError: their configs differ in more than the seed.
+    ValueError: the runs' configs differ in more than the seed.
   """
   identity.check_same_line(line, {run: rundir.read_config(run) for run in runs})
 
@@ -30,16 +34,21 @@ def check_line(line: str, runs: Sequence[pathlib.Path]) -> None:
 def read_lines(
   workdir: pathlib.Path, group: str, *, partial: bool = False
 ) -> Lines:
-  """Reads a group's runs, lines in the order of the sweep's names.
+  """Reads the runs of a group.
 
   Args:
-    workdir: of a sweep, or a packed sweep.
-    group: what stands before the line in the runs' names.
-    partial: leaves out what is not finished; perhaps nothing is left.
+    workdir: directory of a sweep, or a packed sweep.
+    group: the part of the runs' names before the line, as `fig5` in
+      `fig5/krum/0`.
+    partial: if True, runs that are not finished are left out, even if none is
+      left. If False, all runs must be finished.
+
+  Returns:
+    The lines, in the order of the sweep's index.
 
   Raises:
-    ValueError: there are none, or one is not finished; not if `partial`. The
-      configs of a line differ in more than the seed.
+    ValueError: the configs of a line differ in more than the seed; or, unless
+      `partial`, the group has no runs, or one that is not finished.
   """
   lines = {}
   with packing.opened(workdir) as folder:

@@ -1,7 +1,8 @@
-"""The layerwise cosine paper's Tables 1 to 6, with our figures in them.
+"""The layerwise cosine paper's Tables 1 to 6, measured and printed.
 
-The paper's are in `layerwise_cosine_tables.csv`, as printed. Ours are those of
-a sweep's finished runs, `TABLE/DATASET/VARIANT` (see configs/tables.py).
+The printed numbers are in `layerwise_cosine_tables.csv`. The measured ones come
+from the finished runs `TABLE/DATASET/VARIANT` of a sweep, such as
+configs/tables.py.
 """
 
 import csv
@@ -30,7 +31,7 @@ METRICS = {
   'average_test_accuracy': max,
   'max_test_accuracy': max,
 }
-"""The tables' columns, and which of their values is the best."""
+"""The tables' columns, each with the function that picks its best value."""
 
 DATASETS = {
   'cifar10': 'CIFAR-10',
@@ -49,19 +50,21 @@ TITLES = {
   5: 'GeoMed, model replacement',
   6: 'Bulyan, model replacement',
 }
-"""The titles of Tables 1 to 6; the paper calls the attack label flipping."""
+"""The titles of Tables 1 to 6, by number. The paper calls the attack of Tables
+4 to 6 label flipping."""
 
 Runs = Mapping[str, Sequence[pathlib.Path]]
-"""The finished runs of all seeds, by `TABLE/DATASET/VARIANT`."""
+"""Directories of finished runs, one for each seed, by
+`TABLE/DATASET/VARIANT`."""
 
 
 class Block(NamedTuple):
   """Four rows of a printed table: the variants on one data set.
 
   Attributes:
-    table: its number.
+    table: number of the table.
     dataset: a key of `DATASETS`.
-    printed: the metrics by variant.
+    printed: the paper's metrics by variant, and then by the metric's name.
   """
 
   table: int
@@ -69,12 +72,12 @@ class Block(NamedTuple):
   printed: Mapping[str, Mapping[str, float]]
 
   def name(self, variant: str) -> str:
-    """Returns the name of a variant's runs."""
+    """Returns the name that a variant's runs have in a sweep."""
     return f'table{self.table}/{self.dataset}/{variant}'
 
 
 def paper() -> list[Block]:
-  """Returns the printed tables, in their order."""
+  """Returns the rows of the printed tables, in the paper's order."""
   file = pathlib.Path(__file__).with_name('layerwise_cosine_tables.csv')
   with open(file, newline='') as lines:
     rows = list(csv.DictReader(lines))
@@ -90,18 +93,21 @@ def paper() -> list[Block]:
 
 
 def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
-  """Fills the tables with a sweep's finished runs.
+  """Fills the tables with the finished runs of a sweep.
 
-  What is not finished leaves its cells blank, and is counted below the table.
+  The cells of a run that is not finished are blank, and a note below the table
+  counts such rows.
 
   Args:
-    workdir: of the sweep, or the packed sweep.
-    prefix: what stands before `TABLE/DATASET/VARIANT` in its runs' names.
+    workdir: directory of a sweep, or a packed sweep.
+    prefix: text before `TABLE/DATASET/VARIANT` in the runs' names, such as
+      `'reduced/'`.
 
   Returns:
-    Those of Tables 1 to 6 that the sweep has runs of, with the data sets that
-    it has runs of; what it has in groups `beyond_ATTACK`; the gains of
-    accuracy over the plain operators; the slopes of the test losses.
+    First those of Tables 1 to 6 that the sweep has runs for, with the data sets
+    that it has runs for. Then a table for each of the sweep's groups
+    `beyond_ATTACK`. Last, if there is one of Tables 1 to 6, the gains of
+    accuracy over the plain operators, and the slopes of the test losses.
 
   Raises:
     ValueError: no run is finished, or the configs of a row's runs differ in
@@ -116,14 +122,15 @@ def _make(workdir: pathlib.Path, prefix: str) -> list[Table]:
   pattern = (
     re.escape(prefix) + rf'((table[1-6]|beyond_\w+)/({"|".join(DATASETS)})/\w+)'
   )
-  found = {
+  # Directories by TABLE/DATASET/VARIANT, of all runs and of the finished ones.
+  all_runs = {
     match[1]: places
     for name, places in index.by_line(workdir).items()
     if (match := re.fullmatch(pattern, name))
   }
   finished = {
     name: done
-    for name, places in found.items()
+    for name, places in all_runs.items()
     if (done := [place for place in places if is_finished(place)])
   }
   if not finished:
@@ -135,14 +142,14 @@ def _make(workdir: pathlib.Path, prefix: str) -> list[Table]:
   blocks = [
     block
     for block in paper()
-    if any(block.name(variant) in found for variant in VARIANTS)
+    if any(block.name(variant) in all_runs for variant in VARIANTS)
   ]
-  tables = [
-    _paper_table(number, list(of_one), finished)
-    for number, of_one in itertools.groupby(blocks, lambda block: block.table)
+  paper_tables = [
+    _paper_table(number, list(blocks_of_one), finished)
+    for number, blocks_of_one in itertools.groupby(blocks, lambda b: b.table)
   ]
   return [
-    *tables,
+    *paper_tables,
     *_beyond(finished),
     *([_gains(blocks, finished), _slopes(blocks, finished)] if blocks else []),
   ]
@@ -154,6 +161,7 @@ _HEADER = (
   'seeds',
   *(m.replace('_', ' ') for m in METRICS),
 )
+# Notes below the tables.
 _OURS = (
   'Ours: the mean over the seeds, and their standard deviation where there are '
   'several.'
@@ -173,6 +181,7 @@ _BULYAN = (
 
 
 def _paper_table(number: int, blocks: list[Block], finished: Runs) -> Table:
+  """Makes one of Tables 1 to 6, of the data sets that the blocks are of."""
   names = [block.name(v) for block in blocks for v in VARIANTS]
   printed = len(DATASETS) * len(VARIANTS)
   missing = printed - sum(name in finished for name in names)
@@ -195,13 +204,15 @@ def _paper_table(number: int, blocks: list[Block], finished: Runs) -> Table:
 
 
 def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
+  """Makes the rows of the variants on one data set, the best in bold."""
   ours = {v: _values(finished.get(block.name(v), ())) for v in VARIANTS}
   numbers = {}
   for metric, best in METRICS.items():
     cells = [
       Number(ours[v][metric], block.printed[v][metric]) for v in VARIANTS
     ]
-    # Of ours one alone is no best. Of the paper's there are always four.
+    # A single measured variant is not marked as the best. The paper always has
+    # four.
     means = [cell.mean for cell in cells if cell.mean is not None]
     finite = [mean for mean in means if np.isfinite(mean)]
     top = best(finite) if len(means) > 1 and finite else None
@@ -226,17 +237,21 @@ def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
 
 
 def _values(places: Sequence[pathlib.Path]) -> dict[str, list[float]]:
-  """Reads the metrics of all seeds."""
+  """Reads the summaries' metrics: a list over the seeds, by the metric."""
   summaries = [read_summary(place) for place in places]
   return {metric: [s[metric] for s in summaries] for metric in METRICS}
 
 
 def _words(variant: str) -> str:
+  """Returns a variant's name for readers, such as `Layerwise cosine`."""
   return variant.replace('_', ' ').capitalize()
 
 
 def _settings(names: Sequence[str], finished: Runs) -> list[str]:
-  """Says what was run: a sweep's runs need not be of the paper's size."""
+  """Returns a note on the runs' size, which need not be the paper's.
+
+  There is no note if none of the names has a finished run.
+  """
   places = [place for name in names for place in finished.get(name, ())]
   texts = {
     f'{config["data"]["name"]} with {config["model"]["name"]}, '
@@ -250,7 +265,7 @@ def _settings(names: Sequence[str], finished: Runs) -> list[str]:
 
 
 def _beyond(finished: Runs) -> list[Table]:
-  """Makes a table of each attack that the sweep has beside the paper's rows."""
+  """Makes a table for each group `beyond_ATTACK`, which the paper has not."""
   tables = []
   for group in sorted({name.split('/')[0] for name in finished}):
     if not group.startswith('beyond_'):
@@ -281,6 +296,7 @@ _GAINS = (
 
 
 def _gains(blocks: Sequence[Block], finished: Runs) -> Table:
+  """Makes the table of how far the best variant is ahead of the plain one."""
   rows = []
   for block in blocks:
     ours = {
@@ -308,8 +324,17 @@ def _gains(blocks: Sequence[Block], finished: Runs) -> Table:
 
 
 def _gain(accuracies: Mapping[str, float]) -> tuple[str | float | None, ...]:
-  """Returns the best variant's name; plain, best, points gained and ratio."""
-  # Of equals the last one, the paper's method.
+  """Compares the plain operator with the best of its variants.
+
+  Args:
+    accuracies: by variant, of those that have one.
+
+  Returns:
+    The best variant's name for readers, the plain operator's accuracy, the best
+    variant's, the points gained, and the ratio of both. The name is empty and
+    the others are None if the plain operator or all variants are missing.
+  """
+  # `max` takes the first of equal variants: reversed, the paper's method.
   others = [v for v in reversed(VARIANTS[1:]) if v in accuracies]
   if 'plain' not in accuracies or not others:
     return '', None, None, None, None
@@ -322,6 +347,7 @@ _ABOUT = ('table', 'operator and attack', 'data set')
 
 
 def _about(block: Block) -> tuple[str, str, str]:
+  """Returns the entries of the columns `_ABOUT`."""
   return str(block.table), TITLES[block.table], DATASETS[block.dataset]
 
 
@@ -333,15 +359,17 @@ _SLOPES = (
 
 
 def slope(run: Metrics, window: int = 10) -> float:
-  """Returns how fast the test loss rises at the end.
+  """Returns how fast the test loss rises at the end of a run.
+
+  The slope is that of the line through the last evaluations, by least squares.
 
   Args:
-    run: its metrics.
-    window: how many evaluations at the end a line is drawn through, by least
-      squares.
+    run: metrics of the run.
+    window: how many evaluations, at the end, the line goes through.
 
   Returns:
-    Nats a round; NaN with fewer than 2 evaluations, or if a loss is not finite.
+    The slope in nats a round; NaN if there are fewer than 2 evaluations, or if
+    one of these losses is not finite.
   """
   tested = runs.evaluated(run)
   rounds, losses = tested['round'][-window:], tested['test_loss'][-window:]
@@ -351,6 +379,8 @@ def slope(run: Metrics, window: int = 10) -> float:
 
 
 def _slopes(blocks: Sequence[Block], finished: Runs) -> Table:
+  """Makes the table of the variants' slopes of the test loss."""
+
   def row(block):
     for variant in VARIANTS:
       places = finished.get(block.name(variant), ())

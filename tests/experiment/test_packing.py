@@ -21,7 +21,7 @@ FILES = ('config.json', 'metrics.csv', 'summary.json')
 
 
 def write_run(workdir, run, seed, metrics=('test_loss',), finish=True):
-  """What a run of two rounds leaves in the directory that `run` names."""
+  """Leaves behind the files of a run of two rounds."""
   values = {'test_loss': 1 / 3, 'norm/a': 1e-30, 'factor/b': math.nan}
   with RunDirectory(workdir / run, CONFIG | {'seed': seed}) as directory:
     directory.open()

@@ -241,7 +241,7 @@ def test_a_scale_is_of_those_that_have_several():
 
 
 def free(workdir):
-  """Whether no process holds the directory."""
+  """Returns True if no process holds the directory."""
   with open(workdir / 'lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ ROUNDS = range(1, 13)
 
 
 def write_run(workdir, name, seed, level):
-  """What a run of the tables' sweep leaves behind, with losses near a level."""
+  """Leaves behind the files of a run, with losses near a level."""
   config = sweep_of_tables.get_runs()[name]
   (config,) = sweep.choose({name: config}, seeds=[seed]).values()
   (place,) = index.record({f'{name}/{seed}': config}, workdir).values()

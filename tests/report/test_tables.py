@@ -25,7 +25,7 @@ REDUCED = sweep_of_tables.get_runs('reduced')
 def write_run(
   workdir, name, losses, accuracies, seed=0, finish=True, values=None
 ):
-  """What a run leaves behind after these test losses and accuracies."""
+  """Leaves behind the files of a run with these test losses and accuracies."""
   (config,) = sweep.choose(
     {name: (RUNS | REDUCED)[name]}, seeds=[seed], values=values
   ).values()
@@ -207,7 +207,7 @@ def test_a_slope_is_of_the_last_evaluations():
 
 
 def metrics(rounds, losses):
-  """As `runs.read_metrics`; a round without a loss was not evaluated."""
+  """Returns metrics of rounds; those without a loss were not evaluated."""
   accuracies = np.where(np.isnan(losses), np.nan, 0.5)
   return {'round': rounds, 'test_loss': losses, 'test_accuracy': accuracies}
 
