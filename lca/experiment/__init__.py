@@ -1,15 +1,16 @@
-"""Experiments: from a config, or from parts, to a run and its directory.
+"""Experiments: runs of a config or of your own objects, and their directories.
 
-    train_and_evaluate(config, workdir)   # a config
-    simulate(dataset, model, rule, ...)   # one's own objects
+    train_and_evaluate(config, workdir)   # run a config
+    simulate(dataset, model, rule, ...)   # run your own data, model and rule
 
-What is named here is imported when it is first asked for: reading a run's
-directory imports no trainer.
+The names below are imported when they are first used, so that a program that
+only reads the directories of runs does not import the trainer.
 """
 
 import importlib
 from typing import Any
 
+# The module of each public name.
 _HOMES = {
   'Result': 'simulator',
   'run': 'train',

@@ -1,8 +1,9 @@
-"""A run's checkpoints: what is saved in the background, and found again.
+"""A run's checkpoints: saved in the background, checked when they are read.
 
-A checkpoint holds the server's state, the metrics written so far, the config
-and a table of the state's leaves: shape, type and checksum. So it is known
-which checkpoint is damaged, and which is whole but of something else.
+A checkpoint holds the server's state, the metrics written so far, the config,
+and shape, dtype and checksum of each leaf of the state. These tell a damaged
+checkpoint, which is skipped, from an intact one of another run, which is an
+error.
 """
 
 import contextlib
@@ -22,16 +23,17 @@ from lca.typing import PyTree
 
 
 class CheckpointError(Exception):
-  """A checkpoint that cannot be written, read or gone on from."""
+  """A checkpoint cannot be written or read, or belongs to another run."""
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """A run's checkpoints; none is under way any more when the context ends.
+  """A run's checkpoints: a context whose end waits for what is being saved.
 
   Args:
-    path: of their directory, which is made if need be. Of this process alone.
-    config: of the run, as nested dicts that JSON reads back as they are.
-    keep: how many; older ones are deleted.
+    path: of their directory, which is made if it does not exist. No other
+      process may use it.
+    config: of the run, as nested dicts that JSON reads back unchanged.
+    keep: how many checkpoints are kept; older ones are deleted.
 
   Raises:
     OSError: the directory cannot be made.
@@ -44,29 +46,31 @@ class Checkpoints(contextlib.AbstractContextManager):
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       cleanup_tmp_directories=True,
-      # Threads would wait for minutes for one that cannot be made.
+      # Otherwise Orbax's threads wait for minutes for a directory that cannot
+      # be made, before they raise.
       async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     self._manager = ocp.CheckpointManager(path, options=options)
 
   def __exit__(self, kind, error, traceback) -> None:
+    # While another error is under way, one of closing would hide it.
     with self._writing() if error is None else contextlib.suppress(Exception):
       self._manager.close()
 
   def save(self, state: PyTree, rows: list[Row]) -> None:
-    """Begins to save what there is after a round.
+    """Starts to save a checkpoint after a round, in the background.
 
     Args:
       state: of the server.
       rows: the metrics of all rounds so far.
 
     Raises:
-      CheckpointError: this one, or the one before, cannot be written.
+      CheckpointError: this checkpoint, or the one before, cannot be written.
     """
     about = {
       'config': self._config,
-      'leaves': _table(state),
-      'rows': list(rows),  # which grow before they are written
+      'leaves': _described_leaves(state),
+      'rows': list(rows),  # a copy: the caller appends to its own meanwhile
     }
     parts = ocp.args.Composite(
       about=ocp.args.JsonSave(about), state=ocp.args.StandardSave(state)
@@ -75,31 +79,31 @@ class Checkpoints(contextlib.AbstractContextManager):
       self._manager.save(rows[-1]['round'], args=parts)
 
   def restore(self, initial: PyTree) -> tuple[PyTree, list[Row]]:
-    """Reads the newest checkpoint that is whole; deletes damaged newer ones.
+    """Reads the newest intact checkpoint, and deletes damaged newer ones.
 
     Args:
       initial: the state before the first round.
 
     Returns:
-      The state and the rows that were saved; `initial` and none if nothing
-      was.
+      The state and the rows that were saved. Without any checkpoint these are
+      `initial` and no rows.
 
     Raises:
-      CheckpointError: a checkpoint is of another config or another tree, or
-        cannot be read for a reason that may pass, or there are some and each
-        is damaged. Then nothing is deleted.
+      CheckpointError: a checkpoint belongs to another config or another tree;
+        or it cannot be read for a reason that may pass, such as a failing disk;
+        or all checkpoints are damaged. In these cases none is deleted.
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        found = self._read(step, initial)
+        saved = self._read(step, initial)
       except _Damaged as error:
         damaged[step] = error
         continue
       for step, reason in damaged.items():
         host.say(f'deleting a damaged checkpoint, {reason}')
         self._manager.delete(step)
-      return found
+      return saved
     if damaged:
       raise CheckpointError(
         f'no checkpoint can be read: {"; ".join(map(str, damaged.values()))}. '
@@ -108,6 +112,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     return initial, []
 
   def _read(self, step: int, initial: PyTree) -> tuple[PyTree, list[Row]]:
+    """Reads one checkpoint.
+
+    Raises:
+      _Damaged: the checkpoint is damaged.
+      CheckpointError: it is of another run, or cannot be read now.
+    """
     with self._reading(step):
       about = self._item(step, 'about', ocp.args.JsonRestore())
       config, leaves, rows = (about[k] for k in ('config', 'leaves', 'rows'))
@@ -116,64 +126,72 @@ class Checkpoints(contextlib.AbstractContextManager):
       identity.check_same_run(path, config, self._config)
     except ValueError as error:
       raise CheckpointError(error) from None
-    own_leaves = _named(initial)
-    for name in [*own_leaves, *leaves]:
-      then, now = leaves.get(name), own_leaves.get(name)
-      was, own = then and then[:2], None if now is None else _kind(now)
-      if was != own:
+    # Orbax restores into the tree of `initial`, which must be the saved one.
+    current = _named_leaves(initial)
+    for name in [*current, *leaves]:
+      then, now = leaves.get(name), current.get(name)
+      was = then and then[:2]  # without the checksum
+      is_now = None if now is None else _shape_and_dtype(now)
+      if was != is_now:
         raise CheckpointError(
-          f'{path} holds the state of other code: {name} was {_array(was)} '
-          f'there and is {_array(own)} now'
+          f'{path} holds the state of other code: {name} was {_text(was)} '
+          f'there and is {_text(is_now)} now; go on with the code that wrote '
+          'it, or choose another --workdir'
         )
     with self._reading(step):
       state = self._item(step, 'state', ocp.args.StandardRestore(initial))
       sums = [
-        (leaf[2], leaves[name][2]) for name, leaf in _table(state).items()
+        (leaf[2], leaves[name][2])
+        for name, leaf in _described_leaves(state).items()
       ]
       if any(None not in pair and pair[0] != pair[1] for pair in sums):
         raise ValueError('a checksum is wrong')
     return state, rows
 
   def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
+    """Reads one part of a checkpoint, 'about' or 'state'."""
     parts = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))
     return parts[name]
 
   @contextlib.contextmanager
   def _reading(self, step: int) -> Iterator[None]:
+    """Turns errors of Orbax and below into `_Damaged` or a CheckpointError."""
     try:
       yield
     except Exception as error:
-      # A library's error is often raised again by the libraries above it.
+      # Each library raises the errors of the one below as its own: the first
+      # cause tells what happened.
       cause: BaseException = error
       while cause.__cause__ is not None:
         cause = cause.__cause__
       checkpoint = f'{self._path}/{step} ({_first_line(cause)})'
-      # Wrong bytes will fail once more; the system's errors, of a disk say,
-      # may pass. TensorStore raises those as ValueErrors, too.
+      # Wrong bytes stay wrong, whereas errors of the system, such as of a disk,
+      # may pass. TensorStore raises both as ValueErrors.
       of_the_system = 'os_error_code' in str(cause)
-      if isinstance(cause, _OF_BYTES) and not of_the_system:
+      if isinstance(cause, _ERRORS_OF_WRONG_BYTES) and not of_the_system:
         raise _Damaged(checkpoint) from error
       raise CheckpointError(
-        f'cannot read {checkpoint}. It may be whole, and nothing is deleted: '
-        'try again later, or delete it to go on from the one before'
+        f'cannot read {checkpoint}. It may be intact, so nothing was deleted: '
+        'try again later, or delete it to go on from the checkpoint before'
       ) from error
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
+    """Turns errors of Orbax and below into a CheckpointError."""
     try:
       yield
-    except Exception as error:  # of several libraries below it
+    except Exception as error:  # libraries below Orbax raise many types
       raise CheckpointError(
         f'cannot write a checkpoint into {self._path}: {_first_line(error)}'
       ) from error
 
 
 class _Damaged(Exception):
-  pass
+  """A checkpoint has wrong or missing bytes."""
 
 
-# What parsers, Orbax's too, make of bytes that are wrong or missing.
-_OF_BYTES = (
+# Parsers, Orbax's included, raise these for bytes that are wrong or missing.
+_ERRORS_OF_WRONG_BYTES = (
   AttributeError,
   FileNotFoundError,
   LookupError,
@@ -183,29 +201,43 @@ _OF_BYTES = (
 
 
 Leaf = list[Any]
-"""Shape, type and checksum; None where no process has all of the leaf."""
+"""Shape, dtype and checksum of an array, as JSON holds them.
+
+The checksum is None if the array is spread over several processes, so that none
+of them has all of it.
+"""
 
 
-def _table(tree: PyTree) -> dict[str, Leaf]:
+def _described_leaves(tree: PyTree) -> dict[str, Leaf]:
+  """Returns shape, dtype and checksum of each leaf by name."""
+
   def checksum(x):
     if not x.is_fully_addressable:
       return None
     return zlib.crc32(np.ascontiguousarray(x).view(np.uint8))
 
-  return {name: [*_kind(x), checksum(x)] for name, x in _named(tree).items()}
+  return {
+    name: [*_shape_and_dtype(x), checksum(x)]
+    for name, x in _named_leaves(tree).items()
+  }
 
 
-def _named(tree: PyTree) -> dict[str, jax.Array]:
+def _named_leaves(tree: PyTree) -> dict[str, jax.Array]:
   return dict(zip(layer_names(tree), jax.tree.leaves(tree), strict=True))
 
 
-def _kind(x: jax.Array) -> list[Any]:
+def _shape_and_dtype(x: jax.Array) -> list[Any]:
   return [list(x.shape), str(x.dtype)]
 
 
-def _array(kind: list[Any] | None) -> str:
-  return 'absent' if kind is None else f'{kind[1]} {kind[0]}'
+def _text(shape_and_dtype: list[Any] | None) -> str:
+  """Returns a leaf's dtype and shape for messages, or 'absent' for None."""
+  if shape_and_dtype is None:
+    return 'absent'
+  shape, dtype = shape_and_dtype
+  return f'{dtype} {shape}'
 
 
 def _first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message, or the error's name."""
   return (str(error).splitlines() or [type(error).__name__])[0]

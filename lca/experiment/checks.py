@@ -1,4 +1,8 @@
-"""Dry runs of a rule and a model, which raise what a run would raise."""
+"""Checks of a rule and a model before a run: dry runs that raise its errors.
+
+A dry run traces shapes, or aggregates a few numbers, so that an error shows
+before data are read or a round is compiled.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +20,7 @@ from lca.typing import PyTree, Update, Updates
 
 
 def check_jit() -> None:
-  """Checks that JAX compiles.
+  """Checks that `jax.jit` is not switched off.
 
   Raises:
     ValueError: `jax_disable_jit` is set.
@@ -24,36 +28,45 @@ def check_jit() -> None:
   if jax.config.jax_disable_jit:
     raise ValueError(
       'a run compiles its rounds before the first one, which jax_disable_jit '
-      '(JAX_DISABLE_JIT=1) forbids: unset it. To look into a run use '
-      'jax.debug.print in the rule, the attack or the model; without jit these '
-      'run when they are called on their own'
+      '(JAX_DISABLE_JIT=1) forbids: unset it. To look into a run, use '
+      'jax.debug.print in the rule, the attack or the model. To debug these '
+      'without jit, call them on their own'
     )
 
 
 def check_layers(layers: str | None, rule: Mapping[str, Any]) -> None:
-  """Checks `eval.layers` against the keys of the rule.
+  """Checks `eval.layers`, the scope of the layers among the metrics.
+
+  Args:
+    layers: the scope; None measures no layers.
+    rule: the keys of `aggregator`.
 
   Raises:
-    ValueError: an unknown scope, or another than that of LEGATO's factors.
+    ValueError: an unknown scope, or under LEGATO another scope than its own,
+      because its factors belong to the layers of `aggregator.scope`.
   """
   if layers:
-    aggregators.layer_names({}, layers)  # raises of an unknown scope
+    aggregators.layer_names({}, layers)  # raises for an unknown scope
   if layers and rule['name'] == 'legato' and rule['scope'] != layers:
     raise ValueError(
-      f'eval.layers={layers!r} must be aggregator.scope={rule["scope"]!r}: the '
-      'factors are those of its layers'
+      f'eval.layers={layers!r} must be the same as '
+      f"aggregator.scope={rule['scope']!r}: LEGATO's factors, which are among "
+      'the metrics, belong to the layers of that scope'
     )
 
 
 def check_model(classifier: Classifier, dataset: Dataset) -> PyTree:
   """Returns the shapes of the model's variables for a data set.
 
+  The shapes are traced: no weights are drawn or loaded.
+
   Raises:
-    ValueError: the model has no logit for some class of the data; or as the
-      model.
+    ValueError: the model returns fewer logits than the data have classes, or
+      cannot take their inputs.
   """
   key, spec = jax.random.key(0), dataset.train.input_spec
-  drawn = dataclasses.replace(classifier, pretrained='')  # of the same shapes
+  # Pretrained weights have the shapes of weights that are drawn.
+  drawn = dataclasses.replace(classifier, pretrained='')
   shapes = jax.eval_shape(lambda: drawn.init(key, spec))
   classifier.check_classes(shapes, spec, dataset.num_classes)
   return shapes
@@ -62,18 +75,19 @@ def check_model(classifier: Classifier, dataset: Dataset) -> PyTree:
 def check_aggregator(
   aggregator: Aggregator, n: int, has_root: bool, like: PyTree | None = None
 ) -> None:
-  """Traces the rule on n clients, so that it raises what it would raise.
+  """Traces the rule on the shapes of n updates, which raises its own errors.
 
   Args:
-    aggregator: any.
+    aggregator: the rule.
     n: clients in a round.
-    has_root: the server trains, too, on examples of its own.
-    like: a tree of shapes like an update; None is one matrix among the
-      parameters.
+    has_root: True if the server trains on examples of its own.
+    like: a tree of shapes like one update; None stands for a model with one
+      parameter.
 
   Raises:
-    ValueError, TypeError: as the rule; or it needs the server's update and
-      there is none, or returns no tree like an update.
+    ValueError, TypeError: the rule's own errors, such as of an `f` that is too
+      large for n. Or the rule needs the server's update and there is none, or
+      it returns something else than one update.
   """
 
   def one_round(updates):
@@ -91,14 +105,14 @@ def check_aggregator(
     if has_root or 'server_update' not in str(error):
       raise
     raise TypeError(
-      f'{error}: that is what the server trains itself, on examples of its '
-      'own; set data.root_examples, to 100 say'
+      f'{error}: server_update is what the server trains on examples of its '
+      'own; set data.root_examples, for instance to 100'
     ) from error
-  made, wanted = (jax.tree.map(jnp.shape, tree) for tree in (update, like))
-  if made != wanted:
+  returned, wanted = (jax.tree.map(jnp.shape, tree) for tree in (update, like))
+  if returned != wanted:
     raise ValueError(
-      f'the aggregator makes {made} of {n} updates of {wanted}: it must return '
-      'one update'
+      f'the aggregator must return one update, of the shapes {wanted}, but '
+      f'given {n} updates it returns {returned}'
     )
 
 
@@ -135,19 +149,24 @@ def check_dropouts(
 ) -> None:
   """Dry-runs the rule with the largest number of dropouts of any round.
 
+  A client that does not answer is a row of NaN. Which clients these are is
+  known beforehand from the seed.
+
   Args:
     config: complete nested dicts.
-    aggregator: of the updates.
-    population: whose clients may not answer.
+    aggregator: the rule.
+    population: the clients, with their drop rate.
 
   Raises:
-    ValueError: f is too small for so many, or the aggregate is not finite.
+    ValueError: `f` is smaller than the dropouts and attackers of that round
+      together, or the aggregate is not finite.
   """
   if not population.drop_rate:
     return
   worst, missing = population.most_dropped(config['seed'], config['num_rounds'])
   if not missing:
     return
+  # With attack.sampled the attackers of a round vary and are not counted.
   attack, n = population.num_byzantine or 0, population.clients_per_round
   rule, rate = config['aggregator'], population.drop_rate
   if 'f' in rule and rule['f'] < missing + attack:
@@ -155,7 +174,9 @@ def check_dropouts(
       f'aggregator.f={rule["f"]} is too small for client.drop_rate={rate}: of '
       f'the {n} clients of round {worst + 1}, {missing} do not answer'
       + (f' and {attack} attack' if attack else '')
+      + f'; set aggregator.f to at least {missing + attack}'
     )
+  # Random rows [n, 1], of which the first `missing` do not come.
   answered = jnp.arange(n) >= missing
   rows = jax.random.normal(jax.random.key(0), (n, 1))
   one = {'params': {'kernel': rows[0]}}
@@ -168,8 +189,9 @@ def check_dropouts(
   )
   if not jnp.all(jnp.isfinite(update['params']['kernel'])):
     plain = rule['name'] == 'mean' and rule.get('weights') != 'examples'
-    hint = " unless aggregator.weights='examples'" if plain else ''
+    remedy = "aggregator.weights='examples'" if plain else 'another rule'
     raise ValueError(
-      f'client.drop_rate={rate}: {rule["name"]} does not go without {missing} '
-      f'of {n} clients{hint}, as many as do not answer in round {worst + 1}'
+      f'client.drop_rate={rate}: {rule["name"]} returns an aggregate that is '
+      f'not finite when {missing} of {n} clients do not answer, as in round '
+      f'{worst + 1}; choose a smaller client.drop_rate or {remedy}'
     )

@@ -1,4 +1,4 @@
-"""Command lines: values of a config's keys, and flags that commands share."""
+"""Command lines: setting a config's keys, and flags that commands share."""
 
 import difflib
 import functools
@@ -16,9 +16,15 @@ def define_list(
   help_text: str,
   flag_values: flags.FlagValues = flags.FLAGS,
 ) -> None:
-  """Defines a flag whose values are separated by commas, or given repeatedly.
+  """Defines a flag that takes a list, separated by commas, any number of times.
 
-  Its value is a list of lists, one each time that the flag is given.
+  The flag's value is a list of lists, one list for each time it is given.
+
+  Args:
+    name: of the flag.
+    default: the list if the flag is not given.
+    help_text: for --help.
+    flag_values: the flags that it is added to.
   """
   flags.DEFINE_multi(
     flags.ListParser(),
@@ -31,12 +37,12 @@ def define_list(
 
 
 def define_load() -> None:
-  """Defines the flag for `extensions.load_files`."""
+  """Defines the flag --load, whose files `extensions.load_files` executes."""
   flags.DEFINE_multi_string(
     'load',
     [],
-    'A Python file that is executed first, for the rules, attacks, models, '
-    'data and others that it registers. May be repeated.',
+    'A Python file that is executed first, so that the rules, attacks, models '
+    'and data that it registers are known. May be repeated.',
   )
 
 
@@ -44,35 +50,36 @@ _FLAG = re.compile(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
-  """Sets keys of a config as `--config.KEY=VALUE` says, in place.
+  """Sets keys of a config, in place, as arguments `--config.KEY=VALUE` say.
 
-  A value has its key's type. A key that is None, such as a placeholder, may be
-  set to None, too.
+  A value is parsed as its key's type. If the same key is given twice, the last
+  value counts. A key that is None may also be set to None.
 
   Args:
     config: may be locked.
     arguments: of a command line, without the program.
 
   Returns:
-    The other arguments.
+    The arguments that set no key.
 
   Raises:
     ValueError: there is no such key, or the value is of another type.
   """
   for key in keys_of(arguments):
     check_key(config, key)
-  # ml_collections would parse the None of a key that is None as a number, or
-  # keep it as a text. These arguments are left out, and with each of them what
-  # earlier ones set its key to.
-  left: list[str] = []
+  # `--config.KEY=None` for a key that is None: ml_collections would read 'None'
+  # as a number of the key's type, and fail, or keep it as text. Leaving the
+  # argument out keeps the None, provided that earlier arguments for the same
+  # key are left out, too.
+  to_parse: list[str] = []
   for argument in arguments:
     match = _FLAG.fullmatch(argument)
     if match and match[2] == 'None' and _value(config, match[1]) is None:
-      left = [each for each in left if keys_of([each]) != [match[1]]]
+      to_parse = [each for each in to_parse if keys_of([each]) != [match[1]]]
     else:
-      left.append(argument)
+      to_parse.append(argument)
   # The parser takes the first argument for the name of the program.
-  argv = ['', *left]
+  argv = ['', *to_parse]
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
   try:
@@ -85,17 +92,23 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
 
 
 def _value(config: ConfigDict, key: str) -> Any:
+  """Returns the value of a key such as 'data.name'."""
   return functools.reduce(ConfigDict.__getitem__, key.split('.'), config)
 
 
 def keys_of(arguments: Sequence[str]) -> list[str]:
-  """Returns the keys that `--config.KEY=VALUE` among the arguments set."""
-  found = map(_FLAG.fullmatch, arguments)
-  return [match[1] for match in found if match]
+  """Returns the keys that arguments of the form `--config.KEY=VALUE` set."""
+  matches = map(_FLAG.fullmatch, arguments)
+  return [match[1] for match in matches if match]
 
 
 def set_key(config: ConfigDict, key: str, value: str) -> None:
   """Sets one key of a config to a value that is given as text.
+
+  Args:
+    config: is changed in place; may be locked.
+    key: such as `'client.batch_size'`.
+    value: is parsed as the key's type.
 
   Raises:
     ValueError: there is no such key, or the value is of another type.
@@ -111,12 +124,13 @@ def set_key(config: ConfigDict, key: str, value: str) -> None:
 
 
 def check_key(config: ConfigDict, key: str) -> None:
-  """Checks that a config has a key.
+  """Checks that a config has a key, such as `'client.batch_size'`.
 
   Raises:
-    ValueError: it has not; the message says what is near, and which keys stand
-      beside it.
+    ValueError: there is no such key; the message names the nearest one and the
+      keys of the same section.
   """
+  # Walk down to the first part of the key that does not exist.
   path: list[str] = []
   section = config
   for part in key.split('.'):
@@ -128,7 +142,9 @@ def check_key(config: ConfigDict, key: str) -> None:
     return
   where = '.'.join(path)
   if not isinstance(section, ConfigDict):
-    raise ValueError(f'there is no config key {key}: {where} is a value')
+    raise ValueError(
+      f'there is no config key {key}: {where} is a value, not a section'
+    )
   last, known = key.split('.')[-1], flat_keys(config)
   near = [each for each in known if each.split('.')[-1] == last]
   if path:
@@ -145,7 +161,10 @@ def check_key(config: ConfigDict, key: str) -> None:
 
 
 def flat_keys(config: ConfigDict) -> list[str]:
-  """Returns the keys of all sections, such as `'data.name'`."""
+  """Returns all keys of a config with their sections, such as `'data.name'`.
+
+  A section without keys stands for itself.
+  """
   keys = []
   for name, value in config.items():
     inner = flat_keys(value) if isinstance(value, ConfigDict) else []

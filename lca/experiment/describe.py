@@ -1,4 +1,4 @@
-"""Lines that say what runs, for a person to read before the first round."""
+"""Describes a run in a line for a person to read before the first round."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from lca.attacks import Attack
+from lca.experiment.reading import source_keys
 from lca.experiment.sections import ATTACKERS, Data
-from lca.experiment.settings import Parts, source_keys
+from lca.experiment.settings import Parts
 from lca.federated.population import Population
 from lca.registry import options_of
 
 
 def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
-  """Yields a line that says what runs, and a note on each thing of doubt.
+  """Yields a line that describes the run, and a note on each likely mistake.
+
+  There is a note if more clients attack than the rule tolerates, and if an
+  attack is so weak that it sends the mean of the honest updates.
 
   Args:
     config: complete nested dicts.
@@ -25,7 +29,7 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   gradient = config['client']['mode'] == 'gradient'
   if population.num_byzantine is not None:
     attackers = in_a_round = population.num_byzantine
-  else:  # as many as are drawn: their share of the population, on average
+  else:  # with attack.sampled: the expected number in a round
     share = population.num_attackers / population.num_clients
     attackers = round(share * population.clients_per_round, 1)
     in_a_round = 'as drawn'
@@ -36,6 +40,7 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
       f'{attack["name"]}{keys} by {population.num_attackers} clients, '
       f'{in_a_round} in a round'
     )
+  # Such as 'nnm (f=1), then krum of each leaf (f=1)'.
   steps, scope = rule.get('pre', ()), rule.get('scope', 'model')
   before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
   then = f'{", ".join(before)}, then ' if before else ''
@@ -61,18 +66,23 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
     if z < 0.05:
       yield (
         f'note: {population.num_byzantine} of {population.clients_per_round} '
-        f'clients are too few for {attack["name"]}: their z is {z:.2f}, and 0 '
-        'sends the mean of the honest updates, which is no attack; set '
-        'attack.z, or more attackers'
+        f'clients are too few for {attack["name"]}: it computes z={z:.2f} from '
+        'these numbers, and z=0 sends the mean of the honest updates, which is '
+        'no attack; set attack.z, or more attackers'
       )
 
 
+# Keys of the section `data` that the line leaves out, or names elsewhere.
 _FOLDERS = ('archive_dir', 'data_dir')
 _NOT_PARTITION = (*options_of(Data), 'checksum')
 
 
 def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
-  """Returns the keys that are set, in brackets; '' if none is."""
+  """Returns the keys that are set, in brackets, such as ' (f=1)'.
+
+  Returns '' if none is set. Leaves out the names of functions and modules, and
+  the keys of `without`.
+  """
   texts = [
     f'{k}={v}'
     for k, v in keys.items()
@@ -82,7 +92,10 @@ def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
 
 
 def _deviations(attack: Attack, population: Population) -> float:
-  """Returns how many deviations attackers stay below the honest mean."""
+  """Returns how many deviations below the honest mean the attackers send.
+
+  The attack is tried on random updates.
+  """
   n, m = population.clients_per_round, population.num_byzantine
   rows = jax.random.normal(jax.random.key(0), (n, 2))
   sent = attack.on_updates(

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, devices, commit."""
+"""The environment that a run records: versions, devices, commit."""
 
 import pathlib
 import platform
@@ -14,12 +14,12 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 def describe() -> dict[str, Any]:
   """Returns versions, devices and commit, as JSON can hold them.
 
-  The commit is the checkout's, with `-dirty` when files differ; outside of a
-  checkout it is None.
+  The commit is that of this package's git checkout, with `-dirty` appended if
+  files differ from it. It is None if the package lies outside of a checkout.
   """
   root = pathlib.Path(__file__).resolve().parents[2]
-  # Without --git-dir, git would also look in the folders above. An installed
-  # package may lie in the checkout of something else.
+  # Without --git-dir, git would also search the folders above, and find the
+  # checkout of another project that the package is installed in.
   git = ['git', f'--git-dir={root / ".git"}', f'--work-tree={root}']
   git += ['describe', '--always', '--dirty', '--abbrev=40']
   try:

@@ -1,8 +1,8 @@
-"""A user's Python files: those that add to the registries, sweeps, settings.
+"""Loads a user's Python files: settings, sweeps, and files that register.
 
 A file that registers a rule, an attack, a model or anything else that has a
-registry is executed once in every process that makes or reads runs. From then
-on its names are known like those that `lca` brings.
+registry is executed once in every process that makes or reads runs. After that
+its names work like those that come with `lca`.
 """
 
 import contextlib
@@ -17,18 +17,23 @@ from typing import Any
 
 
 def load_files(paths: Iterable[str | os.PathLike]) -> None:
-  """Executes files in their order, for what they register.
+  """Executes Python files in the given order, for what they register.
 
-  Args, Raises: see `load_file`.
+  Args:
+    paths: of the files.
+
+  Raises:
+    ValueError: see `load_file`.
   """
   for path in paths:
     load_file(path)
 
 
 def load_file(path: str | os.PathLike) -> types.ModuleType:
-  """Executes a Python file, once however often it is asked for.
+  """Executes a Python file and returns it as a module.
 
-  A file that was changed in between is executed again.
+  A second call returns the same module without executing the file again, unless
+  the file was changed in between.
 
   Args:
     path: of the file; a `~` at its start is the user's home.
@@ -37,8 +42,8 @@ def load_file(path: str | os.PathLike) -> types.ModuleType:
     The file as a module.
 
   Raises:
-    ValueError: there is no such file, or it raises an exception; the message
-      says in which line.
+    ValueError: there is no such file, or its code raises an exception; the
+      message names the line.
   """
   path = pathlib.Path(path).expanduser().resolve()
   if not path.is_file():
@@ -47,7 +52,7 @@ def load_file(path: str | os.PathLike) -> types.ModuleType:
   if name not in sys.modules:
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
       with _located(path):
         spec.loader.exec_module(module)
@@ -58,19 +63,19 @@ def load_file(path: str | os.PathLike) -> types.ModuleType:
 
 
 def call(module: types.ModuleType, name: str, *arguments: Any) -> Any:
-  """Calls a function of a file, such as `get_config`.
+  """Calls a function of a loaded file, such as `get_config`.
 
   Args:
-    module: from `load_file`.
+    module: the file, from `load_file`.
     name: of the function.
-    arguments: of the call.
+    *arguments: of the call.
 
   Returns:
     The function's result.
 
   Raises:
-    ValueError: the function's own, or another exception in it; the message
-      says in which line.
+    ValueError: the function raised it, such as for an unknown preset, or raised
+      any other exception; the message then names the line.
   """
   with _located(pathlib.Path(module.__file__), but=ValueError):
     return getattr(module, name)(*arguments)
@@ -80,7 +85,12 @@ def call(module: types.ModuleType, name: str, *arguments: Any) -> Any:
 def _located(
   path: pathlib.Path, but: type[Exception] | tuple[()] = ()
 ) -> Iterator[None]:
-  """Turns an exception of a file's code into one line that says where it is."""
+  """Turns exceptions of a file's code into a ValueError that names the line.
+
+  Args:
+    path: of the file.
+    but: exceptions that are raised as they are.
+  """
   try:
     yield
   except but:

@@ -1,4 +1,4 @@
-"""Files that are never half-written, folders that one process has at a time."""
+"""Writes files as a whole, and locks folders for one process at a time."""
 
 import contextlib
 import errno
@@ -13,16 +13,19 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def write(file: pathlib.Path, text: str) -> None:
-  """Replaces a file at once, so that it is never half-written."""
+  """Writes a file, or replaces it, so that no reader sees half of it.
+
+  The text goes to a draft beside the file, which is then renamed.
+  """
   with open(draft(file), 'w') as new:
     new.write(text)
     new.flush()
-    os.fsync(new.fileno())  # before the name is there
+    os.fsync(new.fileno())  # the contents must be on disk before the name is
   os.replace(new.name, file)
 
 
 def draft(file: pathlib.Path) -> pathlib.Path:
-  """Returns the file beside it that `write` fills first."""
+  """Returns the path of the draft that `write` renames to `file`."""
   return file.with_name(file.name + '.tmp')
 
 
@@ -30,33 +33,35 @@ def read_json(file: pathlib.Path, remedy: str) -> dict[str, Any]:
   """Reads a file that holds a JSON object.
 
   Args:
-    file: which exists.
-    remedy: what a person can do about a damaged file.
+    file: must exist.
+    remedy: for the message: what a person can do about a damaged file.
 
   Raises:
-    ValueError: the file holds something else; the message names it.
+    ValueError: the file holds no JSON object; the message names the file.
   """
   try:
-    found = json.loads(file.read_text())
+    content = json.loads(file.read_text())
   except ValueError as error:
     raise ValueError(f'{file} is damaged ({error}): {remedy}') from None
-  if not isinstance(found, dict):
+  if not isinstance(content, dict):
     raise ValueError(f'{file} is damaged (no JSON object): {remedy}')
-  return found
+  return content
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, wait: bool = True) -> Iterator[None]:
   """Keeps other processes out of a folder while the context lasts.
 
-  The system frees the folder however the process ends.
+  The lock is `flock` on a file `lock` in the folder. The system releases it
+  however the process ends. On a file system without locks a warning is printed,
+  and nobody is kept out.
 
   Args:
-    folder: which exists; its file `lock` is locked, if the file system can.
-    wait: whether to wait until another process has left the folder.
+    folder: must exist.
+    wait: True waits until another process has left the folder.
 
   Raises:
-    BlockingIOError: another process has the folder, and `wait` is False.
+    BlockingIOError: another process has locked the folder, and `wait` is False.
   """
   with open(folder / 'lock', 'w') as file:
     try:
@@ -64,5 +69,9 @@ def locked(folder: pathlib.Path, wait: bool = True) -> Iterator[None]:
     except OSError as error:
       if error.errno not in _NO_LOCKS:
         raise
-      print(f'no locks here: run no second process in {folder}', flush=True)
+      print(
+        'this file system has no locks: make sure that you run no second '
+        f'process in {folder}',
+        flush=True,
+      )
     yield

@@ -1,4 +1,4 @@
-"""The process of a run: its devices, its companions, and how it is stopped."""
+"""The process of a run: its CPU devices, other processes, and signals."""
 
 import os
 import signal
@@ -16,22 +16,24 @@ def use_all_cores(job: int = 0, jobs: int = 1) -> None:
   """Makes one virtual CPU device per core; call it before JAX computes.
 
   XLA runs a small convolution on one core, so that a single device would leave
-  the other cores idle. No device is made where there is a GPU or a TPU, or
-  where XLA_FLAGS say how many devices there are.
+  the other cores idle. The setting does not affect GPUs and TPUs. If XLA_FLAGS
+  set the number of devices, that number stays.
 
   Args:
     job: the number of this process among those that share the machine, from 0.
-    jobs: how many processes share the machine. Each keeps to its own cores, if
-      the system allows that, and to its share of the memory that XLA takes of
-      a GPU.
+    jobs: how many processes share the machine. Each is bound to cores of its
+      own, if the system can do that, and reserves its share of the memory that
+      XLA would reserve on a GPU.
   """
   if jobs > 1 and hasattr(os, 'sched_setaffinity'):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[job::jobs] or cores)
   if jobs > 1 and not any(map(os.getenv, _GPU_SHARES)):
-    os.environ[_GPU_SHARES[0]] = str(0.75 / jobs)  # XLA takes 0.75 by itself
+    # Without this setting XLA reserves 0.75 of the memory.
+    os.environ[_GPU_SHARES[0]] = str(0.75 / jobs)
   if 'xla_force_host_platform_device_count' not in os.getenv('XLA_FLAGS', ''):
-    # This process may be kept to some of the cores. Not every system tells.
+    # This process may be bound to some of the machine's cores. Not every
+    # system can say to which (macOS cannot).
     if hasattr(os, 'sched_getaffinity'):
       num_cores = len(os.sched_getaffinity(0))
     else:
@@ -47,27 +49,28 @@ def join_processes(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> None:
-  """Makes this process one of several; call it before JAX computes.
+  """Joins this process to a run of several; call it before JAX computes.
 
-  On TPU pods and under SLURM's srun the arguments are not needed. A process
-  that is alone stays alone.
+  On TPU pods and under SLURM's srun no argument is needed: the environment says
+  which processes make the run. Elsewhere the three arguments do. Without both,
+  the run has this process alone.
 
   Args:
-    coordinator: `HOST:PORT` of the first process, the same in each. With None
-      the environment is looked at; `'auto'` leaves that to JAX, which knows
-      more kinds of clusters.
+    coordinator: `HOST:PORT` of the first process, the same for all processes.
+      None looks for a TPU pod or srun in the environment. `'auto'` lets JAX
+      detect the cluster, which knows more kinds of clusters.
     num_processes: how many processes make the run.
     process_id: the number of this process, in [0, num_processes).
 
   Raises:
-    ValueError: an incomplete or impossible set of these.
+    ValueError: some of the arguments are missing or impossible.
   """
   numbers = num_processes, process_id
   if coordinator not in (None, 'auto'):
     if None in numbers:
       raise ValueError(
-        'coordinator, num_processes and process_id go together, got '
-        f'{coordinator!r}, {num_processes} and {process_id}'
+        f'coordinator={coordinator!r} needs num_processes and process_id, too, '
+        f'got num_processes={num_processes} and process_id={process_id}'
       )
     if not 0 <= process_id < num_processes:
       raise ValueError(
@@ -76,42 +79,42 @@ def join_processes(
     jax.distributed.initialize(coordinator, num_processes, process_id)
   elif numbers != (None, None):
     raise ValueError(
-      f'num_processes={num_processes} and process_id={process_id} need the '
-      'coordinator'
+      f'num_processes={num_processes} and process_id={process_id} need a '
+      'coordinator, HOST:PORT of the first process'
     )
   elif (
     coordinator == 'auto'
     or int(os.getenv(_SLURM_TASKS, '1')) > 1
-    or ',' in os.getenv(_TPU_WORKERS, '')  # which lists them all
+    or ',' in os.getenv(_TPU_WORKERS, '')  # a list of all hosts of a pod
   ):
     jax.distributed.initialize()
 
 
 STOPPED = 128 + signal.SIGTERM
-"""The exit code of a process that was told to stop, and stopped.
+"""The exit code of a process that a signal has stopped: 143.
 
-A shell gives the same code to a process that SIGTERM has ended. Schedulers
-start such a job again, and start nothing that waits for its success; 0 would
-tell them that the job is done.
+A shell reports the same code for a process that SIGTERM has ended. Schedulers
+start such a job again, and hold back jobs that wait for its success. The code 0
+would tell them that the job is done.
 """
 
 GRACE = 300.0
-"""Seconds that a process has to stop, unless it is said otherwise."""
+"""The default of the grace period: seconds from the first signal to the end."""
 
 
 class Stopping:
-  """Knows whether this process was told to stop; call it to ask.
+  """A flag that signals set: calling it returns True once the run is to stop.
 
   The first SIGTERM, which comes before a preemption, or SIGINT (Ctrl-C) asks
-  the process to stop after its round. A second one ends it at once, and so does
-  the end of the grace period: then the last checkpoint stands. Both exit with
-  the code `STOPPED`.
+  the process to stop after its round. A second signal ends the process at once,
+  and so does the end of the grace period. The run can then go on from its last
+  checkpoint. In all these cases the exit code is `STOPPED`.
 
   A thread acts on the signals, because Python's own handlers wait while XLA
   runs a long round.
 
   Args:
-    grace: seconds between the first signal and the end.
+    grace: seconds between the first signal and the end of the process.
   """
 
   def __init__(self, grace: float = GRACE):
@@ -123,7 +126,13 @@ class Stopping:
     return self._asked.is_set()
 
   def take_signals(self) -> 'Stopping':
-    """Takes SIGTERM and SIGINT from now on; the main thread must call it."""
+    """Handles SIGTERM and SIGINT from now on; call it in the main thread.
+
+    Returns:
+      This object.
+    """
+    # Python writes each signal's number into the socket at once, even while the
+    # main thread is inside XLA, and a thread reads it there.
     reader, self._writer = socket.socketpair()
     self._writer.setblocking(False)
     signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
@@ -133,41 +142,43 @@ class Stopping:
     return self
 
   def _watch(self, reader: socket.socket) -> None:
+    """Reads signals from the socket and acts on them, without end."""
     while True:
       (number,) = reader.recv(1)
       if number in (signal.SIGTERM, signal.SIGINT):
         self.stop(again=self())
 
   def stop(self, again: bool = False) -> None:
-    """Asks the process to stop, as the first signal does.
+    """Asks the process to stop after its round, as the first signal does.
 
     Args:
-      again: ends the process at once, as the second signal does.
+      again: True ends the process at once, as the second signal does.
     """
     if again:
       os._exit(STOPPED)
     if not self():
       print(
-        'stopping after this round; a second signal ends it at once, and so '
-        f'do {self._grace:g} seconds',
+        'stopping after this round; a second signal ends the run at once, and '
+        f'so does the end of {self._grace:g} seconds',
         flush=True,
       )
-      self._asked.set()  # only now: the process may end right after
+      # Set after printing: the process may end as soon as the flag is set.
+      self._asked.set()
       end = threading.Timer(self._grace, os._exit, (STOPPED,))
       end.daemon = True
       end.start()
 
 
 def say(message: object) -> None:
-  """Prints a line, in the first process of a run only."""
+  """Prints a line, in the first of a run's processes only."""
   if jax.process_index() == 0:
     print(message, flush=True)
 
 
 def any_process(yes: bool) -> bool:
-  """Returns True if `yes` is True in any process of the run.
+  """Returns True if `yes` is True in at least one process of the run.
 
-  All processes of the run must call it.
+  All processes of the run must call it: the call waits for all of them.
   """
   if jax.process_count() == 1:
     return yes

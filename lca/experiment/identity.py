@@ -1,7 +1,7 @@
-"""Which configs describe the same run, and the id of a run.
+"""The identity of a run: its id, and the checks that two configs are the same.
 
-Two configs are of the same run if they compute the same thing. Keys that only
-say where and how a run is computed do not count.
+Two configs describe the same run if they compute the same results. Keys that
+only say where and how a run is computed are not compared.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Sections and keys that do not count: they say where and how a run is computed
-# and when it ends, not what it computes (beyond rounding). They may differ when
-# a run is continued.
+# Sections and keys that are not compared. They say where and how a run is
+# computed and when it ends, and change its results by rounding at most. So they
+# may differ when a run is continued.
 _NOT_COMPARED = (
   'parallel',
   'checkpoint',
@@ -22,9 +22,9 @@ _NOT_COMPARED = (
   'train.on_nonfinite',
 )
 
-# Options added after results were published. A config without one means the
-# value here, so that old runs keep their id.
-_ADDED_LATER = {
+# Options that were added after results were published. A config without one of
+# them means the value given here, so that older runs keep their id.
+_IMPLIED_VALUES = {
   'client.dtype': 'float32',
   'client.update_dtype': 'float32',
   'client.drop_rate': 0.0,
@@ -39,33 +39,34 @@ _ADDED_LATER = {
 def run_id(config: Mapping[str, Any]) -> str:
   """Returns the id of a run: 16 hexadecimal digits.
 
+  The id is a hash of the keys that are compared. A newer option leaves the id
+  as it is while it has the value that older configs imply.
+
   Args:
-    config: of the run, as nested dicts. Keys that do not count are left out, as
-      are options added later that have the value which a config without them
-      means.
+    config: of the run, as nested dicts.
   """
-  counted = {
+  compared = {
     key: value
     for key, value in _flat_as_before(config).items()
-    if _is_compared(key) and (key, value) not in _ADDED_LATER.items()
+    if _is_compared(key) and (key, value) not in _IMPLIED_VALUES.items()
   }
-  text = json.dumps(counted, sort_keys=True)
+  text = json.dumps(compared, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_same_run(
   path: str | os.PathLike, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
-  """Refuses a config that would compute something else.
+  """Refuses to continue a run with a config that computes something else.
 
   Args:
-    path: of what the old config made.
-    old: config, as nested dicts that were read from JSON.
-    new: likewise.
+    path: of the run or checkpoint that was made with the old config.
+    old: the old config, as nested dicts that were read from JSON.
+    new: the new config, in the same form.
 
   Raises:
-    ValueError: a key differs that counts; it is named with both values. The
-      number of rounds may grow.
+    ValueError: a key that is compared differs; the message names it with both
+      values. Only `num_rounds` may differ, if it grows.
   """
   for key, before, now in _differences(old, new):
     if not (key == 'num_rounds' and now >= before):
@@ -82,28 +83,29 @@ def check_same_line(
 
   Args:
     line: the name that these runs share.
-    configs: of each run, by its directory, as nested dicts that were read from
-      JSON.
+    configs: the config of each run by its directory, as nested dicts that were
+      read from JSON.
 
   Raises:
-    ValueError: a key differs that counts; it is named with two directories.
+    ValueError: a key that is compared differs; the message names it with both
+      values and directories.
   """
   (first, config), *others = configs.items()
   for path, other in others:
     for key, one, two in _differences(config, other):
       if key != 'seed':
         raise ValueError(
-          f'{line}: {key} is {one!r} in {first} and {two!r} in {path}, but its '
-          'runs are to differ in nothing but their seeds; choose a --workdir '
-          'for each'
+          f'{line}: {key} is {one!r} in {first} and {two!r} in {path}, but '
+          'runs of one name may differ in their seeds only; choose another '
+          '--workdir'
         )
 
 
 def _differences(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-  """Yields the keys that count and differ, with both values."""
-  old, new = (_ADDED_LATER | _flat_as_before(each) for each in (old, new))
+  """Yields each key that is compared and differs, with both values."""
+  old, new = (_IMPLIED_VALUES | _flat_as_before(each) for each in (old, new))
   for key in sorted(old.keys() | new.keys()):
     before, now = old.get(key, '(none)'), new.get(key, '(none)')
     if before != now and _is_compared(key):
@@ -111,17 +113,19 @@ def _differences(
 
 
 def _is_compared(key: str) -> bool:
+  """Returns True unless the key or its section is in `_NOT_COMPARED`."""
   return not any(
     key == each or key.startswith(f'{each}.') for each in _NOT_COMPARED
   )
 
 
 def _flat_as_before(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config's values by dotted key, as configs of old would have them.
+  """Returns a config's values by dotted key, in the layout of older configs.
 
-  The options of a pre-aggregator stood among the rule's before they had a
-  section of their own, such as `aggregator.nnm.f`. There a name had one value:
-  those that differ from it keep their section.
+  The options of a pre-aggregator now stand in a section of their own, such as
+  `aggregator.nnm.f`. They stood among the rule's options before, as
+  `aggregator.f`, which both shared. An option moves there if the rule has no
+  option of this name or the same value for it, and stays where it is otherwise.
   """
   flat = _flat(config)
   for name in flat.get('aggregator.pre') or ():
@@ -134,6 +138,7 @@ def _flat_as_before(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns the values of nested dicts by dotted key, such as 'data.name'."""
   flat = {}
   for key, value in config.items():
     if isinstance(value, Mapping):

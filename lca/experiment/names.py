@@ -1,4 +1,10 @@
-"""Descriptions of Python objects for the config in the directory of a run."""
+"""Descriptions of Python objects for the `config.json` of a run.
+
+A config names rules, attacks and models. `lca.experiment.simulate` is given the
+objects instead, and writes these descriptions of them into `config.json`: names
+and options, as JSON can hold them. When the run is continued, a description
+that has changed shows that the object was changed.
+"""
 
 import dataclasses
 import functools
@@ -15,20 +21,25 @@ from lca.attacks.base import keep_updates
 from lca.registry import REQUIRED, options_of
 
 Keys = dict[str, Any]
+"""The keys of a section of a config, such as `name`, and their values."""
 
+# Arguments that a round brings to an attack; they are no options of the attack.
 _OF_A_ROUND = ('updates', 'byzantine', 'key', 'aggregate')
 
 
-def of(thing: Any) -> str:
-  """Returns the name of a function, a class or anything else."""
+def name_of(thing: Any) -> str:
+  """Returns the name of a function or class, or the name of an object's class.
+
+  A partial function has the name of the function in it.
+  """
   if isinstance(thing, functools.partial):
-    return of(thing.func)
+    return name_of(thing.func)
   name = getattr(thing, '__name__', None)
   return name or type(thing).__name__
 
 
 def of_rule(rule: Callable[..., Any]) -> Keys:
-  """Returns the name of a rule, its module, and the arguments bound to it.
+  """Describes a rule: its name, its module, and the arguments bound to it.
 
   Examples:
     >>> import functools, lca
@@ -41,7 +52,10 @@ def of_rule(rule: Callable[..., Any]) -> Keys:
 
 
 def of_aggregator(aggregator: Aggregator) -> Keys:
-  """Returns the name of what has made an aggregator, and what it was given.
+  """Describes an aggregator: the function that made it, and its arguments.
+
+  An aggregator of `lca.stateless` is described as its rule. The arguments are
+  read from the closure of the aggregator's `update`.
 
   Examples:
     >>> import lca
@@ -51,14 +65,17 @@ def of_aggregator(aggregator: Aggregator) -> Keys:
     >>> of_aggregator(lca.centered_clip(threshold=3.0))['name']
     'centered_clip'
   """
-  held = _closure(aggregator.update)
-  if callable(held.get('rule')) and 'hyper' in held:  # of lca.stateless
-    return of_rule(held['rule']) | plain(held['hyper'])
-  return _made(aggregator.update)
+  captured = _closure(aggregator.update)
+  if callable(captured.get('rule')) and 'hyper' in captured:  # lca.stateless
+    return of_rule(captured['rule']) | plain(captured['hyper'])
+  return _of_closure(aggregator.update)
 
 
 def of_attack(attack: Attack) -> Keys:
-  """Returns the name of an attack, and its options.
+  """Describes an attack: its function, and the values of all its options.
+
+  The function and the options are read from the closure of the attack's hook on
+  updates or, if that hook changes nothing, of its hook on labels.
 
   Examples:
     >>> from lca import attacks
@@ -67,20 +84,21 @@ def of_attack(attack: Attack) -> Keys:
   """
   labels_alone = attack.on_updates is keep_updates
   hook = attack.on_labels if labels_alone else attack.on_updates
-  held = _closure(hook)
-  function = held.get('function')
+  captured = _closure(hook)
+  function = captured.get('function')  # as in lca.attacks.from_function
   if not callable(function):
-    return _made(hook)
+    return _of_closure(hook)
   defaults = {
     k: p.default
     for k, p in options_of(function, _OF_A_ROUND).items()
     if p.default is not REQUIRED
   }
-  return _named(function) | plain(defaults | dict(held.get('options', {})))
+  options = dict(captured.get('options', {}))
+  return _named(function) | plain(defaults | options)
 
 
 def of_module(module: nn.Module) -> Keys:
-  """Returns the class of a Flax module and its fields."""
+  """Describes a Flax module: its class, and the values of its fields."""
   fields = {
     field.name: getattr(module, field.name)
     for field in dataclasses.fields(module)
@@ -90,18 +108,21 @@ def of_module(module: nn.Module) -> Keys:
 
 
 def _named(thing: Any) -> Keys:
+  """Returns the name of an object, and the Python module it comes from."""
   inner = thing.func if isinstance(thing, functools.partial) else thing
-  return {'name': of(thing), 'module': getattr(inner, '__module__', None)}
+  return {'name': name_of(thing), 'module': getattr(inner, '__module__', None)}
 
 
-def _made(function: Callable[..., Any]) -> Keys:
-  """Names the function that has made another one, and what that one holds."""
-  maker = getattr(function, '__qualname__', of(function)).split('.')[0]
+def _of_closure(function: Callable[..., Any]) -> Keys:
+  """Describes a nested function: the function around it, and its closure."""
+  # 'legato.<locals>.update' was made by 'legato'.
+  maker = getattr(function, '__qualname__', name_of(function)).split('.')[0]
   maker = maker.removeprefix('_')
   return plain(_closure(function)) | _named(function) | {'name': maker}
 
 
 def _closure(function: Callable[..., Any]) -> Mapping[str, Any]:
+  """Returns the variables that a nested function captures, by name."""
   inner = inspect.unwrap(function)
   if not inspect.isfunction(inner):
     return {}
@@ -109,7 +130,12 @@ def _closure(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def plain(value: Any) -> Any:
-  """Returns what JSON can hold of a value: functions and classes by name."""
+  """Converts a value to what JSON can hold.
+
+  Arrays become their dtype and a list, modules and aggregators their
+  descriptions, sets sorted lists, and functions, classes and other objects
+  their names.
+  """
   if value is None or isinstance(value, bool | int | float | str):
     return value
   if isinstance(value, Mapping):
@@ -124,4 +150,4 @@ def plain(value: Any) -> Any:
     return of_module(value)
   if hasattr(value, 'shape') and hasattr(value, 'dtype'):
     return [str(value.dtype), jnp.asarray(value).tolist()]
-  return f'{getattr(value, "__module__", "")}.{of(value)}'
+  return f'{getattr(value, "__module__", "")}.{name_of(value)}'

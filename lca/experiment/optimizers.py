@@ -1,8 +1,8 @@
 """The optimisers that configs name, for clients and for the server.
 
 An optimiser is a function of a learning rate and options that returns an optax
-transformation. `sgd`, `adam` and the others of optax's names are optax's own;
-`fedadagrad`, `fedadam` and `fedyogi` are those of Reddi et al.
+transformation. `sgd`, `adam`, `adagrad`, `yogi` and `adadelta` are optax's own
+functions. `fedadagrad`, `fedadam` and `fedyogi` are Algorithm 2 of Reddi et al.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Moments(NamedTuple):
   """The state of an optimiser of Reddi et al.: trees like the parameters.
 
   Attributes:
-    m: a mean of the aggregates, in which older ones count less.
-    v: a sum or a mean of their squares.
+    m: exponential moving average of the aggregates.
+    v: the second moment: a sum or average of the aggregates' squares.
   """
 
   m: PyTree
@@ -35,7 +35,8 @@ class Moments(NamedTuple):
 
 
 SecondMoment = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(v, squared) -> v`: how the squares of a round enter the second moment."""
+"""`(v, squared) -> v`: adds the squares of a round's aggregate to the second
+moment."""
 
 
 @OPTIMIZERS.register
@@ -53,18 +54,18 @@ def fedadagrad(
       v_t &= v_{t-1} + \Delta_t^2 \\
       x_{t+1} &= x_t + \eta \frac{m_t}{\sqrt{v_t} + \tau}
 
-  where :math:`\Delta_t` is the aggregate of a round. Nothing corrects the bias
-  of the first rounds, and :math:`\tau` is added to the root, not under it.
+  where :math:`\Delta_t` is the aggregate of a round. There is no bias
+  correction, and :math:`\tau` is added to the root, not under it.
 
   Algorithm 2 begins with any :math:`v_{-1} \geq \tau^2`, which the paper's
   analysis needs. The authors' own runs of FedAdagrad and FedYogi begin with 0,
-  and so does the default; `initial_accumulator_value=eps**2` is the least that
-  the text allows.
+  and so does the default here. `initial_accumulator_value=eps**2` is the
+  smallest value that the text allows.
 
   Args:
     learning_rate: :math:`\eta`.
-    b1: :math:`\beta_1`; 0, as in the paper's experiments with FedAdagrad, takes
-      the aggregate as it is.
+    b1: :math:`\beta_1`. At 0, as in the paper's experiments with FedAdagrad,
+      :math:`m_t` is the aggregate itself.
     eps: :math:`\tau`.
     initial_accumulator_value: :math:`v_{-1}`.
 
@@ -103,9 +104,9 @@ def fedadam(
 
   .. math:: v_t = \beta_2 v_{t-1} + (1 - \beta_2) \Delta_t^2
 
-  The rest, and what the other arguments are, is as in `fedadagrad`. optax's
-  `adam` corrects the bias of both means; the paper's algorithm does not, so
-  that its first steps are smaller.
+  Everything else is as in `fedadagrad`. optax's `adam` corrects the bias of
+  both averages. The paper's algorithm does not, so that its first steps are
+  smaller.
 
   Args:
     learning_rate: :math:`\eta`.
@@ -115,7 +116,10 @@ def fedadam(
     initial_accumulator_value: :math:`v_{-1}`.
 
   Returns:
-    As `fedadagrad`.
+    An optax transformation of minus the aggregate.
+
+  References:
+    Reddi et al., Adaptive federated optimization, ICLR 2021.
   """
   return _adaptive(
     learning_rate,
@@ -141,7 +145,14 @@ def fedyogi(
       v_t = v_{t-1} - (1 - \beta_2) \Delta_t^2
             \operatorname{sign}(v_{t-1} - \Delta_t^2)
 
-  The rest, and what the arguments are, is as in `fedadam`.
+  Everything else is as in `fedadagrad`.
+
+  Args:
+    learning_rate: :math:`\eta`.
+    b1: :math:`\beta_1`.
+    b2: :math:`\beta_2`.
+    eps: :math:`\tau`.
+    initial_accumulator_value: :math:`v_{-1}`.
 
   Args:
     learning_rate: :math:`\eta`.
@@ -151,7 +162,10 @@ def fedyogi(
     initial_accumulator_value: :math:`v_{-1}`.
 
   Returns:
-    As `fedadagrad`.
+    An optax transformation of minus the aggregate.
+
+  References:
+    Reddi et al., Adaptive federated optimization, ICLR 2021.
   """
   return _adaptive(
     learning_rate,
@@ -169,7 +183,15 @@ def _adaptive(
   initial: float,
   second_moment: SecondMoment,
 ) -> optax.GradientTransformation:
-  """Algorithm 2, given how the squares enter the second moment."""
+  r"""Returns Algorithm 2 of Reddi et al. with any update of the second moment.
+
+  Args:
+    learning_rate: :math:`\eta`.
+    b1: :math:`\beta_1`.
+    tau: :math:`\tau`.
+    initial: :math:`v_{-1}`.
+    second_moment: returns :math:`v_t` from :math:`v_{t-1}` and the squares.
+  """
 
   def init(params):
     return Moments(
@@ -179,7 +201,7 @@ def _adaptive(
 
   def update(gradients, state, params=None):
     del params
-    delta = jax.tree.map(jnp.negative, gradients)
+    delta = jax.tree.map(jnp.negative, gradients)  # the aggregate
     m = jax.tree.map(lambda m, d: b1 * m + (1 - b1) * d, state.m, delta)
     v = jax.tree.map(lambda v, d: second_moment(v, d**2), state.v, delta)
     step = jax.tree.map(
@@ -193,16 +215,20 @@ def _adaptive(
 def make(
   name: str, learning_rate: float, *, whose: str = '', **options: Any
 ) -> optax.GradientTransformation:
-  """Builds an optimiser.
+  """Builds an optimiser by its name.
 
   Args:
     name: a key of `OPTIMIZERS`.
-    learning_rate: its step size.
-    whose: the section of the config that it is of, for messages.
-    **options: its own, such as Adadelta's `rho` and `eps`.
+    learning_rate: step size, above 0.
+    whose: for messages: the section of the config that the optimiser belongs
+      to, such as `'client'`.
+    **options: of the optimiser, such as Adadelta's `rho` and `eps`.
+
+  Returns:
+    An optax transformation.
 
   Raises:
-    ValueError: for an unknown name or a learning rate that is not positive.
+    ValueError: an unknown name, or a learning rate that is not positive.
     TypeError: an option that the optimiser does not have.
   """
   OPTIMIZERS.check(name, {'learning_rate', *options})

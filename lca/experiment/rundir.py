@@ -1,13 +1,13 @@
 """The directory of one run: its config, its metrics, its summary.
 
-config.json    the config, and each environment it ran in: versions,
-               devices, commit
-metrics.csv    one row a round
-summary.json   the five metrics of the paper's tables, when it is finished;
-               null is what is not finite
+config.json    the config, and each environment that the run was started or
+               continued in: versions, devices, commit
+metrics.csv    one row a round; see `lca.federated.metrics` for the columns
+summary.json   the number of rounds and the five metrics of the paper's tables;
+               there once the run is finished; null stands for NaN and infinity
 events.*       the metrics for TensorBoard
-checkpoints/   Orbax's
-lock           locked by the process that runs it
+checkpoints/   checkpoints by Orbax, named by their round
+lock           an empty file that the process of the run holds locked
 """
 
 import contextlib
@@ -39,28 +39,29 @@ COLUMNS = (
   'rejected',
   'nonfinite',
 )
+"""The columns of every metrics.csv; others follow these (see `start`)."""
 
 
 class RunDirectory(contextlib.AbstractContextManager):
-  """The files of one run. Nothing is written before `open`.
+  """The files of one run, written through this context.
 
-  Between `open` and the end of the context the directory is locked: no other
-  process can open it.
+  The constructor checks the directory and leaves nothing behind; `open` makes
+  and locks it. Until the context ends, no other process can open it.
 
   Attributes:
-    path: of the directory, without links.
-    config: of the run, as `config.json` gives it back.
+    path: of the directory, absolute and with symbolic links resolved.
+    config: of the run, as it reads back from `config.json`.
 
   Args:
     path: of the directory, which need not exist; `~` is the user's home.
     config: of the run, as nested dicts.
 
   Raises:
-    ValueError: it holds another config's run, or files but no run of ours, or
-      a finished run of fewer rounds from which nothing can go on, or a damaged
-      file.
+    ValueError: the directory holds the run of another config; or files but no
+      run; or a finished run of fewer rounds without a checkpoint to go on from;
+      or a damaged file.
     OSError: the run is not finished, and the directory cannot be made or
-      written to, or another process has it.
+      written to, or another process has locked it.
   """
 
   def __init__(self, path: str | os.PathLike, config: Mapping[str, Any]):
@@ -74,22 +75,22 @@ class RunDirectory(contextlib.AbstractContextManager):
 
   def __exit__(self, kind, error, traceback) -> None:
     if isinstance(error, OSError) and error.filename is None:
-      error.filename = str(self.path)  # a failed write does not tell where
+      error.filename = str(self.path)  # the error of a write names no file
     try:
       self._files.close()
     except OSError:
-      if error is None:  # otherwise it fails once more
+      if error is None:  # otherwise it is the same failure, such as a full disk
         raise
 
   def _check_contents(self) -> None:
-    """Checks that the directory holds this run, or nothing."""
+    """Checks that the directory holds this run, or nothing at all."""
     file = self.path / 'config.json'
     if file.exists():
       old, self._environments = _read_config(file)
       check_same_run(self.path, old, self.config)
       summary = self.summary()
-      # More rounds of a finished run begin anew where there is no checkpoint,
-      # and what the run has reached would be lost.
+      # Without a checkpoint, more rounds would start the finished run anew and
+      # overwrite its results.
       if (
         summary is not None
         and not self.finished(self.config['num_rounds'])
@@ -97,22 +98,24 @@ class RunDirectory(contextlib.AbstractContextManager):
       ):
         raise ValueError(
           f'{self.path} holds a finished run of {summary["num_rounds"]} '
-          'rounds, and no checkpoint from which it could go on to '
+          'rounds, but no checkpoint to continue it from to '
           f'num_rounds={self.config["num_rounds"]}; choose another --workdir'
         )
     elif self.path.exists():
-      # A process that was killed in `open` may have left these.
+      # A process that was killed in `open` may have left these files.
       opened = {'lock', file.name, files.draft(file).name}
       if {each.name for each in self.path.iterdir()} - opened:
         raise ValueError(
-          f'{self.path} has files in it but no run: choose another --workdir'
+          f'{self.path} has files in it, but no run (no config.json): choose '
+          'another --workdir'
         )
 
   def _check_access(self) -> None:
-    """Checks that the directory can be opened, and leaves no trace of that."""
+    """Checks that `open` can succeed, and leaves nothing behind."""
     if (self.path / 'lock').exists():
       with self._locked():
         pass
+    # Directories that do not exist yet are made in the nearest that does.
     existing = next(p for p in (self.path, *self.path.parents) if p.exists())
     try:
       with tempfile.TemporaryFile(dir=existing):
@@ -129,19 +132,23 @@ class RunDirectory(contextlib.AbstractContextManager):
     return self.path / 'checkpoints'
 
   def summary(self) -> dict[str, Any] | None:
-    """Returns the summary of a finished run, or None."""
+    """Returns the summary of a finished run, or None of an unfinished one.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     if not is_finished(self.path):
       return None
     summary = read_summary(self.path)
     if 'num_rounds' not in summary:
       raise ValueError(
         f'{self.path}/summary.json is damaged (no num_rounds): delete it, and '
-        'the same command goes on'
+        'the same command goes on from the last checkpoint'
       )
     return summary
 
   def finished(self, num_rounds: int) -> bool:
-    """Returns True if the run is complete, with at least as many rounds."""
+    """Returns True if the run is finished and has at least so many rounds."""
     summary = self.summary()
     return summary is not None and summary['num_rounds'] >= num_rounds
 
@@ -150,20 +157,24 @@ class RunDirectory(contextlib.AbstractContextManager):
 
     Raises:
       OSError: the directory cannot be made or written to, or another process
-        has it.
-      ValueError: in the meantime it has become another run's.
+        has locked it.
+      ValueError: since the constructor's check another run was started in it.
     """
     self.path.mkdir(parents=True, exist_ok=True)
     self._files.enter_context(self._locked())
     self._check_contents()
-    here = environment.describe()
-    if here not in self._environments[-1:]:
-      self._environments.append(here)
+    current = environment.describe()
+    if current not in self._environments[-1:]:
+      self._environments.append(current)
     about = {'config': self.config, 'environments': self._environments}
     files.write(self.path / 'config.json', _json(about))
 
   def _locked(self) -> contextlib.AbstractContextManager:
-    """Returns a context in which the directory is this process's alone."""
+    """Locks the directory and returns the context that unlocks it.
+
+    Raises:
+      OSError: another process has locked the directory.
+    """
     lock = contextlib.ExitStack()
     try:
       lock.enter_context(files.locked(self.path, wait=False))
@@ -175,11 +186,14 @@ class RunDirectory(contextlib.AbstractContextManager):
     return lock
 
   def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
-    """Writes the rounds run so far, and nothing beyond them.
+    """Rewrites the metrics with the rounds up to the checkpoint.
+
+    Rounds that a killed process has written after its last checkpoint are
+    removed, and so are the summary and the events of before.
 
     Args:
-      rows: of these rounds.
-      more: metrics of a row beside `COLUMNS`.
+      rows: the metrics of these rounds.
+      more: names of metrics beside `COLUMNS`.
     """
     self._columns = (*COLUMNS, *more)
     for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
@@ -191,17 +205,18 @@ class RunDirectory(contextlib.AbstractContextManager):
       self._add_events(row)
 
   def add(self, row: Row) -> None:
-    """Appends one round."""
+    """Appends the metrics of one round."""
     with open(self.path / 'metrics.csv', 'a') as file:
       file.write(self._csv([row], header=False))
     self._add_events(row)
 
   def finish(self, summary: Mapping[str, Any]) -> None:
-    """Writes the summary: the run is complete."""
+    """Writes the summary, which marks the run as finished."""
     numbers = {k: v if math.isfinite(v) else None for k, v in summary.items()}
     files.write(self.path / 'summary.json', _json(numbers))
 
   def _csv(self, rows: Sequence[Row], header: bool) -> str:
+    """Returns lines of metrics.csv; a metric that a row lacks is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, self._columns, lineterminator='\n')
     if header:
@@ -210,6 +225,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     return text.getvalue()
 
   def _add_events(self, row: Row) -> None:
+    """Appends the metrics of one round for TensorBoard."""
     values = [
       Summary.Value(tag=name, simple_value=value)
       for name, value in row.items()
@@ -223,51 +239,54 @@ class RunDirectory(contextlib.AbstractContextManager):
 
 
 class WritesNothing:
-  """Stands for the methods of a run directory that write."""
+  """Overrides the writing methods of a run directory; they do nothing here."""
 
   def open(self) -> None:
-    """Makes and locks nothing."""
+    """Does nothing: no directory is made or locked."""
 
   def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
-    """Writes nothing."""
+    """Does nothing."""
 
   def add(self, row: Row) -> None:
-    """Writes nothing."""
+    """Does nothing."""
 
   def finish(self, summary: Mapping[str, Any]) -> None:
-    """Writes nothing."""
+    """Does nothing."""
 
 
 class ReadOnlyRunDirectory(WritesNothing, RunDirectory):
-  """The directory of a run in all its processes but the first.
+  """The directory of a run, as all its processes but the first have it.
 
-  They check and read the same files, and write nothing.
-
-  Args, Raises: as of RunDirectory.
+  These processes check and read the same files, and write nothing. Arguments
+  and errors are those of `RunDirectory`.
   """
 
   def _check_access(self) -> None:
-    """Leaves that to the first process."""
+    """Does nothing: the first process, which writes, checks this."""
 
 
 def _read_config(
   file: pathlib.Path,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Reads the config and the environments of a `config.json`."""
   try:
-    found = json.loads(file.read_text())
-    return found['config'], found['environments']
+    about = json.loads(file.read_text())
+    return about['config'], about['environments']
   except (ValueError, KeyError, TypeError):
     raise ValueError(
-      f'{file} is not the config of a run: choose another --workdir, or '
-      'delete the directory to start anew'
+      f'{file} is not the config of a run, or is damaged: choose another '
+      '--workdir, or delete the directory to start anew'
     ) from None
 
 
 def read_config(run: pathlib.Path) -> dict[str, Any]:
-  """Reads a run's config, as nested dicts.
+  """Reads the config of a run as nested dicts.
+
+  Args:
+    run: the directory of the run.
 
   Raises:
-    ValueError: the file is damaged, or no config of a run.
+    ValueError: its `config.json` is damaged, or not the config of a run.
   """
   return _read_config(run / 'config.json')[0]
 

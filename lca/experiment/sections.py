@@ -1,19 +1,83 @@
-"""The sections of a config: their keys, their defaults, and their checks.
+"""The reference of all config keys: meaning, unit, default, corner cases.
 
-Each section is a dataclass. Its fields are the section's keys, the fields'
-defaults are the defaults of every run, and it checks its own values when it is
-made. The sections `model`, `aggregator` and `attack` have the keys of what they
-name; their families check them.
+A config is a nested dict: `num_rounds` and `seed` stand at its top, all other
+keys in sections, such as `client.batch_size`. A key that a config leaves out
+has its default. `main.py --config.KEY=VALUE` sets one from the command line.
+
+Seven sections, `data` to `parallel`, have the same keys in every run. Each is a
+dataclass below: its fields are the keys, and the fields' defaults are the
+defaults of every run. Its constructor checks values that are wrong whatever the
+rest of the config is. Beside these keys, `data` has the options of the chosen
+partition and data set, and `server` those of the chosen optimiser.
+
+Three sections have no default and depend on what their `name` chooses. A preset
+fills in such a section (`configs/presets.py`), so that
+`--config=SETTING.py:PRESET,PRESET` is the usual way to choose it.
+
+`model`
+  - `name`: a name in `lca.models.MODELS`, such as `'cnn'`.
+  - The fields of that Flax module, such as `features`.
+  - `resize`, `crop`, in pixels: images are scaled until their shorter side is
+    `resize`, and a square of side `crop` is cut out of the middle. 0, the
+    default, does neither.
+  - `pretrained`: a name in `lca.models.pretrained.HUB` or a file, whose weights
+    the run starts from; `''`, the default, draws the weights at random.
+  - `batch_stats`: how batch statistics are aggregated. `'rule'`, the default,
+    treats them like the parameters. `'mean'` averages them over the clients
+    whose statistics are finite. `'server'` takes those of the server's own
+    training, which needs `data.root_examples`. With `'mean'` and `'server'`
+    the rule sees the parameters alone.
+
+`aggregator`
+  - `name`: a name in `lca.aggregators.RULES` or `AGGREGATORS`, such as
+    `'krum'`.
+  - The options of that function, such as `m` or `window`.
+  - `f`, of rules that take it: the number of Byzantine clients of a round that
+    the rule tolerates. Presets make `f` follow `attack.num_byzantine`: changing
+    the number of attackers changes `f`, but setting `f` leaves the attackers as
+    they are, and from then on `f` keeps its value. Without an attack a preset's
+    `f` is 1. With a `..._sampled` attack `f` is None and must be set.
+    `configs/tables.py` sets 1, whoever attacks, as the paper's tables do. A
+    config that is written without presets must give `f` a value.
+  - `scope`: the layers that the rule is applied to, each on its own.
+    `'model'`, the default: the model as a whole. `'leaf'`: every array of the
+    model, so that a kernel and its bias are two layers, as in the paper.
+    `'module'`: all arrays of one Flax module together, such as a kernel, its
+    bias and, in a module that has them, its batch statistics. `'block'`: all
+    arrays under the same top-level module of the model. If no module holds
+    other modules, as in `lca.models.CNN`, `'block'` and `'module'` are the
+    same. Scopes look at the arrays' paths alone and so work for any model.
+  - `pre`: names in `lca.aggregators.PRE_AGGREGATORS`, applied before the rule
+    in this order and within the same scope; `()` is the default. The options of
+    each stand in a dict under its name, such as `aggregator.nnm.f`.
+  - `distance`, of rules that have one: `'euclidean'` (with `power`) or
+    `'cosine'` (with `clip`, `clip_by` and `median`; see `lca.cosine`). It is
+    also the distance of the pre-aggregators.
+  - `weights`, of `mean` alone: `'uniform'`, the default, weighs all clients
+    alike, `'examples'` by the number of their examples.
+
+`attack`
+  - `name`: a name in `lca.attacks.ATTACKS`, or `'none'`, which allows no other
+    key.
+  - The options of that attack, such as `sigma`.
+  - `num_attackers`: Byzantine clients in the population. None, the default, is
+    a fifth (rounded down) of the clients in the data, after
+    `data.min_examples` has dropped some. Presets set a fifth of
+    `data.num_clients`, counted before, except where the partition decides how
+    many clients there are (`natural`, `dirichlet`): there they leave None.
+  - `num_byzantine`: how many of the attackers take part in each round. Presets
+    set 1, or all attackers if `server.clients_per_round` is the whole of
+    `data.num_clients`.
+  - `sampled`: True draws a round's clients without regard to who attacks, so
+    that the number of attackers varies from round to round, and
+    `num_byzantine` must be absent. False, the default, requires
+    `num_byzantine`.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from lca.registry import check_options, options_of
-
-S = TypeVar('S')
+from lca.registry import options_of
 
 
 def _check_at_least_one(section: Any, prefix: str, *keys: str) -> None:
@@ -32,11 +96,17 @@ def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """The keys of no section.
+  """The keys at the top of a config.
 
   Attributes:
-    seed: of all that is random in a run.
-    num_rounds: may grow when a run is continued.
+    seed: an integer in [0, 2**32) that decides all that is random in a run: the
+      partition and the server's root examples, the model's first weights, who
+      attacks, which clients each round draws, the order of their examples,
+      dropout, who does not answer, and what attacks and rules draw. The split
+      of the data into training and test set does not depend on it. A restart,
+      or another number of devices, draws the same numbers.
+    num_rounds: rounds of the whole run, at least 1. A run that is continued may
+      be given more, but not fewer.
   """
 
   seed: int = 0
@@ -44,24 +114,35 @@ class Run:
 
   def __post_init__(self):
     _check_at_least_one(self, '', 'num_rounds')
-    if not 0 <= self.seed < 2**32:  # what a PRNG key tells apart
+    if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits of a seed
       raise ValueError(f'seed must lie in [0, 2**32), got {self.seed}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-  """The data set and how it is spread over the clients.
+  """The data set and how its training examples are spread over the clients.
 
-  The section has the options of the partition beside these, and those of where
-  the data lie (see `lca.data.load`).
+  The section also takes the options of the partition, such as `alpha` of
+  `'dirichlet'`, and the options of data sets that are downloaded or prepared:
+  `archive_dir`, `data_dir` and `image_size` (see `lca.data.load`). The first
+  two may change when a run is continued.
 
   Attributes:
-    name: see `lca.data.load`.
-    num_clients: the population; None where the partition finds it in the data.
-    min_examples: clients with fewer are dropped.
-    root_examples: training examples that no client but the server itself holds
-      and trains on.
-    partition: a name in `lca.data.partitions.PARTITIONS`.
+    name: the data set: a name in `lca.data.SOURCES`, such as `'digits'`, or
+      `'tfds:NAME'`. It has no usable default: every config that reads data must
+      set it.
+    num_clients: clients that the partition makes, counted before
+      `min_examples` drops any. Those that stay are the population, from which
+      rounds are drawn. None is required of a partition that finds its clients
+      in the data, such as `'natural'`, and is an error for all others.
+    min_examples: clients with fewer training examples are dropped; a client
+      with exactly so many stays. At least 1.
+    root_examples: training examples that the server holds for itself, drawn at
+      random before the rest is spread over the clients. In every round the
+      server trains on them as a client would, and the rule is given its update.
+      0 is none. Presets set 100 for rules that need this update (`fltrust`).
+    partition: which client holds which examples: a name in
+      `lca.data.PARTITIONS`, such as `'iid'` or `'dirichlet'`.
   """
 
   name: str | None = None
@@ -73,16 +154,23 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Client:
-  """The keys of clients in both modes.
+  """The keys of `client` in both modes.
 
   Attributes:
-    batch_size: in examples.
-    drop_rate: the share of a round's honest clients, on average, that do not
-      answer.
-    dtype: of forward and backward passes, 'float32' or 'bfloat16'. Parameters,
-      optimisers and losses, and all of the testing, are float32.
-    update_dtype: of the updates that the server stores and aggregates, and of
-      what a rule remembers of them. Sums, distances and the model are float32.
+    batch_size: examples that one gradient is computed from, at least 1. A
+      client that holds fewer takes them all. The last batch of an epoch may be
+      smaller.
+    drop_rate: the chance, in [0, 1), that an honest client of a round does not
+      answer. Its update is then a row of NaN, counted as `dropped`. Attackers
+      always answer. If the rule takes an `f`, that must be at least the number
+      of attackers and missing clients in the worst round, which is known and
+      checked before the first one.
+    dtype: `'float32'` or `'bfloat16'`: what the clients' forward and backward
+      passes compute in. Parameters, their gradients, optimisers and losses stay
+      float32, and so do all tests of the model.
+    update_dtype: `'float32'` or `'bfloat16'`: how the server stores the
+      clients' updates, and what a rule remembers of them. `'bfloat16'` halves
+      their memory. Sums, distances and the model stay float32.
   """
 
   batch_size: int = 256
@@ -101,20 +189,25 @@ _DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training(_Client):
-  """Clients that train on their own.
+  """The section `client` in the mode `'training'`: clients train for epochs.
+
+  A client sends its trained model minus the server's. The section also has the
+  keys of both modes (`_Client`).
 
   Attributes:
-    mode: 'training'.
-    optimizer: a name in `lca.experiment.optimizers.OPTIMIZERS`; fresh in every
-      round.
-    learning_rate: of the clients' steps.
-    local_epochs: passes over a client's examples in a round.
+    mode: `'training'`.
+    optimizer: a name in `lca.experiment.optimizers.OPTIMIZERS`, used with the
+      defaults of its options. Its state starts anew in every round.
+    learning_rate: step size of that optimiser, above 0.
+    local_epochs: passes over a client's examples in a round, at least 1, each
+      in a new random order.
   """
 
   mode: str = 'training'
   optimizer: str = 'adam'
   learning_rate: float = 1e-3
   local_epochs: int = 10
+  # Without an annotation this is no field, and so no key of this mode.
   momentum = 0.0
 
   def __post_init__(self):
@@ -124,11 +217,18 @@ class Training(_Client):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradient(_Client):
-  """Clients that send minus the gradient of one batch: federated SGD.
+  """The section `client` in the mode `'gradient'`: federated SGD.
+
+  A client draws one batch of its examples in a round and sends minus the
+  gradient of the mean loss; the step size is `server.learning_rate`.
+  `configs.common.federated_sgd` puts this section into a config. The section
+  also has the keys of both modes (`_Client`).
 
   Attributes:
-    mode: 'gradient'.
-    momentum: of the workers, in [0, 1).
+    mode: `'gradient'`.
+    momentum: beta in [0, 1) of the workers' momentum. A client sends
+      `m = beta * m + (1 - beta) * x`, where x is minus its gradient and m is
+      kept from one of its rounds to the next. 0 keeps none.
   """
 
   mode: str = 'gradient'
@@ -147,13 +247,19 @@ MODES = {'training': Training, 'gradient': Gradient}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-  """The server; the section has the options of its optimiser beside these.
+  """The server's step and the size of a round.
+
+  The section also takes the options of the optimiser, such as `momentum` of
+  `'sgd'` or `b1` and `eps` of `'fedadam'`. The gradient that the optimiser is
+  given is minus the aggregate.
 
   Attributes:
     optimizer: a name in `lca.experiment.optimizers.OPTIMIZERS`.
-    learning_rate: of the server's step; with 'sgd' and 1 the model moves by the
-      aggregate.
-    clients_per_round: drawn without replacement.
+    learning_rate: step size of the optimiser, above 0. With `'sgd'` and 1.0 the
+      aggregate is added to the model as it is.
+    clients_per_round: clients that take part in a round, attackers included:
+      the n of the rules. They are drawn without replacement from the clients
+      that `data.min_examples` has left, and may be all of them.
   """
 
   optimizer: str = 'sgd'
@@ -163,11 +269,13 @@ class Server:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-  """The loop.
+  """The loop over rounds.
 
   Attributes:
-    on_nonfinite: 'stop' or 'continue' after a round whose aggregate, model or
-      test loss is not finite; may change when a run is continued.
+    on_nonfinite: what happens after a round in which the aggregate, the model
+      or the test loss holds a NaN or an infinity. `'stop'` ends the run with an
+      error that names the attackers. `'continue'` goes on. It may change when a
+      run is continued.
   """
 
   on_nonfinite: str = 'stop'
@@ -178,13 +286,20 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
-  """The tests of the model.
+  """When and how the model is tested, and which layers are measured.
 
   Attributes:
-    every: so many rounds; the last one is always evaluated.
-    batch_size: test examples at once.
-    layers: the scope of the layers whose normalised norms (LEGATO's Eq. 2) and
-      factors are among the metrics, such as 'leaf'; None for none.
+    every: rounds from one test to the next, at least 1. The last round of a run
+      is always tested.
+    batch_size: test examples that a device takes at once, at least 1. It
+      changes memory and speed, and results by rounding alone, so that it may
+      change when a run is continued.
+    layers: the scope whose layers are measured in every round: `'leaf'`,
+      `'module'`, `'block'` or `'model'`, which mean the same as for
+      `aggregator.scope` (see the top of this file). Metrics named `norm/LAYER`
+      then hold the layers' normalised norms (LEGATO's Eq. 2). If `legato` is
+      the rule, `factor/LAYER` hold its factors, and both scopes must be the
+      same. None, the default, measures no layers.
   """
 
   every: int = 1
@@ -197,11 +312,14 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-  """The checkpoints.
+  """When the state is saved, so that a run can go on after it was ended.
+
+  These keys may change when a run is continued.
 
   Attributes:
-    every: so many rounds; the last one is always saved.
-    keep: how many; older ones are deleted.
+    every: rounds from one checkpoint to the next, at least 1. The last round is
+      always saved, and so is the one after which the run was told to stop.
+    keep: how many of the newest checkpoints are kept, at least 1.
   """
 
   every: int = 10
@@ -213,13 +331,20 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parallel:
-  """How a round is spread over devices and over time.
+  """The devices that share a round, and how much each computes at once.
+
+  These keys change memory and speed, and results by rounding alone. They may
+  change when a run is continued.
 
   Attributes:
-    mesh: how many devices share a round, as many of each process; None is all.
-    chunk_size: clients that one vmap holds; None is 1 on CPU and 32 elsewhere.
-    microbatch_size: examples, at most, whose gradients are computed at once;
-      None is 32 on CPU and the whole batch elsewhere.
+    mesh: devices that share a round, over all processes: a multiple of the
+      number of processes. None takes all there are.
+    chunk_size: clients that train at the same time on one device, in one vmap.
+      None is 1 on CPU and 32 on other devices.
+    microbatch_size: a batch's gradient is summed over parts of at most so many
+      examples. None is 32 on CPU and the whole batch on other devices. A model
+      with batch statistics takes every batch as a whole: it needs None, or at
+      least `client.batch_size`.
   """
 
   mesh: int | None = None
@@ -236,10 +361,10 @@ SECTIONS = {
   'checkpoint': Checkpoint,
   'parallel': Parallel,
 }
-"""The sections with keys of their own, in the order of a config."""
+"""The sections whose keys are the same in every run, in a config's order."""
 
 NAMED = ('model', 'aggregator', 'attack')
-"""The sections whose keys are those of what they name."""
+"""The sections whose keys depend on the function that their `name` chooses."""
 
 
 def defaults(section: type) -> dict[str, Any]:
@@ -250,94 +375,14 @@ def defaults(section: type) -> dict[str, Any]:
 DEFAULTS: dict[str, Any] = defaults(Run) | {
   name: defaults(section) for name, section in SECTIONS.items()
 }
-"""Every key that runs share, and its default, as nested dicts.
+"""The defaults of all keys that every run has, as nested dicts.
 
-A None stands for a choice that the code makes; `lca.registry.type_of` tells of
-which type the key is otherwise.
+None leaves the choice to the code. `lca.registry.type_of` returns the type of
+such a key's other values.
 """
 
 
 ATTACKERS = {'num_attackers': None, 'sampled': False}
-"""The attackers where the section `attack` names none: a fifth of the clients,
-of which as many take part in a round as its `num_byzantine`."""
-
-
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config as nested dicts, with the defaults of keys it leaves out.
-
-  Args:
-    config: nested dicts, or a ConfigDict. `model`, `aggregator` and `attack`
-      must be there.
-
-  Raises:
-    TypeError: a key that no section is named by; the message says what is near
-      it.
-    ValueError: an unknown `client.mode`, or a key of the other mode; a section
-      that is missing.
-  """
-  plain = getattr(config, 'to_dict', lambda: dict(config))()
-  check_options('a config', optional([*DEFAULTS, *NAMED]), plain)
-  if lacking := [name for name in NAMED if name not in plain]:
-    raise ValueError(f'the config has no {" and no ".join(lacking)}')
-  found = DEFAULTS | plain
-  for name in SECTIONS:
-    given = dict(plain.get(name, {}))
-    section = of_client(given) if name == 'client' else SECTIONS[name]
-    found[name] = defaults(section) | given
-  if found['attack'].get('name') != 'none':
-    found['attack'] = ATTACKERS | found['attack']
-  return found
-
-
-def of_client(given: Mapping[str, Any]) -> type[Training] | type[Gradient]:
-  """Returns the client's section in the mode that its keys name.
-
-  Raises:
-    ValueError: an unknown mode, or a key of the other mode.
-  """
-  mode = given.get('mode', Training.mode)
-  if mode not in MODES:
-    raise ValueError(
-      f'client.mode must be one of {sorted(MODES)}, got {mode!r}'
-    )
-  all_keys = {k for section in MODES.values() for k in options_of(section)}
-  if other := sorted(all_keys - {*options_of(MODES[mode])} & {*given}):
-    raise ValueError(
-      f'client.mode={mode!r} does not go with the keys {", ".join(other)}'
-    )
-  return MODES[mode]
-
-
-def read(
-  name: str,
-  section: type[S],
-  given: Mapping[str, Any],
-  more: Iterable[str] = (),
-  because: str = '',
-) -> S:
-  """Makes a section of its keys.
-
-  Args:
-    name: of the section.
-    section: its dataclass.
-    given: its keys.
-    more: names of keys beside the dataclass's.
-    because: what they are there for, such as `"server.optimizer='adam'"`.
-
-  Returns:
-    The section, without the keys of `more`.
-
-  Raises:
-    TypeError: a key that there is not; the message says what is near it.
-    ValueError: a value that cannot be.
-  """
-  own = options_of(section)
-  who = f"the config's section {name!r}" + (f' ({because})' if because else '')
-  check_options(who, optional([*own, *more]), given)
-  return section(**{k: v for k, v in given.items() if k in own})
-
-
-def optional(names: Iterable[str]) -> dict[str, inspect.Parameter]:
-  """Returns parameters of these names that need not be given."""
-  kind = inspect.Parameter.KEYWORD_ONLY
-  return {k: inspect.Parameter(k, kind, default=None) for k in names}
+"""The defaults of a section `attack` whose name is not `'none'`: a fifth of the
+clients attack, and `num_byzantine`, which has no default, says how many of them
+take part in each round."""

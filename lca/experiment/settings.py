@@ -1,9 +1,9 @@
-"""One pass from a config to the parts of a run.
+"""Turns a config into the parts of a run: data, clients, attack, rule, server.
 
-    settings = from_config(config)   # all that can be known without the data
-    parts = settings.parts()         # reads the data, and has the rest
+    settings = from_config(config)   # checks and builds all that needs no data
+    parts = settings.parts()         # reads the data and builds the rest
 
-`lca.experiment.simulator` makes the same `Settings` of Python objects.
+`lca.experiment.simulator` makes the same `Settings` from Python objects.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from lca import aggregators, attacks, models
 from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.experiment import checks, optimizers, sections
+from lca.experiment import checks, optimizers, reading, sections
 from lca.experiment.sections import DEFAULTS
 from lca.federated import clients, placement
 from lca.federated.clients import LocalGradient
@@ -34,16 +34,16 @@ __all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
 
 
 class Parts(NamedTuple):
-  """The parts of a run: all of it but its directory and its loop.
+  """The parts of a run: everything except its directory and its loop.
 
   Attributes:
     data: the data set, spread over the clients.
-    population: whom a round draws, and how many attack.
+    population: the clients that a round may draw, and how many attack.
     classifier: the model and its loss.
     train: a client's part of a round.
-    server: the server's part, and the attack before it.
-    seed: of the run.
-    placement: over which devices a round is spread.
+    server: the server's part of a round, and the attack before it.
+    seed: decides all that is random in the run.
+    placement: the devices that a round is spread over.
   """
 
   data: datasets.FederatedDataset
@@ -55,35 +55,39 @@ class Parts(NamedTuple):
   placement: Placement
 
   def simulation(self) -> Simulation:
-    """Returns the simulation of these parts."""
+    """Returns the simulation of these parts, ready for its first round."""
     return Simulation(**self._asdict())
 
 
 Module = Callable[[int], nn.Module]
-"""A function from the number of classes to a module."""
+"""A function that makes a Flax module for a number of classes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """A run, described, checked and built as far as that needs no data.
+  """A run, checked and built as far as possible without its data.
+
+  `classifier` and `client` are provisional: the number of classes, and mean and
+  deviation of the inputs, come from the data. `parts` replaces them.
 
   Attributes:
-    config: as nested dicts that JSON can write.
+    config: the complete config as nested dicts that JSON can write.
     run: seed and number of rounds.
-    train: of the loop.
+    train: what the loop does after a round that is not finite.
     eval: when and how the model is tested.
-    checkpoint: when and how many are kept.
-    placement: over which devices a round is spread.
+    checkpoint: when the state is saved, and how many checkpoints are kept.
+    placement: the devices that a round is spread over.
     population: a function from the number of clients to the population.
-    client: a client's part of a round, for a classifier that lacks what only
-      the data tell: classes, mean and deviation; its microbatch size may be
-      None, which the model decides.
-    classifier: that classifier.
-    module: makes its module for any number of classes.
-    pixels: mean and deviation that the model expects; None takes the data's.
+    client: a client's part of a round, with the provisional classifier. Where
+      its microbatch size is None, `parts` chooses the default for the model.
+    classifier: the model and its loss, for one class and without the data's
+      mean and deviation.
+    module: a function from the number of classes to the model's module.
+    pixels: mean and deviation that the model expects of its inputs; None takes
+      the data's.
     server: the server's part of a round, and the attack before it.
     load: reads the data set.
-    federate: spreads it over the clients.
+    federate: spreads the data set over the clients.
   """
 
   config: dict[str, Any]
@@ -105,8 +109,8 @@ class Settings:
     """Reads the data and returns the parts.
 
     Raises:
-      ValueError, OSError, ImportError: data that cannot be had, or spread; or
-        fewer clients in them than a round needs.
+      ValueError, OSError, ImportError: the data cannot be read or spread over
+        the clients, or they leave fewer clients than a round needs.
     """
     data = self.federate(self.load())
     dataset = data.dataset
@@ -137,57 +141,63 @@ class Settings:
       placement=self.placement,
     )
 
-  def _population(self, found: int) -> Population:
-    """Returns the population of the clients in the data."""
-    made, least = (self.config['data'][k] for k in _DROPPING)
+  def _population(self, clients_left: int) -> Population:
+    """Returns the population of the clients that the data leave.
+
+    Args:
+      clients_left: clients with at least `data.min_examples` examples.
+    """
+    data = self.config['data']
+    num_clients, min_examples = data['num_clients'], data['min_examples']
     try:
-      population = self.population(found)
+      population = self.population(clients_left)
     except ValueError as error:
-      if made in (None, found):
+      if num_clients in (None, clients_left):
         raise
       raise ValueError(
-        f'{error}: data.min_examples={least} dropped {made - found} of the '
-        f'data.num_clients={made}, which hold fewer examples; lower '
-        'data.min_examples, or change how the partition spreads the data'
+        f'{error}: data.min_examples={min_examples} dropped '
+        f'{num_clients - clients_left} of the data.num_clients={num_clients}, '
+        'because they hold fewer examples; lower data.min_examples or '
+        'server.clients_per_round, or choose another partition'
       ) from None
-    # Where the draw decides who attacks, it is among the clients in the data.
+    # With attack.sampled, the number of dropouts depends on who attacks, and
+    # that on the number of clients. `make` has checked all other runs.
     if population.num_byzantine is None:
       checks.check_dropouts(self.config, self.server.aggregator, population)
     return population
 
 
-_DROPPING = 'num_clients', 'min_examples'
-
-
 def from_config(config: Mapping[str, Any]) -> Settings:
-  """Reads a config.
+  """Checks a config and makes the settings that it describes.
 
   Args:
-    config: nested dicts, or a ConfigDict; see `configs/common.py` and
-      `lca.experiment.sections` for the keys. Those that it leaves out have the
-      values of `DEFAULTS`.
+    config: nested dicts, or a ConfigDict; see `lca.experiment.sections` for the
+      keys. Keys that it leaves out have the values of `DEFAULTS`.
 
   Returns:
     The settings.
 
   Raises:
-    ValueError, TypeError: an option that cannot be, or does not apply, or that
-      there is not; the message says what is near it.
-    OSError, ImportError: pretrained weights that cannot be had.
+    ValueError, TypeError: an impossible value, an option that does not apply,
+      or an unknown key; the message names the nearest one.
+    OSError, ImportError: pretrained weights that cannot be loaded.
   """
-  config = sections.complete(config)
+  config = reading.complete(config)
   source, model = dict(config['data']), dict(config['model'])
-  # A partition that is set without its preset finds the keys of another one.
+  # Setting data.partition without its preset leaves the keys of the partition
+  # that was there before. The message names the preset that replaces them.
   partition, known = source['partition'], datasets.PARTITIONS
   of_any = {key for name in known for key in known.parameters(name)}
-  of_source = source_keys(source['name'])
-  own = {*known.parameters(partition), *_OF_ALL_PARTITIONS, *of_source}
-  if others := sorted(source.keys() & of_any - own):
+  of_source = reading.source_keys(source['name'])
+  allowed = {*known.parameters(partition), *_SHARED_DATA_KEYS, *of_source}
+  if others := sorted(source.keys() & of_any - allowed):
     raise TypeError(
       f'data.partition={partition!r} takes no {", ".join(others)}: compose the '
-      f'preset {partition}, which sets the keys of that partition'
+      f'preset {partition}, which sets the keys of that partition, as in '
+      f'--config=SETTING.py:{partition}'
     )
-  its = {k: model.pop(k) for k in _CLASSIFIER_KEYS if k in model}
+  # The other keys of the section are the module's own.
+  classifier_keys = {k: model.pop(k) for k in _CLASSIFIER_KEYS if k in model}
   return make(
     config,
     aggregator=aggregators.make(config['aggregator']),
@@ -198,38 +208,15 @@ def from_config(config: Mapping[str, Any]) -> Settings:
       source['name'],
       **{k: source[k] for k in of_source & source.keys()},
     ),
-    pretrained=its.pop('pretrained', ''),
-    # Of a model without batch statistics there is nothing to choose.
-    batch_stats=its.pop('batch_stats', 'rule'),
+    pretrained=classifier_keys.pop('pretrained', ''),
+    # Presets of models without batch statistics lack this key.
+    batch_stats=classifier_keys.pop('batch_stats', 'rule'),
     pixels=models.PIXELS.get(model['name']),
-    **its,
+    **classifier_keys,
   )
 
 
 _CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
-SOURCE_KEYS = {'archive_dir', 'data_dir', 'image_size'}
-
-
-def source_keys(name: str | None) -> set[str]:
-  """Returns the keys of `config.data` that are options of a data set.
-
-  Those of `SOURCE_KEYS` may stand in every config. A data set that a user
-  registers has the options of its function beside them.
-
-  Args:
-    name: of the data set; one that is not registered has no options of its own.
-
-  Raises:
-    TypeError: an option has the name of a key that all data sets share.
-  """
-  known = datasets.SOURCES
-  own = {*known.parameters(name)} if name in known else set()
-  if taken := sorted(own & {*_OF_ALL_PARTITIONS}):
-    raise TypeError(
-      f'data set {name!r} has the options {", ".join(taken)}, but config.data '
-      'has keys of these names, which mean something else: rename the options'
-    )
-  return SOURCE_KEYS | own
 
 
 def make(
@@ -245,32 +232,41 @@ def make(
   dataset: datasets.Dataset | None = None,
   **classifier_options: Any,
 ) -> Settings:
-  """Makes the settings of objects and of the sections that all runs share.
+  """Makes settings from a rule, an attack and a model, and a complete config.
+
+  `from_config` and `lca.experiment.simulate` both end here, so that they have
+  the same checks and defaults.
 
   Args:
-    config: complete nested dicts (see `sections.complete`).
-    aggregator: of the updates.
-    attack: of the Byzantine clients.
-    module: makes the model for a number of classes.
+    config: complete nested dicts (see `reading.complete`).
+    aggregator: aggregates the updates.
+    attack: what the Byzantine clients do.
+    module: a function from the number of classes to the model's module.
     load: reads the data set.
     pretrained: name or file of weights to start from; '' draws them.
-    batch_stats: who aggregates them.
-    pixels: mean and deviation that the model expects; None takes the data's.
-    dataset: the data, where they are at hand: model and rule are tried on what
-      they have to take.
+    batch_stats: how batch statistics are aggregated: 'rule', 'mean' or
+      'server'.
+    pixels: mean and deviation that the model expects of its inputs; None takes
+      the data's.
+    dataset: the data, if they have been read already. Model and rule are then
+      traced with the shapes of these data, too.
     **classifier_options: `resize` and `crop`.
 
-  Returns, Raises: as `from_config`.
+  Returns:
+    The settings.
+
+  Raises:
+    ValueError, TypeError, OSError, ImportError: see `from_config`.
   """
   checks.check_jit()
   run = sections.Run(**{k: config[k] for k in options_of(sections.Run)})
   train, evaluation, checkpoint, parallel = (
-    sections.read(name, sections.SECTIONS[name], config[name])
+    reading.read(name, sections.SECTIONS[name], config[name])
     for name in ('train', 'eval', 'checkpoint', 'parallel')
   )
   data, federate = _data(config['data'], run.seed)
-  client = sections.read(
-    'client', sections.of_client(config['client']), config['client']
+  client = reading.read(
+    'client', reading.of_client(config['client']), config['client']
   )
   server_keys, optimizer = _server(config['server'])
   population = functools.partial(
@@ -279,8 +275,11 @@ def make(
     config['attack'],
     drop_rate=client.drop_rate,
   )
-  # None is to be found in the data, of any size as yet.
+  # Where the partition finds its clients in the data, their number is unknown
+  # here: only numbers that fit no population at all are refused.
   expected = population(data.num_clients or sys.maxsize)
+
+  # The server's part of a round.
   checks.check_layers(evaluation.layers, config['aggregator'])
   has_root = data.root_examples > 0
   server = Server(
@@ -292,24 +291,28 @@ def make(
     layers=evaluation.layers,
   )
   server.check_examples(has_root)
+
+  # The clients' part, and dry runs of model and rule.
   mesh = placement.clients_mesh(parallel.mesh)
   chunk_size = parallel.chunk_size
   if chunk_size is None:
     chunk_size = placement.default_chunk_size(jax.default_backend())
+  # A stand-in for what the data will say: one class, inputs as they are.
   mean, std = pixels or ((0.0,), (1.0,))
   classifier = models.Classifier(
     module(1), mean, std, dtype=client.dtype, **classifier_options
   )
   shapes = dataset and checks.check_model(classifier, dataset)
-  if shapes and batch_stats != 'rule':
+  if shapes and batch_stats != 'rule':  # then the rule sees parameters alone
     shapes = {'params': shapes['params']}
   checks.check_aggregator(
     aggregator, server_keys.clients_per_round, has_root, shapes
   )
   part = _clients_part(client, classifier, parallel)
-  placement.train_clients(part, mesh, chunk_size)  # raises what it would raise
+  placement.train_clients(part, mesh, chunk_size)  # called for its checks alone
   if expected.num_byzantine is not None:
     checks.check_dropouts(config, aggregator, expected)
+  # Last, because it may download a file.
   weights = models.find_pretrained(pretrained) if pretrained else ''
   return Settings(
     config=config,
@@ -334,29 +337,31 @@ def _data(
 ) -> tuple[sections.Data, Callable[..., datasets.FederatedDataset]]:
   """Returns the section, and a function that spreads data over clients."""
   partition = keys['partition']
-  own = datasets.PARTITIONS.parameters(partition)
-  of_source = source_keys(keys['name'])
-  more, because = {*own, *of_source}, f'data.partition={partition!r}'
-  section = sections.read('data', sections.Data, keys, more, because)
+  partition_keys = datasets.PARTITIONS.parameters(partition)
+  of_source = reading.source_keys(keys['name'])
+  more = {*partition_keys, *of_source}
+  because = f'data.partition={partition!r}'
+  section = reading.read('data', sections.Data, keys, more, because)
   spread = {k: v for k, v in keys.items() if k not in of_source}
   del spread['name']
-  options = {k: v for k, v in spread.items() if k not in _OF_ALL_PARTITIONS}
+  options = {k: v for k, v in spread.items() if k not in _SHARED_DATA_KEYS}
   datasets.partitions.check(partition, section.num_clients, **options)
   return section, functools.partial(datasets.federate, seed=seed, **spread)
 
 
-_OF_ALL_PARTITIONS = options_of(sections.Data)
+_SHARED_DATA_KEYS = options_of(sections.Data)
 
 
 def _server(
   keys: Mapping[str, Any],
 ) -> tuple[sections.Server, optax.GradientTransformation]:
-  name, own = keys['optimizer'], options_of(sections.Server)
+  """Returns the section and its optimiser."""
+  name, shared = keys['optimizer'], options_of(sections.Server)
   more = optimizers.OPTIMIZERS.parameters(name)
-  section = sections.read(
+  section = reading.read(
     'server', sections.Server, keys, more, f'server.optimizer={name!r}'
   )
-  options = {k: v for k, v in keys.items() if k not in own}
+  options = {k: v for k, v in keys.items() if k not in shared}
   optimizer = optimizers.make(
     name, section.learning_rate, whose='server', **options
   )
@@ -368,6 +373,7 @@ def _clients_part(
   classifier: models.Classifier,
   parallel: sections.Parallel,
 ) -> LocalGradient:
+  """Returns a client's part of a round in the mode of its section."""
   shared = {
     'losses': classifier.losses,
     'batch_size': client.batch_size,

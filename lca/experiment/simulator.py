@@ -1,4 +1,4 @@
-"""The simulator as a library: runs of your own data, model, rule and attack."""
+"""The simulator as a library: runs your own data, model, rule and attack."""
 
 import dataclasses
 import functools
@@ -18,16 +18,17 @@ from lca.aggregators import Aggregator, stateless
 from lca.attacks import Attack
 from lca.attacks.base import NO_ATTACK
 from lca.data import Dataset
-from lca.experiment import names, sections, settings, train
+from lca.experiment import names, reading, sections, settings, train
 from lca.models import Classifier
 from lca.registry import REQUIRED, check_options
 from lca.typing import PyTree, Update
 
 
 class Options(TypedDict, total=False):
-  """The options of `simulate`, each with the key of a config that it sets.
+  """The options of `simulate`, each with the config key that it sets.
 
-  Those that name a whole section, such as `eval`, take its keys by name.
+  An option that has the name of a section, such as `eval`, takes a dict of that
+  section's keys. See `lca.experiment.sections` for the meaning of all keys.
   """
 
   seed: Annotated[int, 'seed']
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
   parallel: Annotated[Mapping[str, Any], 'parallel']
 
 
+# The config key that each option sets, such as 'client.batch_size'.
 _KEYS = {
   name: hint.__metadata__[0]
   for name, hint in typing.get_type_hints(Options, include_extras=True).items()
@@ -70,16 +72,17 @@ _KEYS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-  """The outcome of a simulation.
+  """The result of a simulation: its metrics and the trained model.
 
   Attributes:
-    history: the metrics by name, each `[num_rounds]`; NaN in rounds that were
-      not evaluated. See `lca.federated.simulation` for their names.
+    history: the metrics by name, each `[num_rounds]`. `test_loss` and
+      `test_accuracy` are NaN in rounds without a test. See
+      `lca.federated.metrics` for the other names.
     variables: of the trained model, a Flax dict of NumPy arrays.
-    summary: the five metrics of the paper's tables.
-    classifier: the model with what prepares its inputs.
-    dataset: that it was trained on.
-    batch_size: examples at once in `predict`.
+    summary: `num_rounds` and the five metrics of the paper's tables.
+    classifier: the model, and how its inputs are prepared.
+    dataset: the data that the model was trained on.
+    batch_size: examples that `predict` computes at once.
   """
 
   history: dict[str, np.ndarray]
@@ -94,13 +97,14 @@ class Result:
     return jax.jit(self.classifier.logits)
 
   def predict(self, inputs: ArrayLike) -> np.ndarray:
-    """Returns the logits of inputs, `[k, classes]`, batch by batch.
+    """Returns the model's logits `[k, classes]`, computed batch by batch.
 
     Args:
-      inputs: `[k, ...]`, such as those of the data set.
+      inputs: `[k, ...]`, like the inputs of the data set.
 
     Raises:
-      ValueError: inputs of another shape or kind than the data set's.
+      ValueError: the inputs have another shape or kind of dtype than those of
+        the data set.
     """
     inputs, like = np.asarray(inputs), self.dataset.train.inputs
     if (
@@ -112,15 +116,15 @@ class Result:
       )
     inputs = inputs.astype(like.dtype)
     size = min(self.batch_size, max(1, len(inputs)))
-    found = []
+    results = []
     for start in range(0, max(1, len(inputs)), size):
       block = inputs[start : start + size]
-      # One shape for all batches, so that only one is compiled.
+      # All batches are padded to one shape, so that one program is compiled.
       padded = np.zeros((size, *like.shape[1:]), like.dtype)
       padded[: len(block)] = block
       logits = self._logits(self.variables, padded)
-      found.append(np.asarray(logits)[: len(block)])
-    return np.concatenate(found)
+      results.append(np.asarray(logits)[: len(block)])
+    return np.concatenate(results)
 
 
 def simulate(
@@ -133,49 +137,50 @@ def simulate(
   workdir: str | os.PathLike | None = None,
   **options: Unpack[Options],
 ) -> Result:
-  """Simulates federated training: of a data set, a model, a rule, an attack.
+  """Simulates federated training with your own data, model, rule and attack.
 
-  It is the run that a config describes, with objects in the place of names: the
-  same defaults, checks and rounds.
+  The run is the one that a config describes, with objects in the place of
+  names. It has the same defaults, checks and rounds.
 
   Args:
-    dataset: see `lca.data.from_arrays` for arrays of one's own.
-    model: any Flax module from inputs to logits.
+    dataset: such as `lca.data.from_arrays` makes of your arrays.
+    model: any Flax module that maps inputs to logits.
     rule: a function of stacked updates, or an Aggregator.
-    attack: of the Byzantine clients; None lets nobody attack.
-    f: how many Byzantine clients the rule tolerates, if it takes that. None is
-      the rule's own default; where it has none, `num_byzantine`, or 1 if nobody
-      attacks.
-    workdir: leaves the same directory there as `main.py`, from which the same
-      call goes on after a kill, in the same bits. In its config functions stand
-      by their names: a function that has changed under its name is not noticed.
-      None writes nothing.
-    **options: keys of a config.
+    attack: what the Byzantine clients do; with None nobody attacks.
+    f: how many Byzantine clients the rule tolerates, if it takes an `f`. None
+      takes the rule's own default; if it has none, `num_byzantine`, or 1 if
+      nobody attacks.
+    workdir: directory of the run, with the same files as one of `main.py`. The
+      same call continues a run that was killed, with the same results bit by
+      bit. The config in it names functions, so that a change inside a function
+      is not noticed. None writes nothing.
+    **options: keys of a config; `lca.experiment.sections` has their meaning.
 
       - `seed`, `num_rounds`, `num_clients`, `clients_per_round`, `partition`,
         `min_examples`, `root_examples`, `drop_rate` and `on_nonfinite` have the
-        config's names.
+        same names in a config.
       - `num_byzantine`, `num_attackers` and `sampled` say who attacks. By
-        default a fifth of the clients are attackers, of whom one takes part in
+        default a fifth of the clients are attackers. One of them takes part in
         each round; or all, if every client takes part in each round.
-      - `resize`, `crop`, `pretrained` and `batch_stats` are the model's, beside
-        what the module itself has.
-      - `optimizer`, `learning_rate`, `batch_size` and `local_epochs` are the
-        clients'; `server_optimizer` and `server_learning_rate` the server's.
-      - All other keys stand in dicts that are named as their section: `data`
-        (also the partition's options, `data={'alpha': 0.1}`), `client`
-        (`client={'mode': 'gradient', 'momentum': 0.9}`), `server` (also its
-        optimiser's options), `aggregator` (the rule's other arguments, and
+      - `resize`, `crop`, `pretrained` and `batch_stats` belong to the model.
+      - `optimizer`, `learning_rate`, `batch_size` and `local_epochs` belong to
+        the clients, `server_optimizer` and `server_learning_rate` to the
+        server.
+      - All other keys are given in dicts named like their section: `data` (with
+        the partition's options, such as `data={'alpha': 0.1}`), `client` (such
+        as `client={'mode': 'gradient', 'momentum': 0.9}`), `server` (with its
+        optimiser's options), `aggregator` (with the rule's other arguments, and
         `weights='examples'`), `train`, `eval`, `checkpoint`, `parallel`.
 
-      What is not given has the values of `lca.experiment.settings.DEFAULTS`.
+      A key that is not given has its value in `settings.DEFAULTS`.
 
   Returns:
     The metrics of all rounds and the trained model.
 
   Raises:
-    TypeError: an option that there is not, or one given twice; a rule, model or
-      attack that is none; arguments that the rule does not take, or lacks.
+    TypeError: an unknown option, or one that is given twice; a data set, rule,
+      model or attack of the wrong type; an argument that the rule does not take
+      or that it lacks.
     ValueError, OSError, CheckpointError, FloatingPointError: see
       `lca.experiment.set_up` and `run`.
 
@@ -204,61 +209,68 @@ def simulate(
     kind = 'the class ' if isinstance(model, type) else 'a '
     raise TypeError(
       'the model must be a flax.linen.Module, such as MLP(), got '
-      f'{kind}{names.of(model)}'
+      f'{kind}{names.name_of(model)}'
     )
   if attack is not None and not isinstance(attack, Attack):
     raise TypeError(
       'the attack must be an lca.attacks.Attack, such as '
-      f'attacks.from_function(my_attack), got {names.of(attack)}'
+      f'attacks.from_function(my_attack), got {names.name_of(attack)}'
     )
   has_attack = attack is not None and attack != NO_ATTACK
+  # The sections of attack, rule and model describe the objects by name.
   config['attack'] = _attack_section(config, attack if has_attack else None)
   aggregator, config['aggregator'] = _aggregator(rule, f, config)
-  given = config['model']
-  config['model'] = names.of_module(model) | given
+  model_options = config['model']
+  config['model'] = names.of_module(model) | model_options
   config['data'] |= {'name': dataset.name}
-  made = settings.make(
-    sections.complete(config),
+  run_settings = settings.make(
+    reading.complete(config),
     aggregator=aggregator,
     attack=attack if has_attack else NO_ATTACK,
     module=lambda num_classes: model,
     load=lambda: dataset,
     pixels=(dataset.mean, dataset.std),
     dataset=dataset,
-    **given,
+    **model_options,
   )
   if workdir is not None:
-    # A checksum of all examples, so that another data set is noticed.
+    # The config holds a checksum of all examples, so that a run cannot be
+    # continued with another data set.
     total = zlib.crc32(repr((dataset.train, dataset.test)).encode())
     for split in (dataset.train, dataset.test):
       total = zlib.crc32(np.ascontiguousarray(split.labels), total)
       for start in range(0, len(split), 1000):
         rows = np.arange(start, min(start + 1000, len(split)))
         total = zlib.crc32(np.ascontiguousarray(split.read(rows)), total)
-    data = made.config['data'] | {'checksum': f'{total:08x}'}
-    made = dataclasses.replace(made, config=made.config | {'data': data})
-  return _run(made, dataset, workdir)
+    data = run_settings.config['data'] | {'checksum': f'{total:08x}'}
+    run_settings = dataclasses.replace(
+      run_settings, config=run_settings.config | {'data': data}
+    )
+  return _run(run_settings, dataset, workdir)
 
 
 _SECTIONS = (*sections.SECTIONS, *sections.NAMED)
 
 
 def _run(
-  made: settings.Settings, dataset: Dataset, workdir: str | os.PathLike | None
+  run_settings: settings.Settings,
+  dataset: Dataset,
+  workdir: str | os.PathLike | None,
 ) -> Result:
-  experiment = train.prepare(made, workdir)
+  """Runs what is missing of a run, and returns the result of the whole."""
+  experiment = train.prepare(run_settings, workdir)
   parts = experiment.parts
   if parts:
     state, rows = train.run_rounds(experiment)
-  else:  # finished before: the last checkpoint has the model
-    parts = made.parts()
+  else:  # the run was finished before: read its model from the last checkpoint
+    parts = run_settings.parts()
     initial = parts.simulation().init()
     with train.checkpoints_of(experiment) as checkpoints:
       state, rows = checkpoints.restore(initial)
-    if len(rows) < made.run.num_rounds:
+    if len(rows) < run_settings.run.num_rounds:
       raise ValueError(
-        f'{experiment.directory.path} holds a finished run without its last '
-        'checkpoint, and so without its model: choose another workdir'
+        f'{experiment.directory.path} holds a finished run whose last '
+        'checkpoint, which has its model, is missing: choose another workdir'
       )
   columns = dict.fromkeys(name for row in rows for name in row)
   return Result(
@@ -270,17 +282,18 @@ def _run(
     summary=train.summary_of(rows),
     classifier=parts.classifier,
     dataset=dataset,
-    batch_size=made.eval.batch_size,
+    batch_size=run_settings.eval.batch_size,
   )
 
 
 def _config(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the options as nested dicts, section by section.
+  """Returns the options of `simulate` as the nested dicts of a config.
 
   Raises:
-    TypeError: an unknown option, or a key that is given twice.
+    TypeError: an unknown option, a key that is given twice, or a key that says
+      which data to read.
   """
-  known = sections.optional([*_KEYS, 'attack', 'f', 'workdir'])
+  known = reading.optional_parameters([*_KEYS, 'attack', 'f', 'workdir'])
   check_options('simulate', known, options)
   config = {name: dict(options.get(name, {})) for name in _SECTIONS}
   for name in set(options) - set(_SECTIONS):
@@ -291,9 +304,11 @@ def _config(options: Mapping[str, Any]) -> dict[str, Any]:
         f'{name} is given twice, as {name}={options[name]!r} and in {section}'
       )
     keys[key] = options[name]
-  if given := sorted({'name', *settings.SOURCE_KEYS} & config['data'].keys()):
+  source_keys = {'name', *reading.SOURCE_KEYS}
+  if given := sorted(source_keys & config['data'].keys()):
     raise TypeError(
-      f'data={given} does not apply: the data set itself is the first argument'
+      f'data={given} does not apply: the data set itself is the first '
+      'argument; give these keys to lca.data.load'
     )
   return config
 
@@ -301,17 +316,26 @@ def _config(options: Mapping[str, Any]) -> dict[str, Any]:
 def _attack_section(
   config: Mapping[str, Any], attack: Attack | None
 ) -> dict[str, Any]:
-  """Returns the section: the attack by name, and who attacks."""
+  """Returns the section `attack`: the attack by name, and who attacks.
+
+  Args:
+    config: with the section as the options have filled it.
+    attack: None if nobody attacks.
+
+  Raises:
+    ValueError: options say who attacks, but there is no attack.
+  """
   given = config['attack']
   if attack is None:
     if any(given.values()):
       raise ValueError(
         f'{", ".join(f"{k}={v}" for k, v in given.items())}, but attack=None: '
-        'give the attack of these clients'
+        'give what these clients do as attack=..., or leave the numbers out'
       )
     return {'name': 'none'}
   section = names.of_attack(attack) | sections.ATTACKERS | given
   if not section['sampled'] and 'num_byzantine' not in section:
+    # 1, or all attackers if every client takes part in every round.
     num_clients, in_a_round = (
       (sections.DEFAULTS[part] | config[part])[key]
       for part, key in (
@@ -329,7 +353,13 @@ def _attack_section(
 def _aggregator(
   rule: Any, f: int | None, config: Mapping[str, Any]
 ) -> tuple[Aggregator, dict[str, Any]]:
-  """Returns the aggregator and its section."""
+  """Returns the aggregator, and the section `aggregator` that describes it.
+
+  Raises:
+    TypeError: `f` is given twice, the rule is of the wrong type, or arguments
+      are given to an Aggregator.
+    ValueError: `f` is missing, or an impossible value of `weights`.
+  """
   hyper = dict(config['aggregator'])
   if f is not None:
     if 'f' in hyper:
@@ -351,19 +381,20 @@ def _aggregator(
   if 'f' in takes and 'f' not in hyper and takes['f'].default is REQUIRED:
     if attack.get('sampled'):
       raise ValueError(
-        f'{names.of(rule)} needs f: as many attack as are drawn, so that it '
-        'cannot be their number'
+        f'{names.name_of(rule)} needs f: with sampled=True the number of '
+        'attackers varies from round to round, so that f cannot follow it; '
+        'give f=...'
       )
     hyper['f'] = attack.get('num_byzantine', 1)
   section = names.of_rule(rule) | names.plain(hyper)
-  if (
-    'weights' in takes
-  ):  # Eq. 2 has equal ones; the examples' come by the round
+  if 'weights' in takes:
+    # 'uniform' binds None. 'examples' leaves the argument free, so that each
+    # round brings the clients' numbers of examples.
     weights = section['weights'] = hyper.pop('weights', 'uniform')
     if weights == 'uniform':
       hyper['weights'] = None
     elif weights != 'examples':
       raise ValueError(
-        f"weights must be 'uniform' or 'examples', got {weights!r}"
+        f"aggregator's weights must be 'uniform' or 'examples', got {weights!r}"
       )
   return stateless(rule, **hyper), section

@@ -1,7 +1,7 @@
-"""The metrics of a run: each round's, and those that sum a finished one up.
+"""The metrics of a run: those of each round, and the summary of all rounds.
 
-A finished run has left `metrics.csv`, one row a round, and `summary.json`, the
-five metrics of the papers' tables.
+A finished run has left `metrics.csv`, with one row a round, and `summary.json`,
+with the five metrics of the layerwise cosine paper's tables.
 """
 
 import csv
@@ -18,19 +18,21 @@ Row = dict[str, float]
 """The metrics of a round by name."""
 
 Metrics = Mapping[str, np.ndarray]
-"""The columns of a metrics.csv; NaN where a round has no entry."""
+"""The columns of a metrics.csv by name, each `[num_rounds]`; NaN where a round
+has no entry, such as the test loss of a round that was not tested."""
 
 
 def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
-  """Returns the five metrics of the papers' tables.
+  """Returns the five metrics of the layerwise cosine paper's tables.
 
   Args:
-    rows: of all rounds; those that were not evaluated are left out.
-    window: how many evaluations at the end the averages run over.
+    rows: the metrics of all rounds. Rounds without a test are left out.
+    window: the averages are over the last so many tests.
 
   Returns:
-    `final_test_loss`, `average_test_loss` (of the last `window`),
-    `min_test_loss`, `average_test_accuracy`, `max_test_accuracy`.
+    `final_test_loss`, `average_test_loss`, `min_test_loss`,
+    `average_test_accuracy`, `max_test_accuracy`. Losses are in nats, accuracies
+    in [0, 1]. The minimum leaves out tests whose loss is NaN.
   """
   tested = [row for row in rows if 'test_loss' in row]
   losses = [row['test_loss'] for row in tested]
@@ -43,14 +45,14 @@ def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
   return {
     'final_test_loss': losses[-1],
     'average_test_loss': average(losses),
-    'min_test_loss': float(np.fmin.reduce(losses)),  # NaN if all are
+    'min_test_loss': float(np.fmin.reduce(losses)),  # NaN only if all are
     'average_test_accuracy': average(accuracies),
     'max_test_accuracy': max(accuracies),
   }
 
 
 def table(summary: Mapping[str, Any]) -> str:
-  """Returns the summary's metrics as lines for a person to read."""
+  """Returns the metrics of a summary as lines for a person to read."""
   lines = [
     f'{name.replace("_", " "):24}{summary[name]:8.4f}'
     for name in summary
@@ -60,12 +62,15 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def is_finished(run: pathlib.Path) -> bool:
-  """Returns True if the directory holds a finished run."""
+  """Returns True if the directory `run` holds a finished run."""
   return (run / 'summary.json').exists()
 
 
 def read_summary(run: pathlib.Path) -> dict[str, float]:
-  """Reads the summary of a finished run; null there is NaN here.
+  """Reads the summary of a finished run; null in the file becomes NaN.
+
+  Args:
+    run: the directory of the run.
 
   Raises:
     ValueError: the file is damaged.
@@ -85,6 +90,12 @@ def read_summary(run: pathlib.Path) -> dict[str, float]:
 def read_metrics(run: pathlib.Path) -> Metrics:
   """Reads the metrics of a finished run.
 
+  Args:
+    run: the directory of the run.
+
+  Returns:
+    The columns by name, each `[num_rounds]`.
+
   Raises:
     ValueError: the run is not finished, or the file is damaged.
   """
@@ -96,9 +107,9 @@ def read_metrics(run: pathlib.Path) -> Metrics:
     with open(file, newline='') as lines:
       header, *rows = [*csv.reader(lines, strict=True)] or [[]]
     if num_rounds not in (None, len(rows)):
-      raise ValueError(f'{len(rows)} rounds of {num_rounds}')
+      raise ValueError(f'it holds {len(rows)} rounds of {num_rounds}')
     if any(len(row) != len(header) for row in rows):
-      raise ValueError(f'a row has not {len(header)} entries')
+      raise ValueError(f'a row does not have {len(header)} entries')
     return {
       name: np.array([float(entry or 'nan') for entry in column])
       for name, *column in zip(header, *rows, strict=True)

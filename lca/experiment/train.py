@@ -1,4 +1,7 @@
-"""The loop: rounds, evaluation, checkpoints, metrics."""
+"""The loop of a run: rounds, tests of the model, checkpoints, metrics.
+
+`set_up` checks a config and prepares the run; `run` then runs its rounds.
+"""
 
 import contextlib
 import datetime
@@ -28,26 +31,26 @@ from lca.typing import PyTree
 
 
 class Nowhere(WritesNothing, contextlib.AbstractContextManager):
-  """Stands for the directory of a run, and its checkpoints, and keeps nothing.
+  """Takes the place of directory and checkpoints in a run without a workdir.
 
-  It has those methods of `RunDirectory` and of `Checkpoints` that the loop
-  calls.
+  It has the methods of `RunDirectory` and of `Checkpoints` that the loop calls,
+  and they keep nothing.
   """
 
   path = None
 
   def __exit__(self, kind, error, traceback) -> None:
-    """Has nothing to close."""
+    """Does nothing: there is nothing to close."""
 
   def summary(self) -> None:
-    """Returns None: no run has been finished here."""
+    """Returns None: there is no finished run."""
 
   def finished(self, num_rounds: int) -> bool:
-    """Returns False."""
+    """Returns False: there is no finished run."""
     return False
 
   def save(self, state: PyTree, rows: list[Row]) -> None:
-    """Writes nothing."""
+    """Does nothing."""
 
   def restore(self, initial: PyTree) -> tuple[PyTree, list[Row]]:
     """Returns the state before the first round, and no rows."""
@@ -55,14 +58,14 @@ class Nowhere(WritesNothing, contextlib.AbstractContextManager):
 
 
 class Experiment(NamedTuple):
-  """A run that is ready to start, or to go on.
+  """A run that is ready to start or to go on, or that is finished already.
 
   Attributes:
-    settings: what the run is.
+    settings: the checked config and what was made of it.
     directory: of the run.
-    parts: what it is made of; None if it is finished.
-    simulation: of the parts; None likewise.
-    plan: what a round needs of each device; None likewise.
+    parts: data, clients, attack, rule and server; None of a finished run.
+    simulation: runs the rounds; None of a finished run.
+    plan: the memory that a round needs of each device; None of a finished run.
   """
 
   settings: Settings
@@ -75,15 +78,16 @@ class Experiment(NamedTuple):
 def train_and_evaluate(
   config: Mapping[str, Any], workdir: str | os.PathLike
 ) -> dict[str, Any]:
-  """Runs a config in a directory, or goes on with the run that it holds.
+  """Runs a config in a directory, or continues the run that it holds.
 
   Args:
     config: nested dicts or a ConfigDict; see `lca.experiment.sections` for the
       keys.
-    workdir: of the run; see `lca.experiment.rundir` for what it will hold.
+    workdir: directory of the run; see `lca.experiment.rundir` for its files.
 
   Returns:
-    The summary: `num_rounds`, and the five metrics of the paper's tables.
+    The summary: `num_rounds`, and the five metrics of the paper's tables (see
+    `lca.experiment.summary.summarize`).
 
   Raises:
     ValueError, TypeError, OSError, ImportError: see `set_up`.
@@ -95,26 +99,26 @@ def train_and_evaluate(
 def set_up(
   config: Mapping[str, Any], workdir: str | os.PathLike, jobs: int = 1
 ) -> Experiment:
-  """Checks all that can be known before the training, and prepares it.
+  """Checks a config, reads its data and compiles its rounds.
 
-  What needs no data is checked first. The run gets its directory last, once
-  nothing has been found wrong.
+  Everything that needs no data is checked first. The directory is made last,
+  after all checks have passed.
 
   Args:
     config: nested dicts or a ConfigDict; see `lca.experiment.sections` for the
       keys.
-    workdir: of the run.
-    jobs: processes that share the host's memory, this one included.
+    workdir: directory of the run.
+    jobs: number of processes that share the host's memory, this one included.
 
   Returns:
     The experiment, for `run`.
 
   Raises:
-    ValueError, TypeError: an option that cannot be, or does not apply; a
-      workdir that holds another config's run; a round that does not fit into
-      the devices' memory.
-    OSError, ImportError: data that cannot be had, or a directory that cannot
-      be written or is another process's.
+    ValueError, TypeError: an impossible value, an unknown key, or an option
+      that does not apply; a workdir that holds the run of another config; a
+      round that does not fit into the devices' memory.
+    OSError, ImportError: data that cannot be read; a directory that cannot be
+      written to, or that another process has locked.
   """
   return prepare(from_config(config), workdir, jobs)
 
@@ -122,22 +126,26 @@ def set_up(
 def prepare(
   settings: Settings, workdir: str | os.PathLike | None, jobs: int = 1
 ) -> Experiment:
-  """Prepares a run of settings; `set_up` does so of a config.
+  """Prepares a run from settings, as `set_up` does from a config.
 
   Args:
-    settings: what is to run.
-    workdir: of the run; None writes nothing.
-    jobs: processes that share the host's memory, this one included.
+    settings: of the run.
+    workdir: directory of the run; None writes nothing.
+    jobs: number of processes that share the host's memory, this one included.
 
-  Returns, Raises: as `set_up`.
+  Returns:
+    The experiment, for `run` or `run_rounds`.
+
+  Raises:
+    ValueError, TypeError, OSError, ImportError: see `set_up`.
   """
   if workdir is None:
     directory = Nowhere()
   else:
-    # The first process writes for all the others.
-    here = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
-    with _naming_the_holder(pathlib.Path(workdir).expanduser().resolve()):
-      directory = here(workdir, settings.config)
+    # Of several processes only the first one writes.
+    kind = RunDirectory if jax.process_index() == 0 else ReadOnlyRunDirectory
+    with _explain_own_lock(pathlib.Path(workdir).expanduser().resolve()):
+      directory = kind(workdir, settings.config)
   if directory.finished(settings.run.num_rounds):
     return Experiment(settings, directory, None, None, None)
   parts = settings.parts()
@@ -150,54 +158,57 @@ def prepare(
   return Experiment(settings, directory, parts, simulation, needed)
 
 
-_held: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (
+_locked_here: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (
   weakref.WeakValueDictionary()
 )
-"""The directories that experiments of this process hold, by path."""
+"""The directories that experiments of this process have locked, by path.
+
+An experiment that is garbage-collected releases its directory.
+"""
 
 
 @contextlib.contextmanager
-def _naming_the_holder(path: pathlib.Path | None) -> Iterator[None]:
-  """Says of a directory that cannot be had if this process itself holds it."""
+def _explain_own_lock(path: pathlib.Path | None) -> Iterator[None]:
+  """Changes an OSError's message if this process itself has locked the path."""
   try:
     yield
   except OSError as error:
-    if path not in _held:
+    if path not in _locked_here:
       raise
     raise OSError(
-      f'this process has set up a run in {path} before, and holds it: run that '
-      'experiment, or delete it, or choose another --workdir'
+      f'this process has set up a run in {path} before, and keeps it locked: '
+      'run that experiment, or delete the experiment object, or choose another '
+      '--workdir'
     ) from error
 
 
 def _claim(directory: RunDirectory | Nowhere) -> None:
-  """Claims the directory, unless this experiment holds it already."""
-  if _held.get(directory.path) is not directory:
-    with _naming_the_holder(directory.path):
+  """Makes and locks the directory, unless this experiment has done so."""
+  if _locked_here.get(directory.path) is not directory:
+    with _explain_own_lock(directory.path):
       directory.open()
-    _held[directory.path] = directory
+    _locked_here[directory.path] = directory
 
 
 def run(
   experiment: Experiment, stopping: Callable[[], bool] = lambda: False
 ) -> dict[str, Any] | None:
-  """Runs the rounds that are missing.
+  """Runs the rounds that are missing, from the last checkpoint to the end.
 
   Args:
-    experiment: from `set_up`. One that has been run to its end already is not
-      run again.
-    stopping: asked after every round; if it says so, that round is saved and
-      was the last one for now.
+    experiment: from `set_up`. A finished one is not run again.
+    stopping: a function that is called after every round; if it returns True,
+      a checkpoint of that round is saved and the run stops.
 
   Returns:
-    The summary, which also stands in the run's directory; None of a run that
-    was stopped.
+    The summary, which is also in the run's directory; None if the run was
+    stopped.
 
   Raises:
-    OSError, CheckpointError: what must be written cannot be, or the checkpoints
-      are not of this run, or damaged.
+    OSError, CheckpointError: a file cannot be written; or the checkpoints are
+      those of another run, or damaged.
     FloatingPointError: a round's aggregate, model or test loss is not finite,
-      and `config.train.on_nonfinite` is 'stop'.
+      and `train.on_nonfinite` is 'stop'.
   """
   directory, num_rounds = (
     experiment.directory,
@@ -214,17 +225,18 @@ def run(
 def run_rounds(
   experiment: Experiment, stopping: Callable[[], bool] = lambda: False
 ) -> tuple[ServerState, list[Row]]:
-  """Runs the rounds that are missing; all are saved.
+  """Runs the rounds that are missing, like `run`, and returns their state.
 
   Args:
-    experiment: from `prepare`, not finished.
+    experiment: from `prepare`; must not be finished.
     stopping: see `run`.
 
   Returns:
-    The state after the last round, and the metrics of all rounds.
+    The state after the last round, and the metrics of all rounds so far, those
+    of earlier calls included.
 
   Raises:
-    As `run`.
+    OSError, CheckpointError, FloatingPointError: see `run`.
   """
   settings, simulation = experiment.settings, experiment.simulation
   directory, num_rounds = experiment.directory, settings.run.num_rounds
@@ -234,6 +246,7 @@ def run_rounds(
       with checkpoints_of(experiment) as checkpoints:
         state, rows = checkpoints.restore(simulation.init())
         directory.start(rows, simulation.more_metrics)
+        # Rounds before `first` were run by an earlier process, or call.
         first, start = len(rows), time.monotonic()
         for round_idx in range(first, num_rounds):
           row = {'round': round_idx + 1}
@@ -249,28 +262,31 @@ def run_rounds(
           now = time.monotonic()
           seconds = (now - start) / max(1, round_idx - first)
           host.say(_line(row, num_rounds, seconds))
-          if round_idx == first:  # whose compilation is no pace
+          # The pace leaves out the first round, which also compiles.
+          if round_idx == first:
             start = now
+          # A signal to one process stops all processes after the same round.
           stop = host.any_process(stopping())
           if stop or last or row['round'] % settings.checkpoint.every == 0:
             checkpoints.save(state, rows)
           if stop:
             break
-      # A run is finished only once its last checkpoint is saved.
+      # Leaving the context has waited for the last checkpoint. Only now may
+      # the summary mark the run as finished.
       if len(rows) >= num_rounds:
         directory.finish(summary_of(rows))
   finally:
-    _held.pop(directory.path, None)
+    _locked_here.pop(directory.path, None)
   return state, rows
 
 
 def summary_of(rows: list[Row]) -> dict[str, Any]:
-  """Returns the summary of a run's rounds."""
+  """Returns the number of a run's rounds and its five summary metrics."""
   return {'num_rounds': len(rows), **summarize(rows)}
 
 
 def checkpoints_of(experiment: Experiment) -> Checkpoints | Nowhere:
-  """Returns the run's checkpoints, to be used as a context."""
+  """Returns the run's checkpoints as a context."""
   directory = experiment.directory
   if isinstance(directory, Nowhere):
     return directory
@@ -282,30 +298,46 @@ def checkpoints_of(experiment: Experiment) -> Checkpoints | Nowhere:
 
 
 def _check_finite(simulation: Simulation, row: Row) -> None:
-  """Raises if a round's aggregate, its model or its test loss is not finite."""
+  """Raises an error if aggregate, model or test loss are not finite.
+
+  Args:
+    simulation: knows which clients attacked.
+    row: the round's metrics.
+
+  Raises:
+    FloatingPointError: something is not finite; the message names the
+      attackers.
+  """
   loss = row.get('test_loss', 0.0)
   if row['nonfinite']:
-    found = (
-      f'the aggregate has {row["nonfinite"]} entries that are not finite, or '
-      'the model has them after its step'
+    problem = (
+      f'the aggregate, or the model after it, has {row["nonfinite"]} entries '
+      'that are not finite'
     )
   elif not math.isfinite(loss):
-    found = (
-      f'the test loss is {loss}, though every entry of the aggregate is finite'
+    problem = (
+      f'the test loss is {loss}, although aggregate and model are finite'
     )
   else:
     return
   ids = simulation.attackers(row['round'] - 1)
   attackers = f'the attackers were clients {ids}' if ids else 'nobody attacked'
   raise FloatingPointError(
-    f'in round {row["round"]} {found}; {row["rejected"]} updates were not '
-    f'finite, or too large, and {row.get("dropped", 0)} did not come; '
-    f'{attackers}. With train.on_nonfinite=continue the run goes on'
+    f'in round {row["round"]} {problem}. {row["rejected"]} updates were '
+    f'rejected (not finite, or too large), {row.get("dropped", 0)} clients did '
+    f'not answer; {attackers}. To go on nevertheless, set '
+    'train.on_nonfinite=continue'
   )
 
 
 def _line(row: Row, num_rounds: int, seconds: float) -> str:
-  """Returns a line on a round for a person, where one takes so many seconds."""
+  """Returns a line for a person: a round's metrics, the pace, the time left.
+
+  Args:
+    row: the round's metrics.
+    num_rounds: of the whole run.
+    seconds: that a round takes.
+  """
   left = datetime.timedelta(
     seconds=round(seconds * (num_rounds - row['round']))
   )

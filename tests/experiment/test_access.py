@@ -1,4 +1,4 @@
-"""Run directories that cannot be used are refused when they are named."""
+"""Tests that a directory a run cannot use is refused at the start."""
 
 import os
 
@@ -32,7 +32,8 @@ def test_a_directory_of_another_process_is_refused_at_once(tmp_path):
     first.open()
     with pytest.raises(OSError, match=f'running in {tmp_path}'):
       RunDirectory(tmp_path, CONFIG)
-    ReadOnlyRunDirectory(tmp_path, CONFIG).open()  # of the same run
+    # Another process of the same run may read it.
+    ReadOnlyRunDirectory(tmp_path, CONFIG).open()
   RunDirectory(tmp_path, CONFIG)
 
 

@@ -1,4 +1,4 @@
-"""What is saved is found again, or it is said what is wrong with it."""
+"""Tests that checkpoints are restored, and that errors name what is wrong."""
 
 import os
 import re
@@ -13,7 +13,8 @@ import pytest
 from lca.experiment.checkpoints import CheckpointError, Checkpoints
 from lca.federated.round import ServerState
 
-# Where one part of a checkpoint fails, Orbax drops those that it has begun.
+# If one part of a checkpoint fails, Orbax abandons the parts that it has begun,
+# which pytest reports as unraisable exceptions.
 pytestmark = pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnraisableExceptionWarning'
 )
@@ -23,7 +24,7 @@ PARAMS = {'kernel': jnp.zeros((40, 30)), 'bias': jnp.zeros(3, jnp.bfloat16)}
 
 
 def state(number):
-  """Of every kind of leaf: random, typed, scalar, none at all."""
+  """Returns a state with every kind of leaf: random, bfloat16, scalar, none."""
   params = jax.tree.map(
     lambda x: jax.random.normal(jax.random.key(number), x.shape, x.dtype),
     PARAMS,
@@ -41,7 +42,7 @@ def save(path, numbers, config=CONFIG, keep=2):
     for number in numbers:
       so_far = rows(number)
       checkpoints.save(state(number), so_far)
-      so_far.append({'round': number + 1})  # as the next round does
+      so_far.append({'round': number + 1})  # the loop appends to the same list
 
 
 def restore(path, initial=None, config=CONFIG):
@@ -58,7 +59,7 @@ def check_found(found, number):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """Rounds 2 and 4, the last with a metric that is not a number."""
+  """Saves checkpoints of rounds 2 and 4; returns their folder."""
   path = tmp_path_factory.mktemp('run of two') / 'checkpoints'
   save(path, (2, 4))
   return path
@@ -155,44 +156,45 @@ def damage(file, how):
 
 @pytest.mark.parametrize('how', DAMAGES)
 def test_any_damaged_file_of_the_newest(saved, tmp_path, how, capfd):
-  """Nothing is lost but what was damaged: the same bits, or those before."""
+  """Restoring returns the same bits, or those of the checkpoint before."""
   fallen_back = 0
   for i, name in enumerate(files(saved / '4')):
     path = shutil.copytree(saved, tmp_path / str(i))
     damage(path / name.relative_to(saved), how)
     found = restore(path)
-    whole = len(found[1]) == 4  # not every file tells something
-    check_found(found, 4 if whole else 2)
+    # Some files hold nothing that restoring needs.
+    intact = len(found[1]) == 4
+    check_found(found, 4 if intact else 2)
     out, _ = capfd.readouterr()
-    said = re.escape(f'deleting a damaged checkpoint, {path}/4 (')
-    assert bool(re.search(said, out)) != whole
-    assert steps(path) == ([2, 4] if whole else [2])
-    if not whole and not fallen_back:
+    message = re.escape(f'deleting a damaged checkpoint, {path}/4 (')
+    assert bool(re.search(message, out)) != intact
+    assert steps(path) == ([2, 4] if intact else [2])
+    if not intact and not fallen_back:
       save(path, (4,))
       check_found(restore(path), 4)
-    fallen_back += not whole
-  # At least the rows, the table of the arrays and the arrays themselves.
+    fallen_back += not intact
+  # These are at least the rows, the arrays' metadata and the arrays themselves.
   assert fallen_back >= 3
 
 
 def test_what_cannot_be_read_is_not_deleted(saved, tmp_path):
-  """A link to itself is an error of the system's when it is opened."""
+  """A link to itself stands for an error of the system, not wrong bytes."""
   refused = 0
   for i, name in enumerate(files(saved / '4' / 'state')):
-    if name.name == '_METADATA':  # where Orbax takes a link for no file
+    if name.name == '_METADATA':  # Orbax takes a link here for a missing file
       continue
     path = shutil.copytree(saved, tmp_path / str(i))
     file = path / name.relative_to(saved)
     file.unlink()
     file.symlink_to(file.name)
     try:
-      check_found(restore(path), 4)  # not every file is read
+      check_found(restore(path), 4)  # some files are not read
     except CheckpointError as error:
       assert f'cannot read {path}/4 (' in str(error)
       assert 'Too many levels of symbolic links' in str(error)
       refused += 1
     assert steps(path) == [2, 4]
-  # The arrays, their table and what Orbax says of them.
+  # These are at least the arrays, their metadata and Orbax's description.
   assert refused >= 3
 
 

@@ -1,4 +1,4 @@
-"""Files of a run that are read back: damaged ones are named, with a remedy."""
+"""Tests that errors about damaged files name the file and a remedy."""
 
 import json
 
@@ -21,11 +21,19 @@ def run(tmp_path):
 
 
 def check(file, text, read, remedy):
+  """Checks the error of reading a file with this text.
+
+  Args:
+    file: is overwritten.
+    text: the damaged contents.
+    read: a function that reads the file.
+    remedy: regular expression that the message must match.
+  """
   file.write_text(text)
   with pytest.raises(ValueError, match=remedy) as info:
     read()
-  said = str(info.value)
-  assert str(file) in said and '\n' not in said
+  message = str(info.value)
+  assert str(file) in message and '\n' not in message
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"num_rounds": "two"}'])
@@ -38,7 +46,7 @@ def test_a_summary(run, text):
   ):
     check(file, text, read, 'delete it, and the same command goes on')
   file.unlink()
-  RunDirectory(run, CONFIG)  # the remedy is one
+  RunDirectory(run, CONFIG)  # the remedy works
 
 
 def test_a_summary_without_its_rounds(run):

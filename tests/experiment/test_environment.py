@@ -1,4 +1,4 @@
-"""Where a run ran."""
+"""Tests of the environment that a run records."""
 
 import subprocess
 

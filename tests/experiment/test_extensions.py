@@ -1,4 +1,4 @@
-"""Files of a user: executed once, with errors that say where."""
+"""Tests of user files: they run once, and errors in them name the line."""
 
 import dataclasses
 import subprocess
@@ -11,6 +11,7 @@ from lca.experiment import extensions
 
 
 def written(tmp_path, text, name='mine.py'):
+  """Writes a file and returns its path."""
   file = tmp_path / name
   file.write_text(text)
   return file
@@ -46,7 +47,7 @@ def test_a_path_may_begin_with_the_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('text', 'said'),
+  ('text', 'message'),
   [
     ('\n1 / 0\n', 'line 2: ZeroDivisionError: division by zero'),
     ('def f():\n  raise KeyError("k")\nf()\n', "line 2: KeyError: 'k'"),
@@ -55,10 +56,10 @@ def test_a_path_may_begin_with_the_home(tmp_path, monkeypatch):
     ('import nosuch_package\n', 'line 1: ModuleNotFoundError'),
   ],
 )
-def test_an_error_of_a_file_says_where(tmp_path, text, said):
+def test_an_error_of_a_file_says_where(tmp_path, text, message):
   file = written(tmp_path, text)
-  for _ in range(2):  # it is not taken for loaded
-    with pytest.raises(ValueError, match=said) as info:
+  for _ in range(2):  # a file that failed does not count as loaded
+    with pytest.raises(ValueError, match=message) as info:
       extensions.load_file(file)
     assert str(info.value).startswith(f'{file}, line')
     assert '\n' not in str(info.value)

@@ -1,4 +1,4 @@
-"""Signals to a process: the first lets it finish, others end it."""
+"""Tests of signals: the first lets a process finish, a second one ends it."""
 
 import signal
 import subprocess
@@ -20,8 +20,8 @@ print('saved')
 sys.exit(host.STOPPED)
 """
 
-# The second lock never returns, and leaves Python's own handlers no turn, as a
-# long round of XLA's does.
+# The second lock blocks for ever in C, so that Python's own signal handlers
+# never run, as during a long round in XLA.
 STUCK = """
 import ctypes
 from lca.experiment import host
@@ -35,6 +35,7 @@ libc.pthread_mutex_lock(mutex)
 
 
 def start(code, grace):
+  """Starts a process with this code, and waits until it handles signals."""
   process = subprocess.Popen(
     [sys.executable, '-c', code.format(grace=grace)],
     cwd=processes.ROOT,
@@ -49,9 +50,9 @@ def start(code, grace):
 def test_a_process_finishes_what_it_does(number):
   with start(WAITING, grace=600) as process:
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
   assert process.returncode == 143
-  first, last = said.splitlines()
+  first, last = output.splitlines()
   assert 'stopping after this round' in first and '600 seconds' in first
   assert last == 'saved'
 

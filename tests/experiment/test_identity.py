@@ -1,4 +1,4 @@
-"""A run is named by what it computes."""
+"""Tests of a run's id, which depends on what the run computes."""
 
 from run_files import config
 
@@ -10,7 +10,7 @@ def test_what_a_run_computes_names_it_not_how_it_ends():
   name = run_id(nested)
   nested['train']['on_nonfinite'] = 'continue'
   assert run_id(nested) == name
-  del nested['train']  # a run from before there was the key
+  del nested['train']  # as in runs from before this key existed
   assert run_id(nested) == name
   nested['seed'] = 1
   assert run_id(nested) != name

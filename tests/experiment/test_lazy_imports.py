@@ -1,4 +1,4 @@
-"""`lca.experiment` imports what is asked for, and no more."""
+"""Tests that `lca.experiment` imports its public names when they are used."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The optimisers: Reddi et al.'s Algorithm 2 beside NumPy, and the errors."""
+"""Tests of the optimisers: Algorithm 2 of Reddi et al. in NumPy, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,20 @@ from lca.experiment import optimizers
 
 
 def algorithm_2(kind, deltas, *, lr, b1, b2, tau, v):
-  """Reddi et al. 2021, Algorithm 2, lines 10 to 13, from x = 0, in float64."""
+  """Computes Algorithm 2 of Reddi et al. 2021, lines 10 to 13, in float64.
+
+  Args:
+    kind: 'fedadagrad', 'fedadam' or 'fedyogi'.
+    deltas: `[rounds, d]`, the aggregates.
+    lr: the learning rate.
+    b1: beta_1.
+    b2: beta_2.
+    tau: tau.
+    v: v_{-1}.
+
+  Returns:
+    The model after each round, starting from x = 0.
+  """
   m, x, path = 0.0, 0.0, []
   for delta in np.asarray(deltas, float):
     m = b1 * m + (1 - b1) * delta

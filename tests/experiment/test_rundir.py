@@ -1,4 +1,4 @@
-"""A run's directory: what it refuses, and what it writes."""
+"""Tests of a run's directory: what it refuses and what it writes."""
 
 import errno
 import fcntl
@@ -48,6 +48,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
 
 def contents(path):
+  """Returns the bytes of all files in a folder by name."""
   return {file.name: file.read_bytes() for file in path.iterdir()}
 
 

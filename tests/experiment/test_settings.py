@@ -1,4 +1,4 @@
-"""From a config to parts: defaults, one pass, and errors that name the key."""
+"""Tests of settings and sections: defaults, parts, errors that name keys."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ import lca
 from configs import attacks, common, digits, legato_figures, tables
 from lca import data, models
 from lca.aggregators import Aggregator
-from lca.experiment import describe, sections, settings, train
+from lca.experiment import describe, reading, sections, settings, train
 from lca.registry import options_of, type_of
 
 
@@ -41,7 +41,7 @@ def test_a_partition_without_its_keys_is_told_its_preset():
     )
     with pytest.raises(TypeError, match=f'{said}{partition}, '):
       settings.from_config(changed)
-    settings.from_config(config(partition))  # and that is the remedy
+    settings.from_config(config(partition))  # the remedy works
 
 
 def points(*, size: int = 30, spread: float = 1.0):
@@ -97,7 +97,7 @@ def test_every_key_without_a_value_has_a_type():
 @pytest.mark.parametrize('sweep', [attacks, tables, legato_figures])
 def test_a_whole_config_is_complete_as_it_is(sweep):
   for run in sweep.get_runs().values():
-    assert sections.complete(run) == run.to_dict()
+    assert reading.complete(run) == run.to_dict()
 
 
 def test_what_a_config_leaves_out_has_its_default():
@@ -187,16 +187,16 @@ def test_a_rule_that_needs_the_server_names_the_key():
 def test_the_hint_on_weights_is_for_those_who_have_not_set_them():
   changes = {'client.drop_rate': 0.2, 'num_rounds': 3}
   with pytest.raises(
-    ValueError, match=r"unless aggregator\.weights='examples'"
+    ValueError, match=r"client\.drop_rate or aggregator\.weights='examples'"
   ):
     settings.from_config(config('fedavg', **changes))
   weighed = config('fedavg', **changes, **{'aggregator.weights': 'examples'})
   settings.from_config(weighed)
-  # Another rule breaks; the hint is not for it.
+  # The hint is for the mean alone, not for other rules that fail.
   changes['aggregator.f'] = 4
   with pytest.raises(ValueError) as info:
     settings.from_config(config('monna', **changes))
-  assert 'monna does not go' in str(info.value)
+  assert 'monna returns an aggregate that is not finite' in str(info.value)
   assert 'weights' not in str(info.value)
 
 
@@ -233,7 +233,7 @@ def test_a_part_is_built_once(monkeypatch):
     function = counted(name, getattr(module, attribute))
     monkeypatch.setattr(module, attribute, function)
   settings.from_config(config()).parts()
-  # The client's optimiser and the server's.
+  # The two optimisers are the clients' and the server's.
   assert calls == {'rule': 1, 'attack': 1, 'optimizer': 2, 'classifier': 1}
 
 
@@ -332,7 +332,7 @@ def broken(**changes):
 
 
 def test_a_test_loss_that_is_not_finite_stops_its_round(tmp_path):
-  """The aggregate is finite, and so is the model; the model's loss is not."""
+  """Aggregate and model are finite, and the model's test loss is not."""
   with pytest.raises(FloatingPointError) as info:
     train.train_and_evaluate(broken(**{'eval.every': 1}), tmp_path)
   assert 'in round 1 ' in str(info.value)
@@ -380,5 +380,5 @@ def test_without_jit_one_line_says_what_to_use(tmp_path):
   ):
     train.set_up(config(), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
-  with jax.disable_jit():  # as the line says
+  with jax.disable_jit():  # rules run on their own, as the message says
     assert lca.krum(jnp.array([[0.0], [1.0], [1.0], [1.0], [9.0]]), f=1) == 1

@@ -1,4 +1,4 @@
-"""The simulator as a library: the config's run, of objects."""
+"""Tests of `simulate`: runs of Python objects equal the runs of configs."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ class MLP(nn.Module):
 
 
 def my_rule(updates, *, f):
-  """The mean of all but the f clients of the largest norms."""
+  """Averages all clients except the f with the largest norms."""
   norms = lca.geometry.norms(lca.gram(updates))
   weights = (jnp.argsort(jnp.argsort(norms)) < len(norms) - f) * 1.0
   return lca.mix(updates, weights / weights.sum())
@@ -63,6 +63,7 @@ def result(dataset):
 
 
 def same(one, two):
+  """Checks that two results have the same model and metrics, bit by bit."""
   jax.tree.map(np.testing.assert_array_equal, one.variables, two.variables)
   assert one.history.keys() == two.history.keys()
   for name in one.history:
@@ -170,7 +171,8 @@ def test_a_directory_goes_on_in_the_same_bits(dataset, result, tmp_path):
   for name in ('config.json', 'metrics.csv', 'summary.json'):
     assert (tmp_path / name).exists()
   before = (tmp_path / 'metrics.csv').read_bytes()
-  same(run(workdir=tmp_path, **SMALL), result)  # finished: read, not run
+  # A finished run is read, not run again.
+  same(run(workdir=tmp_path, **SMALL), result)
   assert (tmp_path / 'metrics.csv').read_bytes() == before
 
 
@@ -240,7 +242,7 @@ def test_everybody_attacks_where_everybody_comes(dataset):
 
 
 def test_the_servers_options(dataset, result):
-  """FedAdam's first step from zero is as long as its learning rate lets it."""
+  """FedAdam's first step is not longer than its learning rate allows."""
   options = SMALL | {'num_rounds': 1, 'server_optimizer': 'fedadam'}
   found = [
     lca.experiment.simulate(
@@ -292,7 +294,7 @@ def test_the_servers_options(dataset, result):
     (
       ATTACK | {'sampled': True, 'num_byzantine': 2},
       ValueError,
-      'krum needs f: as many attack as are drawn',
+      'krum needs f: with sampled=True the number of attackers varies',
     ),
     ({'num_rounds': 0}, ValueError, 'num_rounds must be at least 1'),
   ],
@@ -361,7 +363,7 @@ def test_a_model_with_batch_statistics(dataset):
 
 
 def test_the_weights_of_clients(dataset):
-  """The mean is Eq. 2's unless it is to weigh; then sizes count."""
+  """The mean weighs clients equally, or by their examples if told to."""
   uneven = SMALL | {
     'num_rounds': 1,
     'partition': 'dirichlet',

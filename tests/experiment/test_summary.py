@@ -1,4 +1,4 @@
-"""Summaries of runs."""
+"""Tests of the summaries of runs."""
 
 import json
 import math

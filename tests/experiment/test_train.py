@@ -1,4 +1,4 @@
-"""Whole runs on the digits: files, metrics, restart."""
+"""Tests of whole runs on the digits: files, metrics, restarts, errors."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ def rows(workdir):
 
 
 def check_same_end(workdir, reference):
-  """The same metrics and the same state of the server, in every bit."""
+  """Checks that two runs ended with the same metrics and state, bit by bit."""
   states = []
   for path in (workdir, reference):
     with ocp.StandardCheckpointer() as checkpointer:
@@ -36,7 +36,7 @@ def check_same_end(workdir, reference):
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
-  """Four rounds in one go."""
+  """Runs four rounds without a stop; returns directory and summary."""
   workdir = tmp_path_factory.mktemp('runs') / 'straight run'
   summary = train.train_and_evaluate(config(num_rounds=4), workdir)
   return workdir, summary
@@ -101,10 +101,10 @@ def test_rounds_after_the_last_checkpoint_are_run_again(
   monkeypatch.setattr(train.Simulation, 'run_round', killed)
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(config(num_rounds=4), tmp_path)
-  assert len(rows(tmp_path)) == 3  # one more than the checkpoint of round 2
+  assert len(rows(tmp_path)) == 3  # one more than in the last checkpoint
   assert not (tmp_path / 'summary.json').exists()
   monkeypatch.undo()
-  # A kill may come in the middle of a line, or between two files.
+  # The process may have been killed while it wrote a line, or between files.
   with open(tmp_path / 'metrics.csv', 'a') as file:
     file.write('4,2.2')
   for events in tmp_path.glob('events.*'):
@@ -176,7 +176,7 @@ def test_a_round_that_is_not_finite_stops_the_run(tmp_path):
   assert attackers.count(',') == 1
   with pytest.raises(FloatingPointError) as info:
     train.run(experiment)
-  message = f'in round 1 the aggregate has {size} entries that are not finite'
+  message = f'model after it, has {size} entries that are not finite'
   assert message in str(info.value) and attackers in str(info.value)
   (row,) = rows(tmp_path)
   assert (row['rejected'], row['nonfinite']) == ('2', str(size))
@@ -187,7 +187,7 @@ def test_a_round_that_is_not_finite_stops_the_run(tmp_path):
   again = config('fedavg,non_finite', **changes)
   summary = train.train_and_evaluate(again, tmp_path)
   assert np.isnan(summary['final_test_loss'])
-  # Whoever trains on a model of NaN sends NaN.
+  # In round 2 all clients train a model of NaN, and send NaN.
   assert [row['rejected'] for row in rows(tmp_path)] == ['2', '15']
 
 
@@ -214,11 +214,15 @@ def test_clients_that_do_not_answer_are_counted_apart(tmp_path):
 @pytest.mark.parametrize(
   ('presets', 'f', 'message'),
   [
-    ('krum', 3, r'f=3 is too small .* clients of round 3, 4 do not answer$'),
-    ('krum,sign_flip', 4, r'of the 15 .* of round 3, 4 do .* and 1 attack$'),
-    ('krum,zero_sampled', 3, r'f=3 is .* of round 3, 4 do not answer$'),
-    ('fedavg', None, r"mean does not go without 4 of 15 .*='ex.* in round 3$"),
-    ('monna', 4, 'monna does not go without 4 of 15 clients'),
+    ('krum', 3, r'f=3 is too small .* clients of round 3, 4 do not answer;'),
+    ('krum,sign_flip', 4, r'of the 15 .* 3, 4 do .* and 1 attack; .* least 5$'),
+    ('krum,zero_sampled', 3, r'f=3 is .* of round 3, 4 do not answer; .* 4$'),
+    (
+      'fedavg',
+      None,
+      r"mean .* 4 of 15 clients do .* in round 3; .*'examples'$",
+    ),
+    ('monna', 4, 'monna .* 4 of 15 clients do not answer, .* another rule$'),
   ],
 )
 def test_rules_that_need_every_answer(tmp_path, presets, f, message):
@@ -366,7 +370,7 @@ def gradient(presets='legato,gaussian', **changes):
 
 
 def test_federated_sgd_restarts_in_the_same_bits(tmp_path):
-  """The optimiser's, the aggregator's and the workers' states are all kept."""
+  """Checkpoints keep the states of optimiser, aggregator and workers."""
   straight, again = tmp_path / 'straight', tmp_path / 'again'
   summary = train.train_and_evaluate(gradient(), straight)
   for num_rounds in (2, 4):
@@ -381,7 +385,7 @@ def test_federated_sgd_restarts_in_the_same_bits(tmp_path):
   ('changes', 'error', 'message'),
   [
     ({'client.momentum': 1.0}, ValueError, r'momentum must lie in \[0, 1\)'),
-    ({'eval.layers': 'module'}, ValueError, r'must be aggregator\.scope'),
+    ({'eval.layers': 'module'}, ValueError, r'the same as aggregator\.scope'),
     ({'server.optimizer': 'adam'}, TypeError, r"='adam'\) takes no rho"),
     ({'aggregator.window': 0}, ValueError, 'window=0'),
   ],
