@@ -1,9 +1,14 @@
-"""Runs a federated experiment.
+"""Runs a federated experiment from the command line.
 
     python main.py
     python main.py --config=configs/fashion_mnist.py:layerwise_cosine_krum,\
 label_flipping --workdir=runs/x --config.server.clients_per_round=50
     python main.py --load=my_rules.py --config=configs/digits.py:my_rule
+
+`--config=SETTING.py:PRESET,PRESET` chooses a setting and presets (see
+`configs/common.py`), `--config.KEY=VALUE` sets a key (see
+`lca/experiment/sections.py`). Without arguments it runs `configs/digits.py`.
+The same command with the same `--workdir` continues a run that was stopped.
 """
 
 import contextlib
@@ -31,22 +36,24 @@ _CONFIGS = pathlib.Path(__file__).resolve().parent / 'configs'
 
 def main(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors too
-  host.use_all_cores()
+    # Orbax logs every step that it takes, and errors that are raised anyway.
+    logging.set_verbosity(logging.FATAL)
+  host.use_all_cores()  # before JAX makes its devices
   args = flags.FLAGS
   try:
     extensions.load_files(args.load)
     config = _config(args.config, argv[1:])
+    # Waits for the other processes, if the run has several.
     host.join_processes(args.coordinator, args.num_processes, args.process_id)
     with _hint_at_presets(argv):
       experiment = _set_up(config, args.workdir)
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
   except KeyboardInterrupt:
-    host.say('stopped before a round')
+    host.say('stopped before the first round of this command')
     sys.exit(host.STOPPED)
   host.say(f'{experiment.directory.path} on {jax.devices()}')
-  if experiment.simulation:
+  if experiment.simulation:  # None if the run is finished already
     host.say(experiment.simulation.data.describe())
     host.say(experiment.plan)
   try:
@@ -54,17 +61,25 @@ def main(argv: list[str]) -> None:
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
     _fail(error)
   if result is None:
-    host.say('stopped; the same command on this --workdir goes on')
+    host.say(
+      'stopped; the same command with '
+      f'--workdir={experiment.directory.path} goes on'
+    )
     sys.exit(host.STOPPED)
   host.say(summary.table(result))
 
 
 def _config(source: str, arguments: list[str]) -> ConfigDict:
-  """Returns the config of `SETTING.py:PRESETS` with the arguments' values.
+  """Returns the config of `SETTING.py:PRESETS`, with keys set by arguments.
+
+  Args:
+    source: the value of --config.
+    arguments: those that absl's flags do not know, such as
+      `--config.num_rounds=5`.
 
   Raises:
-    ValueError: there is no such setting, preset or key, or a value that it
-      cannot have, or an argument that is no `--config.KEY=VALUE`.
+    ValueError: an unknown setting, preset or key; a value of the wrong type; or
+      an argument that is not of the form `--config.KEY=VALUE`.
   """
   path, colon, presets = source.partition(':')
   path = pathlib.Path(path).expanduser()
@@ -75,14 +90,15 @@ def _config(source: str, arguments: list[str]) -> ConfigDict:
       if 'def get_config' in each.read_text()
     )
     raise ValueError(
-      f'there is no setting {path}; in {_CONFIGS} there are: '
-      f'{", ".join(settings)}'
+      f'there is no setting {path}. The settings in {_CONFIGS} are: '
+      f'{", ".join(settings)}. --config takes the path of such a file, and '
+      'maybe presets: SETTING.py or SETTING.py:PRESET,PRESET'
     )
   module = extensions.load_file(path)
   if not hasattr(module, 'get_config'):
-    sweep = '; it is a sweep, for python -m lca.sweep'
+    sweep = f'; it is a sweep: python -m lca.sweep --config={path} runs it'
     raise ValueError(
-      f'{path} is no setting: it has no get_config()'
+      f'{path} is not a setting: it defines no get_config()'
       + (sweep if hasattr(module, 'get_runs') else '')
     )
   config = extensions.call(module, 'get_config', *([presets] if colon else []))
@@ -91,7 +107,15 @@ def _config(source: str, arguments: list[str]) -> ConfigDict:
 
 
 def _check_others(arguments: list[str], config: ConfigDict) -> None:
-  """Refuses arguments that are neither a flag nor a config's key."""
+  """Refuses arguments that are neither a flag nor a key of the config.
+
+  Args:
+    arguments: what is left of the command line.
+    config: its keys serve as hints: --num_rounds means --config.num_rounds.
+
+  Raises:
+    ValueError: there are any.
+  """
   for argument in arguments:
     if argument.startswith('-'):
       name = argument.lstrip('-').partition('=')[0]
@@ -103,10 +127,14 @@ def _check_others(arguments: list[str], config: ConfigDict) -> None:
       hint = f'; did you mean {" or ".join(meant)}?' if meant else ''
       raise ValueError(f'unknown flag --{name}{hint}')
   if arguments:
-    raise ValueError(f'unexpected arguments {arguments}')
+    raise ValueError(
+      f'unexpected arguments {arguments}: flags start with --, such as '
+      '--config.num_rounds=5'
+    )
 
 
-# Each value of these brings keys of its own, which a preset sets.
+# Each value of these keys requires other keys in its section. A preset sets the
+# section as a whole.
 _CHOSEN_BY_PRESET = (
   'aggregator.name',
   'attack.name',
@@ -118,36 +146,42 @@ _CHOSEN_BY_PRESET = (
 
 @contextlib.contextmanager
 def _hint_at_presets(arguments: list[str]):
-  """Adds to an error that a key was set which a preset had better choose."""
+  """Adds a hint to errors after a key was set without its preset."""
   try:
     yield
   except (ValueError, TypeError) as error:
     chosen = {*command_line.keys_of(arguments)}.intersection(_CHOSEN_BY_PRESET)
     if chosen and 'compose the preset' not in str(error):
       raise ValueError(
-        f'{error}. {", ".join(sorted(chosen))} is best chosen by a preset, '
-        'which sets the other keys, too: --config=SETTING.py:PRESET,PRESET'
+        f'{error}. Set {", ".join(sorted(chosen))} by a preset, which also '
+        'sets the keys that go with it: --config=SETTING.py:PRESET,PRESET'
       ) from error
     raise
 
 
 def _set_up(config: ConfigDict, workdir: str | None) -> train.Experiment:
+  """Prepares the run, in a new directory if no workdir is given."""
   if workdir:
     return train.set_up(config, workdir)
   workdir = _new_workdir()
   try:
     return train.set_up(config, workdir)
   except BaseException:
-    with contextlib.suppress(OSError):  # unless they hold something
+    with contextlib.suppress(OSError):  # a directory with files in it stays
       workdir.rmdir()
       workdir.parent.rmdir()
     raise
 
 
 def _new_workdir() -> pathlib.Path:
-  """Makes one; commands of the same second get different ones."""
+  """Makes a directory runs/SETTING-PRESETS-TIME and returns its path.
+
+  Several commands in the same second get different directories.
+  """
   if jax.process_count() > 1:
-    raise ValueError('several processes need the same --workdir')
+    raise ValueError(
+      'a run of several processes needs --workdir, the same for all of them'
+    )
   name = re.sub(r'^.*/|\.py', '', flags.FLAGS.config)
   now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%SZ')
   name = f'{re.sub(r"[:,]", "-", name)}-{now}'
@@ -162,34 +196,43 @@ def _define_flags() -> None:
   flags.DEFINE_string(
     'config',
     str(_CONFIGS / 'digits.py'),
-    'SETTING.py:PRESET,PRESET; see configs/common.py for the presets. '
-    '--config.KEY=VALUE sets a key.',
+    'SETTING.py or SETTING.py:PRESET,PRESET; see configs/common.py for the '
+    'presets. --config.KEY=VALUE sets a key; see lca/experiment/sections.py '
+    'for the keys.',
   )
   command_line.define_load()
   flags.DEFINE_string(
     'workdir',
     None,
-    'Directory of the run: a new one under runs/ by default. The same command '
-    'on the same directory goes on where it stopped.',
+    'Directory of the run; by default a new one under runs/. The same command '
+    'with the same directory continues a run that was stopped.',
   )
   flags.DEFINE_float(
     'grace',
     host.GRACE,
-    'Seconds that the run has to finish its round on SIGTERM and Ctrl-C.',
+    'Seconds from SIGTERM or Ctrl-C until the process is ended, if it has not '
+    'finished its round before.',
     0.0,
   )
   flags.DEFINE_string(
     'coordinator',
     None,
-    'HOST:PORT of the first of several processes, with --num_processes and '
-    '--process_id; "auto" lets JAX find out. TPU pods and srun need none.',
+    'For a run of several processes: HOST:PORT of the first one. Needs '
+    '--num_processes and --process_id. "auto" lets JAX detect the cluster. TPU '
+    'pods and srun need none of these flags.',
   )
-  flags.DEFINE_integer('num_processes', None, 'Of the run.')
-  flags.DEFINE_integer('process_id', None, 'Of this process, from 0.')
+  flags.DEFINE_integer(
+    'num_processes', None, 'How many processes make the run.'
+  )
+  flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses all flags but those that set a config's keys, and returns those."""
+  """Parses the flags of this command.
+
+  Returns:
+    The program's name, and the arguments that set keys of the config.
+  """
   _define_flags()
   flags.FLAGS.set_gnu_getopt(True)
   try:
@@ -199,6 +242,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _fail(message: object) -> None:
+  """Ends the process with an error message and the exit code 1."""
   sys.exit(f'main.py: error: {message}')
 
 

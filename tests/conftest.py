@@ -1,11 +1,12 @@
-"""What every test runs with: devices, compilations, and a bound on memory.
+"""Sets up all tests: CPU devices, fast compilation, and a bound on memory.
 
-A plain `pytest` sets all of it here, also for the workers, processes and
-notebooks that it starts; an environment that says otherwise is left alone.
+A plain `pytest` needs no environment variables. The settings here also reach
+the workers, processes and notebooks that it starts. Variables that are set
+already keep their values.
 
 `-m quick` runs a cross-section of some forty CPU seconds: every rule and attack
 once, a run and its restart, configs, a report. `--thorough` adds the tests
-marked so: every rule at n = 100, in every scope, over 60 leaves.
+marked `thorough`: every rule at n = 100, in every scope, over 60 leaves.
 """
 
 import ctypes
@@ -13,11 +14,11 @@ import gc
 import os
 import pathlib
 
-# The tests are thousands of small programs, and compiling them is most of what
-# the tests do. XLA's older code generator for CPUs (jaxlib 0.10) is faster at
-# it, and faster still where LLVM does not optimise what runs for milliseconds:
-# the program of Krum takes 0.2 s of a CPU, not 0.8. And what was compiled once,
-# however short, is kept for everybody.
+# The tests run thousands of small programs, and spend most of their time on
+# compiling them. With jaxlib 0.10, XLA's older code generator for CPUs compiles
+# faster, and faster still without LLVM's optimisations: Krum's program takes
+# 0.2 s of CPU time instead of 0.8 s. The compilation cache keeps every program
+# for all processes, however fast it compiled.
 os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0',
@@ -32,8 +33,9 @@ from cases import TRACES
 jax.config.update('jax_num_cpu_devices', 8)
 
 TESTS = pathlib.Path(__file__).parent
-MOST_BYTES = 2 * 2**30  # of a process, from which on it forgets its programs
-MOST_MAPS = 20_000  # of the 65,530 that Linux allows; a program takes a few
+# A process with more bytes or more memory maps forgets its compiled programs.
+MOST_BYTES = 2 * 2**30
+MOST_MAPS = 20_000  # Linux allows 65,530, and each program takes a few
 
 
 def resident_bytes():
@@ -45,12 +47,14 @@ def resident_bytes():
 
 
 def forget_programs():
+  """Frees the memory of all programs that this process has compiled."""
   jax.clear_caches()
-  TRACES.clear()  # what is called again is traced again
+  TRACES.clear()  # functions are traced again when they are called again
   gc.collect()
   libc = ctypes.CDLL(None)
-  if hasattr(libc, 'malloc_trim'):  # glibc keeps what was freed otherwise
+  if hasattr(libc, 'malloc_trim'):  # otherwise glibc keeps the freed memory
     libc.malloc_trim(0)
+  # If little was freed, the limit grows, or every test would try again.
   _limits['bytes'] = max(MOST_BYTES, resident_bytes() + 2**29)
 
 
@@ -59,7 +63,7 @@ _limits = {'bytes': MOST_BYTES}
 
 @pytest.fixture(scope='module', autouse=True)
 def few_programs():
-  """Forgets what was compiled where it takes many memory maps."""
+  """Forgets compiled programs after a module if they take many memory maps."""
   yield
   maps = pathlib.Path('/proc/self/maps')
   if maps.exists() and len(maps.read_text().splitlines()) > MOST_MAPS:
@@ -94,8 +98,8 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [
       item for item in items if not item.get_closest_marker('thorough')
     ]
-  # Two workers end together where the longest files come first: notebooks, and
-  # the tests of more than one source file.
+  # Long files come first, so that parallel workers end at about the same time.
+  # These are notebooks and the tests of several source files, in tests/ itself.
   items.sort(
     key=lambda item: item.path.suffix != '.ipynb' and item.path.parent != TESTS
   )

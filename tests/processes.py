@@ -1,6 +1,7 @@
-"""Processes of `main.py`, forked from a server that has imported JAX already.
+"""Starts processes of `main.py` quickly, for tests.
 
-They are what a user starts, less the seconds of the imports.
+They run what a user would start, but are forked from a server that has imported
+JAX already, which saves seconds each.
 """
 
 import multiprocessing
@@ -22,13 +23,17 @@ def start(args, out, err=None, *, cache=None, file_size=None):
   """Starts `python main.py ARGS`.
 
   Args:
-    args: of the command line.
-    out: file or named pipe that its output is added to.
-    err: file for its errors; by default the same.
-    cache: folder of compiled programs, where the environment names none.
-    file_size: bytes that no file it writes can grow beyond.
+    args: the arguments of the command line.
+    out: file or named pipe that the output is appended to.
+    err: file that errors are appended to; None is `out`.
+    cache: folder for compiled programs, unless the environment names one.
+    file_size: limit in bytes of every file that the process writes.
+
+  Returns:
+    The process.
   """
-  os.environ.setdefault('PYTHONPATH', str(ROOT))  # for the server, at its start
+  # The server, which starts with the first process, imports `main`.
+  os.environ.setdefault('PYTHONPATH', str(ROOT))
   process = _context.Process(
     target=_main, args=(args, out, err or out, cache, file_size)
   )
@@ -37,6 +42,7 @@ def start(args, out, err=None, *, cache=None, file_size=None):
 
 
 def _main(args, out, err, cache, file_size):
+  """Runs main.py in this process; the arguments are those of `start`."""
   for stream, file in ((1, out), (2, err)):
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
   if file_size:

@@ -1,4 +1,4 @@
-"""What a run's directory holds, as tests read it."""
+"""Helpers that make small runs and read the files in their directories."""
 
 import os
 import struct
@@ -10,6 +10,12 @@ from lca.experiment.rundir import RunDirectory
 
 
 def config(presets='layerwise_cosine_krum,label_flipping', **changes):
+  """Returns the config of a small run of three rounds on the digits.
+
+  Args:
+    presets: names separated by commas.
+    **changes: values of keys, such as `num_rounds=4`.
+  """
   config = digits.get_config(presets)
   small = {
     'num_rounds': 3,
@@ -24,7 +30,7 @@ def config(presets='layerwise_cosine_krum,label_flipping', **changes):
 
 
 def event_steps(workdir, tag):
-  """Steps of a scalar in the event files, parsed as TFRecords."""
+  """Returns the steps of a scalar in the event files, which are TFRecords."""
   steps = []
   for path in sorted(workdir.glob('events.*')):
     content = path.read_bytes()
@@ -41,29 +47,30 @@ CONFIG = {'num_rounds': 1, 'seed': 0}
 
 
 def finished(path, summary=None):
-  """What a run of one round leaves, but its checkpoints."""
+  """Writes the files of a finished run of one round, without checkpoints."""
   with RunDirectory(path, CONFIG) as directory:
     directory.open()
     directory.start([ROW])
     directory.finish(summary or {'num_rounds': 1, 'final_test_loss': 0.5})
 
 
-PATIENCE = 120  # seconds, where a second or two would do
+PATIENCE = 120  # seconds to wait at most for what takes a second or two
 
 
 def read(file):
+  """Returns the text of a file; '' if there is none."""
   return file.read_text() if file.exists() else ''
 
 
 def last_row(workdir):
-  """The last round in metrics.csv; 0 if there is none."""
+  """Returns the last round in metrics.csv; 0 if there is none."""
   *_, last = ['0', *read(workdir / 'metrics.csv').splitlines()[1:]]
   return int(last.split(',')[0])
 
 
 def checkpoints(workdir):
-  """The rounds whose checkpoints are whole, and what is under way."""
+  """Returns rounds of complete checkpoints, and names of unfinished ones."""
   folder = workdir / 'checkpoints'
   names = os.listdir(folder) if folder.exists() else []
-  whole = sorted(int(name) for name in names if name.isdigit())
-  return whole, [name for name in names if not name.isdigit()]
+  complete = sorted(int(name) for name in names if name.isdigit())
+  return complete, [name for name in names if not name.isdigit()]

@@ -1,4 +1,4 @@
-"""The command line: one clear error, and nothing left behind."""
+"""Tests of `main.py`: one clear error, and no files left behind."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def main(tmp_path):
-  """What a command line ends in: `(exit code, output, errors)`."""
+  """Returns a function that runs main.py: `(exit code, output, errors)`."""
   files = tmp_path / 'out', tmp_path / 'err'
 
   def main(*args):
@@ -81,7 +81,7 @@ def test_a_new_run_is_named_by_its_config_and_time(tmp_path):
   start = r'runs/digits-krum-label_flipping-\d{8}T\d{6}Z'
   assert re.fullmatch(start, names[0])
   assert all(re.fullmatch(rf'{start}(-\d+)?', name) for name in names)
-  # Most of them are made in the same second.
+  # Most of the 20 are made in the same second.
   assert len({*names}) == 20
   assert all((tmp_path / name).is_dir() for name in names)
 
@@ -111,8 +111,8 @@ def test_a_run_then_another_config_then_the_same_again(main, tmp_path):
   ]
   code, first, errors = main(*small)
   assert code == 0, errors
-  for said in ('each device holds', 'round 1/1', 'max test accuracy'):
-    assert said in first
+  for text in ('each device holds', 'round 1/1', 'max test accuracy'):
+    assert text in first
   code, _, errors = main(*small, '--config.seed=1')
   assert code != 0
   assert 'seed was 0 there and is 1 now' in errors

@@ -1,4 +1,4 @@
-"""Values of a config's keys on command lines: parsed, or refused by name."""
+"""Tests of config keys on command lines: values, and errors that name keys."""
 
 import itertools
 
@@ -59,7 +59,7 @@ def test_other_keys_are_not_none():
 
 
 @pytest.mark.parametrize(
-  ('key', 'said'),
+  ('key', 'rest'),
   [
     ('agregator.scope', '; did you mean aggregator.scope? there are: aggreg'),
     ('aggregator.f', '; the chosen presets give aggregator the keys: name, sc'),
@@ -70,14 +70,14 @@ def test_other_keys_are_not_none():
     ('nosuch', '; there are: aggregator, attack, model, num_rounds, par'),
   ],
 )
-def test_an_unknown_key_is_named_whole(key, said):
+def test_an_unknown_key_is_named_whole(key, rest):
   for call in (
     lambda: command_line.override(config(), [f'--config.{key}=1']),
     lambda: command_line.set_key(config(), key, '1'),
   ):
     with pytest.raises(ValueError, match=f'no config key {key}') as info:
       call()
-    assert f'no config key {key}{said}' in str(info.value)
+    assert f'no config key {key}{rest}' in str(info.value)
 
 
 def test_a_flag_that_is_a_key_is_said_to_be_one(tmp_path):
@@ -99,10 +99,10 @@ def test_a_flag_that_is_a_key_is_said_to_be_one(tmp_path):
 def test_a_setting_that_is_not_there(tmp_path):
   with pytest.raises(ValueError, match=r'no setting .*, digits, .*') as info:
     main._config('nowhere/digits.py:krum', [])
-  said = str(info.value)
-  assert str(main._CONFIGS) in said
-  for other in ('common', 'tables', 'legato_figures'):  # sweeps, and no setting
-    assert f' {other}' not in said
+  message = str(info.value)
+  assert str(main._CONFIGS) in message
+  for other in ('common', 'tables', 'legato_figures'):  # they are no settings
+    assert f' {other}' not in message
   with pytest.raises(ValueError, match='it is a sweep'):
     main._config(str(main._CONFIGS / 'tables.py'), [])
   (tmp_path / 'setting.py').write_text('def get_config():\n  return 1 / 0\n')
@@ -122,7 +122,7 @@ def test_flags_that_may_be_repeated_all_count():
 
 def test_an_error_names_the_preset_that_a_key_asks_for():
   with (
-    pytest.raises(ValueError, match=r'^takes no a\. data\.partition is best'),
+    pytest.raises(ValueError, match=r'^takes no a\. Set data\.partition by a'),
     main._hint_at_presets(['--config.data.partition=x', '--config.seed=1']),
   ):
     raise TypeError('takes no a')
