@@ -1,9 +1,15 @@
-"""Every attack against a choice of rules, on handwritten digits.
+"""A sweep: every attack against eleven rules, on handwritten digits.
 
     python -m lca.sweep --config=configs/attacks.py --workdir=runs/attacks
     python -m lca.report --figure=attacks --workdir=runs/attacks
 
-15 of 20 clients a round, 3 of them Byzantine, 10 rounds of 2 local epochs.
+Each of 10 rounds draws 15 of 20 clients, 3 of them Byzantine, who train for 2
+local epochs. A run is named `attacks/ATTACK x RULE`. There are 176 runs. They
+take about half an hour on two CPU cores with --jobs=2.
+
+Expected (benchmarks/results/attacks/figures/attacks.md): three rows of zeros
+(`zero`) end Krum at chance, and leave its cosine forms at a test accuracy of
+0.94 to 0.95. Noise and a constant end the mean and LEGATO.
 """
 
 from configs import common, digits
@@ -24,6 +30,7 @@ RULES = (
 
 
 def get_runs():
+  """Returns the configs of all runs by name."""
   attacks = [
     name
     for name in common.attacks(common.base())
@@ -37,6 +44,7 @@ def get_runs():
 
 
 def _config(attack, rule):
+  """Returns the config of one run: 3 attackers a round, or none."""
   presets = rule if attack == 'none' else f'{rule},{attack}'
   config = digits.get_config(presets).unlock()
   config.num_rounds = 10
@@ -46,6 +54,7 @@ def _config(attack, rule):
     config.attack.num_attackers = 4
     config.attack.num_byzantine = 3
   rule = config.aggregator
+  # Without an attack, too, the rules tolerate 3 attackers.
   for keys in (rule, *(rule[name] for name in rule.pre)):
     if 'f' in keys:
       keys.f = 3

@@ -1,7 +1,7 @@
-"""The keys that all settings share, as a config.
+"""A config of the keys that all settings share, with their defaults.
 
-Their defaults and what they mean stand in `lca.experiment.sections`, one class
-for each section. Where there is a choice, None leaves it to the code.
+`lca/experiment/sections.py` says what every key means and has the defaults, in
+one class for each section.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +13,10 @@ from lca.registry import options_of, type_of
 
 
 def base() -> ConfigDict:
-  """Returns the layerwise cosine paper's federated training, without its data.
+  """Returns a config of the layerwise cosine paper's federated training.
 
-  The sections `aggregator` and `attack` come with their presets.
+  A setting adds its data; `configs.common.compose` adds the sections
+  `aggregator` and `attack` from presets.
   """
   config = _section(sections.Run)
   for name, section in sections.SECTIONS.items():
@@ -25,19 +26,34 @@ def base() -> ConfigDict:
 
 
 def federated_sgd(config: ConfigDict, batch_size: int) -> None:
-  """Turns the clients' part of a round into one gradient of one batch."""
+  """Replaces the clients' training by one gradient of one batch a round.
+
+  Args:
+    config: its section `client` is replaced, in place.
+    batch_size: examples of the batch.
+  """
   config.client = _section(sections.Gradient)
   config.client.batch_size = batch_size
 
 
 def archives(data: ConfigDict) -> None:
-  """Adds the keys of data that are downloaded, or prepared from archives."""
-  data.archive_dir = placeholder(str)  # where the archives lie; None downloads
-  data.data_dir = placeholder(str)  # of prepared data; None is TFDS's
+  """Adds the keys of data sets that TFDS prepares from published archives.
+
+  Args:
+    data: the section `data`, changed in place.
+  """
+  # The folder that holds the published archives; None downloads them.
+  data.archive_dir = placeholder(str)
+  # The folder for the prepared data; None is TFDS's default.
+  data.data_dir = placeholder(str)
 
 
 def _section(section: type) -> ConfigDict:
-  """Returns a section's keys and defaults; None may become its type's value."""
+  """Returns a section's keys and defaults as a config.
+
+  A key whose default is None becomes a placeholder, which takes values of the
+  key's type.
+  """
   return ConfigDict(
     {
       name: placeholder(type_of(key)) if key.default is None else key.default

@@ -1,11 +1,21 @@
-"""Composition of settings and presets.
+"""Composes a config from a setting and presets.
 
-A config is a setting and presets, `configs/SETTING.py:PRESET,PRESET`: one of
-`presets.aggregators()`, one of `attacks()`, one of `partitions()`, one of
-`models()`, one of `servers()`, any of `pre_aggregators()`, and one of a
-setting's own shorthands for several of them. The result is locked and holds
-only the keys of the chosen presets; `configs/base.py` holds those that all
-settings share.
+`--config=configs/SETTING.py:PRESET,PRESET` names a setting, which is a file of
+this folder, and presets in any order:
+
+- at most one rule, such as `layerwise_cosine_krum` (`aggregators`);
+- any number of pre-aggregators, such as `nnm` (`pre_aggregators`), which are
+  applied in the order in which they are named;
+- at most one attack, such as `label_flipping` (`attacks`);
+- at most one partition, such as `dirichlet` (`partitions`), one model, such as
+  `cnn` (`models`), and one optimiser of the server, such as `fedadam`
+  (`servers`);
+- at most one of the setting's own shorthands, such as `fig5` of
+  `legato_mnist.py`, which stands for several presets and values.
+
+A preset fills in one section of the config (see `configs/presets.py`). The
+result is locked, and its keys are those that all settings share and those of
+the chosen presets.
 """
 
 import inspect
@@ -53,19 +63,19 @@ def compose(
   """Adds the named presets to a setting and locks it.
 
   Args:
-    config: a setting.
+    config: a setting: what all settings share, its data, model and numbers.
     presets: names separated by commas; may be empty. At most one of every
-      kind, and pre-aggregators in the order in which they are applied.
-    default: the aggregator's preset where `presets` names none.
+      kind, except pre-aggregators, which are applied in the order given.
+    default: the preset of the rule if `presets` names no rule.
     examples_per_client: see `partitions`.
-    shorthands: names of the setting's own, one of which may be among the
-      presets: the presets that it stands for, and values of keys.
+    shorthands: the setting's own names, each for presets, separated by commas,
+      and values of keys. At most one of them may be among `presets`.
 
   Returns:
     The config, locked.
 
   Raises:
-    ValueError: an unknown preset, two of one kind or two shorthands.
+    ValueError: an unknown preset, two of one kind, or two shorthands.
   """
   shorthands = shorthands or {}
   known = {
@@ -77,18 +87,22 @@ def compose(
     'server': presets_of.servers(),
     'shorthand': shorthands,
   }
-  names, short, values = [], None, {}
+  # Replace a shorthand by the presets that it stands for.
+  names, shorthand, values = [], None, {}
   for name in filter(None, presets.split(',')):
     if name not in shorthands:
       names.append(name)
       continue
-    if short:
+    if shorthand:
       raise ValueError(
-        f'{presets!r} names two shorthands, {short!r} and {name!r}'
+        f'{presets!r} names two shorthands, {shorthand!r} and {name!r}; choose '
+        'one'
       )
-    short, (stands_for, values) = name, shorthands[name]
+    shorthand, (stands_for, values) = name, shorthands[name]
     names += stands_for.split(',') if stands_for else []
   chosen = _by_kind(presets, names, known)
+  # The order matters: how many attack follows from the partition and the
+  # server, and f from the attack.
   partition = (chosen['partition'] or ['iid'])[0]
   config.data.update(known['partition'][partition])
   for name in chosen['model']:
@@ -99,16 +113,18 @@ def compose(
     config.server.clients_per_round = clients_per_round
   config.attack = ConfigDict({'name': 'none'})
   for name in chosen['attack']:
-    # Anew: how many attack depends on the partition and the server.
+    # Made again, because `known` was made before partition and server.
     config.attack = ConfigDict(presets_of.attacks(config)[name])
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
   config.aggregator = ConfigDict(presets_of.aggregators(f)[rule])
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
   for name in chosen['pre-aggregator']:
-    f = _tolerated(config.attack)  # a reference of its own
+    # A reference of its own, so that each f can be set alone.
+    f = _tolerated(config.attack)
     config.aggregator[name] = ConfigDict(presets_of.pre_aggregators(f)[name])
   if 'f' in config.attack and 'f' in config.aggregator:
+    # An attack that takes the server's f into account follows it.
     config.attack.f = config.aggregator.get_oneway_ref('f')
   if _needs_the_server(config.aggregator.name):
     config.data.root_examples = 100
@@ -119,7 +135,16 @@ def compose(
 def _by_kind(
   presets: str, names: Sequence[str], known: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-  """Returns the names of the presets chosen, by kind."""
+  """Sorts the names of presets by their kind.
+
+  Args:
+    presets: as the user has named them, for messages.
+    names: of the presets.
+    known: all presets of each kind by name.
+
+  Raises:
+    ValueError: an unknown name, or two presets of one kind.
+  """
   chosen = {kind: [] for kind in known}
   for name in names:
     kind = next((kind for kind in known if name in known[kind]), None)
@@ -127,12 +152,21 @@ def _by_kind(
       raise ValueError(unknown('preset', name, known))
     chosen[kind].append(name)
     if kind != 'pre-aggregator' and len(chosen[kind]) > 1:
-      raise ValueError(f'{presets!r} names two presets of the {kind}')
+      raise ValueError(
+        f'{presets!r} names two presets of the {kind}, '
+        f'{" and ".join(chosen[kind])}; choose one'
+      )
   return chosen
 
 
 def _tolerated(attack: ConfigDict) -> int | FieldReference | None:
-  """f: as many as attack; 1 if nobody does; to be set if the draw decides."""
+  """Returns f, the number of Byzantine clients that a rule tolerates.
+
+  It is 1 without an attack. If the draw decides how many attack, it is a
+  placeholder, None, which the user must set. Otherwise it is a reference to
+  `attack.num_byzantine`, so that it follows when that key is set later. The
+  reference is one-way: setting f leaves the attack as it is.
+  """
   if attack.name == 'none':
     return 1
   if attack.sampled:
@@ -141,7 +175,7 @@ def _tolerated(attack: ConfigDict) -> int | FieldReference | None:
 
 
 def _needs_the_server(name: str) -> bool:
-  """Returns True of a rule that compares with an update of the server's own."""
+  """Returns True if a rule needs an update that the server trains itself."""
   takes = inspect.signature((RULES | AGGREGATORS)[name]).parameters
   update = takes.get('server_update')
   return update is not None and update.default is update.empty

@@ -1,10 +1,15 @@
-"""Handwritten digits, 8 x 8: the default job, in a minute on a laptop's CPU.
+"""Handwritten digits of 8 x 8 pixels: the default run of `main.py`.
 
     python main.py
     python main.py --config=configs/digits.py:fedavg,model_replacement
 
-scikit-learn's 1,797 digits, shipped with that package. 1,437 train, spread
-over 20 clients; each round 15 of them train, one of which flips its labels.
+The data are the 1,797 digits that come with scikit-learn, so that nothing is
+downloaded. 1,437 of them are spread over 20 clients, the others test the model.
+Each of 20 rounds draws 15 clients, which train for 5 local epochs. By default
+one of the 15 flips its labels, and layerwise cosine Krum aggregates.
+
+The run takes about a minute on a laptop's CPU and ends with a table of five
+metrics.
 """
 
 from configs import common
@@ -13,6 +18,7 @@ DEFAULT = 'layerwise_cosine_krum,label_flipping'
 
 
 def get_config(presets: str = DEFAULT):
+  """Returns the config with the named presets (see `configs/common.py`)."""
   config = common.base()
   config.num_rounds = 20
   config.data.name = 'digits'

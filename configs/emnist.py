@@ -1,22 +1,23 @@
-"""EMNIST's digits, over 200 clients or by writer (García-Márquez et al. 2025).
+"""EMNIST's digits, IID or by writer (García-Márquez et al. 2025).
 
     python main.py --config=configs/emnist.py:layerwise_cosine_krum
     python main.py --config=configs/emnist.py:krum,non_iid,model_replacement
 
-`iid`, the default, spreads the training set over 200 clients; `non_iid` makes a
-client of each writer with at least 30 images. Without internet:
---config.data.archive_dir=DIR, with NIST's matlab.zip, which alone tells the
-writers.
+By default (`iid`) the training set is spread over 200 clients. With `non_iid`
+each writer with at least 30 images is a client. 100 rounds draw 100 clients
+each, which train for 10 local epochs. Without internet, give the folder of
+NIST's matlab.zip, the only archive that names the writers, with
+--config.data.archive_dir=DIR.
 
-Expected (the paper's Table 1): layerwise cosine Krum's test accuracy is 0.989,
-the mean of the last 10 rounds, and with `non_iid` 0.935; plain Krum's test loss
-is 0.244 and 1.663, the layerwise cosine one's 0.053 and 0.380. Table 4 is
-`model_replacement`.
+Expected (the paper's Table 1): layerwise cosine Krum reaches a test accuracy of
+0.989, the mean of the last 10 rounds, and with `non_iid` 0.935. Its test loss
+is 0.053 and 0.380, plain Krum's 0.244 and 1.663. The runs of Table 4 add
+`model_replacement`. We have not run these 100 rounds.
 
-A round of `iid` trains on 1,200,000 images, four times Fashion-MNIST's: 16
-minutes on two CPU cores, at the 1,281 a second measured there
-(benchmarks/results, batches of 64). A round of `non_iid` is a sixth of that,
-where its 100 writers have 200 images each.
+Time, estimated: a round of `iid` trains on 1,200,000 images, four times as many
+as one of Fashion-MNIST. That is 16 minutes on two CPU cores, which train on
+1,281 images a second (benchmarks/results/README.md, in batches of 64). A round
+of `non_iid` takes a sixth of that, if its 100 writers have 200 images each.
 """
 
 from configs import common
@@ -25,6 +26,7 @@ SHORTHANDS = {'non_iid': ('natural', {})}
 
 
 def get_config(presets: str = ''):
+  """Returns the config with the named presets (see `configs/common.py`)."""
   config = common.base()
   config.data.name = 'emnist'
   common.archives(config.data)

@@ -1,16 +1,21 @@
-"""The runs behind the LEGATO paper's figures (see configs/legato_mnist.py).
+"""A sweep: the runs behind the LEGATO paper's figures.
 
     python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
     python -m lca.report --figure=legato_5 --workdir=runs/legato
 
-There are 51 different runs a seed, of which two take eleven minutes on two CPU
-cores with --jobs=2; Fig. 7's deep networks take half an hour. With
---set=data.name=fashion_mnist they run where MNIST cannot be had.
+Each run is one of `configs/legato_mnist.py`, and is named `FIGURE/LINE`. There
+are 51 different runs for each seed. Two of them take eleven minutes on two CPU
+cores with --jobs=2; Fig. 7's deep networks take half an hour. Without access to
+MNIST, --set=data.name=fashion_mnist runs them on Fashion-MNIST.
 
-`iid_none` is no figure of the paper's: the four rules on IID data without an
-attack, which its section V compares in words.
+`iid_none` is not a figure of the paper: it runs the four rules on IID data
+without an attack, which section V of the paper compares in words.
 
-With --scale=cifar10, of both commands, come the runs of Fig. 5's other half.
+With --scale=cifar10, given to both commands, the runs are those of Fig. 5's
+other half (see `configs/legato_cifar10.py`).
+
+Expected: benchmarks/results/README.md has all figures as measured with
+Fashion-MNIST.
 """
 
 from configs import legato_cifar10, legato_mnist
@@ -19,13 +24,23 @@ RULES = ('fedavg', 'krum', 'median', 'legato')
 
 
 def _config(presets, setting=legato_mnist, **values):
+  """Returns a setting's config with presets and the values of some keys."""
   config = setting.get_config(presets).unlock()
-  config.train.on_nonfinite = 'continue'  # the mean may break: that is shown
+  # Attacks may drive the mean to NaN, which the figures show.
+  config.train.on_nonfinite = 'continue'
   config.update_from_flattened_dict(values)
   return config
 
 
 def get_runs(scale: str = 'mnist'):
+  """Returns the configs of all runs by name.
+
+  Args:
+    scale: 'mnist' or 'cifar10'.
+
+  Raises:
+    ValueError: another scale.
+  """
   if scale == 'mnist':
     return _mnist()
   if scale == 'cifar10':
@@ -33,10 +48,11 @@ def get_runs(scale: str = 'mnist'):
       f'cifar10/fig5/{rule}': _config(f'fig5,{rule}', legato_cifar10)
       for rule in RULES
     }
-  raise ValueError(f'unknown scale {scale!r}; there are mnist and cifar10')
+  raise ValueError(f"unknown scale {scale!r}; use 'mnist' or 'cifar10'")
 
 
 def _mnist():
+  """Returns the runs of all figures on MNIST, in the figures' order."""
   runs = {}
 
   def add(figure, rules):

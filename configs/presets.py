@@ -1,8 +1,10 @@
-"""The presets, made of the defaults of the functions that they name.
+"""The presets: sections of a config by name, such as `krum` or `alie`.
 
-A default stands once, in the signature of its function. Here stand the options
-that have none, and those whose preset has another value. What a user registers
-(see `lca.registry`) is a preset like what `lca` brings.
+A preset consists of the name of a registered function and the defaults in that
+function's signature. This file only adds values for options without a default,
+and the few values in which a preset differs from the function. What a user
+registers (see `lca.registry`) becomes a preset in the same way.
+`configs/common.py` composes presets with a setting.
 """
 
 import inspect
@@ -21,38 +23,42 @@ from lca.experiment.optimizers import OPTIMIZERS
 from lca.models import MODELS
 from lca.registry import Registry, options_of, type_of
 
-# Names of presets where they are not those of their functions: the paper's own.
+# Functions whose presets have another name, as in the layerwise cosine paper.
 PRESET_NAMES = {
   'bulyan': 'bulyan2018',
   'mean': 'fedavg',
   'medoid': 'geomed',
   'multi_krum': 'bulyan',
 }
-# Options that have no default, or another one than their function's.
+# Values of options that have no default, or differ from the function's default.
 RULE_OPTIONS = {
   'bulyan_trimmed': {'m': 5},
   'centered_clip': {'threshold': 10.0},
   'medoid': {'power': 1},
   'mean': {'weights': 'uniform'},  # or 'examples', the clients' sizes
   'multi_krum': {'m': 5},
-  'sign_majority': {'theta': placeholder(int)},  # a sum of signs, to be set
+  'sign_majority': {'theta': placeholder(int)},  # None: the user must set it
   'static_clip': {'threshold': 1.0},
 }
 
 
 def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
-  """Returns the presets of `config.aggregator`.
+  """Returns the presets of the section `aggregator` by name.
 
-  There is one for each rule and each aggregator with a state, of `lca` or
-  registered by a user, with the defaults of its function. A rule with a
-  distance has a `cosine_` form, too, and one without the clip; all have a
-  `layerwise_` form. The first paper's operators have its names: "GeoMed" is the
-  medoid, as in its text and code, and "Bulyan" the mean of the 5 updates of
-  lowest Krum score, as in its section 4.3. Beside it stand `bulyan_trimmed`, as
-  in its section 2.4, and `bulyan2018`, of El Mhamdi et al.
+  There is one for each rule and each aggregator with a state, whether it comes
+  with `lca` or a user has registered it. A rule with a `distance` also has the
+  forms `cosine_...` and `cosine_..._noclip`. All of these have a form
+  `layerwise_...`, except the mean, which is the same by layer, and LEGATO,
+  which works by layer anyway.
+
+  The operators of the layerwise cosine paper have the paper's names. `geomed`
+  is the medoid, as in its text and code. `bulyan` is the mean of the 5 updates
+  of lowest Krum score, as in its section 4.3. `bulyan_trimmed` is the Bulyan of
+  its section 2.4, and `bulyan2018` that of El Mhamdi et al.
 
   Args:
-    f: how many Byzantine clients the rules tolerate that take such a number.
+    f: how many Byzantine clients the rules tolerate, for those that take an
+      `f`. None leaves it to be set.
   """
   presets = {}
   for name in RULES:
@@ -61,7 +67,7 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
     presets |= _scopes(forms, layerwise=name != 'mean')
   for name in AGGREGATORS:
     keys = _options(AGGREGATORS, name, f)
-    if 'by' in keys:  # it works by layer itself
+    if 'by' in keys:  # it works by layer itself, as LEGATO does
       scope = keys.pop('by')
       presets[name] = keys | {'scope': scope, 'pre': ()}
     else:
@@ -70,7 +76,13 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
 
 
 def _options(registry: Registry, name: str, f: Any) -> dict[str, Any]:
-  """Returns a function's name and options, with what presets change."""
+  """Returns a function's name and options, with the values of its preset.
+
+  Args:
+    registry: of rules, aggregators or pre-aggregators.
+    name: of the function.
+    f: the value of the option `f`, if the function has it.
+  """
   changed = {'f': f} | RULE_OPTIONS.get(name, {})
   parameters = registry.parameters(name)
   keys = _defaults(registry, name, changed.keys() & parameters.keys())
@@ -81,7 +93,16 @@ def _options(registry: Registry, name: str, f: Any) -> dict[str, Any]:
 def _defaults(
   registry: Registry, name: str, required: Iterable[str] = ()
 ) -> dict[str, Any]:
-  """Returns a function's options; None becomes a placeholder of its type."""
+  """Returns a function's options and defaults.
+
+  An option that is None becomes a placeholder, which takes values of the
+  option's type.
+
+  Args:
+    registry: of the function.
+    name: of the function.
+    required: options without a default that the caller will set.
+  """
   types = {k: type_of(p) for k, p in registry.parameters(name).items()}
   return {
     key: placeholder(types[key] or object) if value is None else value
@@ -90,9 +111,13 @@ def _defaults(
 
 
 def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:
-  """Returns the Euclidean form, the cosine form, and the one without a clip.
+  """Returns the Euclidean form of a rule, its cosine form and that unclipped.
 
-  The power of the Euclidean distance is 2 unless the rule has another.
+  The Euclidean distance has the power 2 unless the rule's default is another.
+
+  Args:
+    preset: name of the Euclidean form.
+    keys: name and options of the rule.
   """
   others = {k: v for k, v in keys.items() if k not in ('distance', 'power')}
   euclidean = others | {'distance': 'euclidean'}
@@ -111,9 +136,11 @@ def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:
 def _scopes(
   forms: Mapping[str, dict], layerwise: bool = True
 ) -> dict[str, dict]:
-  """Returns forms of the whole model and, if they are asked for, by layer.
+  """Adds the scope: presets for the whole model and, with a prefix, by layer.
 
-  A scope is `'model'`, `'leaf'` (the paper's layer), `'module'` or `'block'`.
+  Args:
+    forms: presets without a scope, by name.
+    layerwise: False leaves out those by layer, whose scope is `'leaf'`.
   """
   whole = {k: v | {'scope': 'model', 'pre': ()} for k, v in forms.items()}
   layers = {
@@ -123,10 +150,13 @@ def _scopes(
 
 
 def pre_aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
-  """Returns the presets of what `config.aggregator.pre` names.
+  """Returns the presets of the pre-aggregators, for `config.aggregator.pre`.
 
-  Their keys stand under their own names, such as `config.aggregator.nnm.f`.
-  Their distance is the rule's.
+  The keys of each go under its name, such as `config.aggregator.nnm.f`. None
+  has a distance of its own: the rule's distance applies to them, too.
+
+  Args:
+    f: see `aggregators`.
   """
   presets = {}
   for name in PRE_AGGREGATORS:
@@ -137,17 +167,18 @@ def pre_aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   return presets
 
 
-# Options of partitions that have no default.
+# Values of options of partitions that have no default.
 PARTITION_OPTIONS = {
-  'dirichlet': {'alpha': 0.5},  # the smaller, the more skewed
+  'dirichlet': {'alpha': 0.5},  # a smaller alpha skews the classes more
 }
 
 
 def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
-  """Returns the presets of how `config.data` spreads the examples.
+  """Returns the presets of the partitions, which go into the section `data`.
 
   Args:
-    examples_per_client: where that can be chosen; None shares all out.
+    examples_per_client: the value of this option, of partitions that have it;
+      None gives all examples away.
   """
   presets = {}
   for name in PARTITIONS:
@@ -157,31 +188,32 @@ def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
       keys['examples_per_client'] = examples_per_client
     presets[name] = {'partition': name} | keys
     if 'num_clients' not in inspect.signature(PARTITIONS[name]).parameters:
-      presets[name]['num_clients'] = None  # it finds them in the data
+      # The partition finds its clients in the data.
+      presets[name]['num_clients'] = None
   return presets
 
 
-# Options of models that have no default, or are not their module's.
+# Keys of models beside the fields of their modules.
 MODEL_OPTIONS = {
   'efficientnet_b0': {
-    # A name of lca.models.pretrained.HUB or a file; '' is random weights.
+    # A name in lca.models.pretrained.HUB or a file; '' draws random weights.
     'pretrained': 'efficientnet_b0',
-    # How the clients' batch statistics are aggregated: by the 'rule' like the
-    # parameters, or by their 'mean'; with 'server' those of the server's own
-    # training on data.root_examples take their place.
+    # How batch statistics are aggregated: by the 'rule' like the parameters, as
+    # the clients' 'mean', or not at all: 'server' takes those of the server's
+    # own training on data.root_examples.
     'batch_stats': 'rule',
-    # Pixels. The shorter side is resized, and the middle square kept; 0 leaves
-    # the images as they are.
+    # In pixels: the shorter side is scaled to `resize`, and the middle square
+    # of side `crop` is kept. 0 does neither.
     'resize': 256,
     'crop': 224,
   },
 }
-# What makes a network that one is no option of it.
+# Fields of an EfficientNet that its name decides, and that are no keys.
 ARCHITECTURE = ('stages', 'squeeze', 'activation', 'padding', 'epsilon')
 
 
 def models() -> dict[str, dict]:
-  """Returns the presets of `config.model`: one for each registered model."""
+  """Returns the presets of the section `model`: one for each model."""
   presets = {}
   for name in MODELS:
     keys = _defaults(MODELS, name)
@@ -192,8 +224,8 @@ def models() -> dict[str, dict]:
 
 
 _OPTAX = {'learning_rate': 0.01, 'b1': 0.9, 'b2': 0.99, 'eps': 1e-3}
-# Options of optimisers at the server. Of optax's own these are all; the others
-# have those of their functions, too.
+# Keys of optimisers at the server. An optimiser of optax has these keys only;
+# the others have all options of their functions beside these.
 SERVER_OPTIONS = {
   'sgd': {'learning_rate': 1.0},  # the model moves by the aggregate
   'fedadagrad': {'learning_rate': 0.01},
@@ -211,11 +243,12 @@ SERVER_OPTIONS = {
 
 
 def servers() -> dict[str, dict]:
-  """Returns the presets of the optimiser in `config.server`.
+  """Returns the presets of the server's optimiser, for the section `server`.
 
-  `fedadagrad`, `fedadam` and `fedyogi` are Algorithm 2 of Reddi et al. (2021),
-  `fedavgm` is that of Hsu et al. (2019); `adagrad`, `adam` and `yogi` are
-  optax's, which correct biases or place eps in another way.
+  `fedadagrad`, `fedadam` and `fedyogi` are Algorithm 2 of Reddi et al. (2021).
+  `fedavgm` is the optimiser of Hsu et al. (2019): `sgd` with momentum.
+  `adagrad`, `adam` and `yogi` are optax's own, which correct biases or place
+  `eps` differently.
   """
   presets = {}
   for name, function in OPTIMIZERS.items():
@@ -226,30 +259,32 @@ def servers() -> dict[str, dict]:
   return presets | {'fedavgm': presets['sgd'] | {'momentum': 0.9}}
 
 
-# Options of attacks that have no default, or another one than their function's.
+# Values of options that have no default, or differ from the function's default.
 ATTACK_OPTIONS = {
   'constant': {'value': 100.0},
   'fall_of_empires': {'epsilon': 0.001},
-  'fang_krum': {'f': 1},  # the server's, if it has one
+  # `configs.common.compose` replaces this f by that of the rule, if it has one.
+  'fang_krum': {'f': 1},
   'gaussian': {'sigma': 20.0},
 }
 
 
-# Partitions that leave clients with too few examples (data.min_examples), which
-# drop out: how many clients there are is found in the data.
+# Partitions that may leave clients with fewer than data.min_examples examples.
+# Such clients are dropped, so that only the data tell how many there are.
 UNEVEN = ('dirichlet',)
 
 
 def attacks(config: ConfigDict) -> dict[str, dict]:
-  """Returns the presets of `config.attack`; without one, nobody attacks.
+  """Returns the presets of the section `attack` by name.
 
-  By default 20 % of the population attack. `num_attackers` is None, which means
-  20 % of the clients that are found, where the data decide how many those are.
-  In a round one attacker takes part; all do where every client does; and with
-  a `_sampled` preset those that the draw gives.
+  20 % of the population, rounded down, are attackers. `num_attackers` is None,
+  with the same meaning, if the data decide how many clients there are. One
+  attacker takes part in each round; or all, if every client takes part in each
+  round. With a `..._sampled` preset the number in a round is left to the draw.
 
   Args:
-    config: a setting, with its partition and server.
+    config: a setting with its partition and server. The presets refer to its
+      keys, so that the numbers follow when these are set later.
   """
   share = config.data.get_oneway_ref('num_clients') // 5
   uneven = config.data.get('partition') in UNEVEN
@@ -257,23 +292,31 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   sampled = {'num_attackers': attackers, 'sampled': True}
   num_byzantine = _in_a_round(config, share)
   fixed = sampled | {'num_byzantine': num_byzantine, 'sampled': False}
-  own = {}
+  options = {}  # without who attacks
   for name in ATTACKS:
     changed = ATTACK_OPTIONS.get(name, {})
-    own[name] = {'name': name} | _defaults(ATTACKS, name, changed) | changed
-  own['model_replacement'] = own['label_flipping'] | {'boost': 'replace'}
-  return {name: keys | fixed for name, keys in own.items()} | {
-    f'{name}_sampled': keys | sampled for name, keys in own.items()
+    options[name] = {'name': name} | _defaults(ATTACKS, name, changed) | changed
+  options['model_replacement'] = options['label_flipping'] | {
+    'boost': 'replace'
+  }
+  return {name: keys | fixed for name, keys in options.items()} | {
+    f'{name}_sampled': keys | sampled for name, keys in options.items()
   }
 
 
 def _in_a_round(
   config: ConfigDict, attackers: FieldReference
 ) -> int | FieldReference:
-  """Returns 1, or all attackers where every client takes part in a round."""
+  """Returns how many attackers take part in a round: 1 or all.
+
+  All take part if every client takes part in each round. The result is a
+  reference, which follows later changes of the config.
+  """
   if config.data.num_clients is None:
     return 1
   num_clients = config.data.get_oneway_ref('num_clients')
   absent = num_clients - config.server.get_oneway_ref('clients_per_round')
-  everybody = FieldReference(0) ** absent**2  # 1 if none is absent, else 0
+  # References have arithmetic, but no comparison: 0 ** 0 is 1, and 0 to any
+  # positive power is 0.
+  everybody = FieldReference(0) ** absent**2  # 1 if absent == 0, else 0
   return 1 + everybody * (attackers - 1)

@@ -1,4 +1,4 @@
-"""The settings' figures and the presets' names, from the paper."""
+"""Tests of settings and presets against the papers' numbers and names."""
 
 import csv
 import itertools
@@ -66,6 +66,7 @@ def test_every_aggregator_preset_runs(preset):
 
 
 def runs(config):
+  """Checks that the config's rule aggregates random updates."""
   aggregator = aggregators.make(config.aggregator)
   updates = {'a': jax.random.normal(jax.random.key(0), (11, 5))}
   one = {'a': updates['a'][0]}
@@ -121,7 +122,7 @@ def test_each_clip_has_its_own_threshold(scope):
   config |= {'pre': ('static_clip',), 'static_clip': {'threshold': 1.0}}
   aggregator = aggregators.make(config)
   update, _ = aggregator.update(updates, aggregator.init(updates[0]))
-  # The first row is clipped to length 1, below what the second clip allows.
+  # The first clip cuts the first row to length 1. The second allows 2.
   np.testing.assert_allclose(update, [0.3, 0.65], rtol=1e-6)
 
 
@@ -190,7 +191,7 @@ def test_fltrust_holds_examples_out():
 @pytest.mark.parametrize('preset', common.attacks(common.base()))
 def test_every_attack_preset_builds(preset):
   config = fashion_mnist.get_config(f'krum,{preset}')
-  if preset.endswith('_sampled'):  # how many attack is left to the draw
+  if preset.endswith('_sampled'):  # f has no value: the draw decides
     config.aggregator.f = 2
   attacks.make(config.attack)
   assert config.attack.num_attackers == 40
@@ -347,7 +348,7 @@ def test_iid_is_over_200_clients():
       assert (data.partition, data.num_clients) == ('iid', 200)
 
 
-# The paper's words for a row, and what its run must be.
+# By the paper's name of a row: data set, partition and model of its run.
 ROW_DATA = {
   'cifar10': ('cifar10', 'iid', 'efficientnet_b0'),
   'celeba_s': ('celeba', 'iid', 'efficientnet_b0'),
@@ -356,6 +357,7 @@ ROW_DATA = {
   'emnist_non_iid': ('emnist', 'natural', 'cnn'),
   'fashion_mnist': ('fashion_mnist', 'iid', 'cnn'),
 }
+# By the paper's name of an operator: the rule of its runs.
 ROW_RULE = {'krum': 'krum', 'geomed': 'medoid', 'bulyan': 'multi_krum'}
 PRINTED = (
   pathlib.Path(__file__).parents[1] / 'lca/report/layerwise_cosine_tables.csv'
