@@ -20,8 +20,8 @@ import lca
     (lca.mda, {'f': 3}, r'mda needs .* n=6, f=3'),
     (lca.mda, {'f': 1, 'ties': 'last'}, "ties .*'last'"),
     (lca.caf, {'f': 1, 'farthest': 'all'}, "farthest .*'all'"),
-    (lca.mda, {'f': 2, 'max_subsets': 14}, '15 subsets, .*max_subsets=14'),
-    (lca.smea, {'f': 2, 'max_subsets': 14}, '15 subsets, .*max_subsets=14'),
+    (lca.mda, {'f': 2, 'max_subsets': 14}, '15 subsets .*max_subsets=14'),
+    (lca.smea, {'f': 2, 'max_subsets': 14}, '15 subsets .*max_subsets=14'),
   ],
 )
 def test_what_averages_and_subsets_need(rule, hyper, message):

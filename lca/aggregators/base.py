@@ -1,12 +1,12 @@
-"""The types of rules and aggregators, and how a rule is made of a function.
+"""The types of rules and aggregators, and decorators that make rules.
 
 A rule maps stacked updates, leaves `[n, ...]`, to one update. Most rules need
-nothing but the clients' inner products: `gram_rule` makes such a rule from a
-function on the `[n, n]` Gram matrix. An aggregator carries a state from round
-to round as well.
+only the clients' inner products: `gram_rule` makes a rule from a function of
+the `[n, n]` Gram matrix. An aggregator also carries a state from round to
+round.
 
-The types are generic over the hyper-parameters, so that an editor shows those
-of `lca.krum`, and a type checker refuses `lca.krum(x, g=2)`.
+The types are generic over the hyper-parameters. So an editor shows those of
+`lca.krum`, and a type checker refuses `lca.krum(x, g=2)`.
 """
 
 import functools
@@ -30,29 +30,34 @@ from lca.aggregators.verdict import (
   Info,
   Needs,
   Verdict,
-  hold,
-  hold_rejected,
   mix_rows,
   scale_rows,
+  with_constant_rejected_weights,
+  with_constant_verdict,
 )
 from lca.typing import Gram, PyTree, Update, Updates
 
 P = ParamSpec('P')
 
 ROUND_BRINGS = ('key', 'weights', 'server_update', 'params', 'client_ids')
-"""Names of the arguments that a round of training brings to an aggregation.
+"""Names of the arguments that a round of training passes to an aggregation.
 
-They are nobody's options: a rule that names one of them is given it in every
-round. `UpdateFn` says what each of them is.
+These arguments are not options of a config. A rule that names one of them
+receives its value in every round. `UpdateFn` describes each argument.
 """
 
 
 class Rule(Generic[P]):
-  """A rule that can say what it decided; calling it gives the update alone.
+  """A function from stacked updates to one update, which can explain itself.
+
+  Calling the rule returns the update alone; `explain` also returns what the
+  rule decided. A rule is the aggregation function of Eq. 1 of García-Márquez
+  et al. 2025, applied to updates (client minus server) rather than to
+  parameters.
 
   Attributes:
     coordinatewise: True if the rule aggregates every coordinate on its own, so
-      that the layerwise rule is the rule itself.
+      that its layerwise form equals the rule itself.
   """
 
   coordinatewise: bool = False
@@ -68,7 +73,7 @@ class Rule(Generic[P]):
   def explain(
     self, updates: Updates, *args: P.args, **hyper: P.kwargs
   ) -> tuple[Update, Info]:
-    """Returns the update and what was decided (see `lca.explain`)."""
+    """Returns the update and what the rule decided (see `lca.explain`)."""
     raise NotImplementedError
 
   def __repr__(self) -> str:
@@ -76,7 +81,7 @@ class Rule(Generic[P]):
 
 
 class FunctionRule(Rule[P]):
-  """A rule made of a function that returns the update and what was decided."""
+  """A rule made from a function `(updates, **hyper) -> (update, info)`."""
 
   def __init__(
     self, function: Callable[Concatenate[Updates, P], tuple[Update, Info]]
@@ -92,18 +97,19 @@ class FunctionRule(Rule[P]):
 
 
 class CoordinatewiseRule(FunctionRule[P]):
-  """A function that aggregates every coordinate on its own, as a rule."""
+  """A `FunctionRule` that aggregates every coordinate on its own."""
 
   coordinatewise = True
 
 
 class GramRule(Rule[P]):
-  """A rule that needs only the clients' inner products to decide.
+  """A rule that decides from the clients' inner products alone.
 
   Attributes:
-    weigh: the function `(gram, **hyper) -> Verdict` it is made of.
-    combine: how rows and verdict make the update (`lca.aggregators.verdict`).
-    needs: how much of the Gram matrix `weigh` looks at.
+    weigh: function `(gram, **hyper) -> Verdict` that makes the decision.
+    combine: function that makes the update from the rows and the verdict; one
+      of the three of `lca.aggregators.verdict`.
+    needs: the part of the Gram matrix that `weigh` reads.
   """
 
   def __init__(
@@ -116,25 +122,32 @@ class GramRule(Rule[P]):
   ):
     """Makes the rule; `gram_rule` describes the arguments."""
     functools.update_wrapper(self, weigh)
-    held = hold_rejected if differentiable_verdict else hold
-    self.weigh: Callable[Concatenate[Gram, P], Verdict] = held(weigh)
+    without_derivatives = (
+      with_constant_rejected_weights
+      if differentiable_verdict
+      else with_constant_verdict
+    )
+    self.weigh: Callable[Concatenate[Gram, P], Verdict] = without_derivatives(
+      weigh
+    )
     self.combine = combine
     self.needs: Needs = needs
-    # Weights that do not depend on the updates weigh all coordinates alike.
+    # Without the updates, the weights are the same for every coordinate.
     self.coordinatewise = needs == 'nothing'
     self.__signature__ = rule_signature(hyper_of(weigh).values())
 
   @property
   def weighs_rows(self) -> bool:
-    """True if the update is the verdict's weights times the rows.
+    """True if the update is a weighted sum of the rows.
 
-    Then `explain` tells the weights, and chains may multiply them.
+    Then `explain` reports the weights, and chains may multiply them.
     """
     return self.combine in (mix_rows, scale_rows)
 
   def explain(
     self, updates: Updates, *args: P.args, **hyper: P.kwargs
   ) -> tuple[Update, Info]:
+    # `GRAMS` and `combine` work on a leading axis of layers: here of length 1.
     gram = jax.tree.map(lambda x: x[0], GRAMS[self.needs]([updates]))
     verdict = self.weigh(gram, *args, **hyper)
     one_layer = jax.tree.map(lambda x: x[None], verdict)
@@ -144,7 +157,10 @@ class GramRule(Rule[P]):
   def explain_layers(
     self, layers: list[Updates], *args: P.args, **hyper: P.kwargs
   ) -> tuple[list[Update], Info]:
-    """One batch of `[n, n]` problems instead of one trace a layer."""
+    """Applies the rule to each layer, in one vmap over `[n, n]` matrices.
+
+    The rule is traced once, however many layers there are.
+    """
     grams = GRAMS[self.needs](layers)
     verdicts = jax.vmap(lambda gram: self.weigh(gram, *args, **hyper))(grams)
     updates = self.combine(layers, verdicts, *args, **hyper)
@@ -171,28 +187,30 @@ def gram_rule(
 
 
 def gram_rule(weigh: Any = None, /, **options: Any) -> Any:
-  """Makes a rule of a function from the Gram matrix to the clients' weights.
+  """Makes a rule from a function of the Gram matrix.
 
   It is a decorator, with or without options.
 
   Args:
     weigh: `(gram, *, **hyper) -> Verdict`. Its hyper-parameters become the
-      rule's. Name one `distance` and the rule has a cosine form, too.
-    combine: how the rows and the verdict make the update: `mix_rows`, the
-      default, sums the rows, each times its weight; `scale_rows` makes each
-      longer or shorter; `StatisticOfSelected` takes a statistic of those that
-      have a weight (`lca.aggregators.verdict`).
-    needs: how much of the Gram matrix `weigh` looks at, which is a matter of
-      cost: `'products'`, all of it, the default; `'norms'`, its diagonal;
-      `'nothing'`, its size. The rest is zero unless it was computed anyway.
+      rule's. If one of them is called `distance`, `lca.cosine` accepts the
+      rule.
+    combine: how the rows and the verdict make the update
+      (`lca.aggregators.verdict`). `mix_rows`, the default, sums the rows, each
+      times its weight; `scale_rows` multiplies each row by its own factor;
+      `StatisticOfSelected` takes a coordinate-wise statistic of the rows with a
+      positive weight.
+    needs: the part of the Gram matrix that `weigh` reads, which decides the
+      cost: `'products'`, the default, is the whole matrix; `'norms'` its
+      diagonal; `'nothing'` its size. The rest may be zero.
     differentiable_verdict: True if derivatives run through `weigh` as well. By
-      default the rule differentiates with its verdict held fixed.
+      default the verdict is held constant in derivatives.
 
   Returns:
     A rule `(updates, **hyper) -> update`.
 
   Examples:
-    The update of the smallest norm, and its layerwise form:
+    A rule that returns the update of the smallest norm, and its layerwise form:
 
     >>> import jax, jax.numpy as jnp, lca
     >>> @lca.gram_rule
@@ -224,14 +242,14 @@ class UpdateFn(Protocol):
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     state: from `Aggregator.init` or from the round before.
-    key: a PRNG key of this round.
-    weights: `[n]`, the clients' numbers of examples; 0 for those that did not
+    key: PRNG key of this round.
+    weights: `[n]`, the clients' numbers of examples; 0 for clients that did not
       answer.
-    server_update: what the server computed on examples of its own, a tree
+    server_update: update that the server computed on its own examples, a tree
       shaped like one update.
-    params: what the clients started from in this round, a tree shaped like one
-      update.
-    client_ids: `[n]`, who the clients are in the population.
+    params: parameters that the clients started from in this round, a tree
+      shaped like one update.
+    client_ids: `[n]`, indices of the clients in the population.
 
   Returns:
     The update and the next state.
@@ -251,13 +269,13 @@ class UpdateFn(Protocol):
 
 
 class Aggregator(NamedTuple):
-  """A possibly stateful aggregation, an optax-like pair of pure functions.
+  """A possibly stateful aggregation: a pair of pure functions, as in optax.
 
   Attributes:
     init: `init(params) -> state`, given a tree shaped like one update.
     update: `update(updates, state, *, key=None, weights=None,
-      server_update=None, params=None, client_ids=None) -> (update, state)`; it
-      need not name those of these arguments that it does not use.
+      server_update=None, params=None, client_ids=None) -> (update, state)`. The
+      function may leave out those keyword arguments that it does not use.
   """
 
   init: Callable[[PyTree], PyTree]
@@ -265,10 +283,11 @@ class Aggregator(NamedTuple):
 
 
 class ExplainedUpdate:
-  """An `Aggregator.update` made of a function that also says what it decided.
+  """An `Aggregator.update` that can also explain itself.
 
   Attributes:
-    takes_scope: True if the aggregator was given its layers (`by=`) already.
+    takes_scope: True if the aggregator already has its layers (`by=`), so that
+      `layerwise` must not split the updates again.
   """
 
   def __init__(
@@ -276,14 +295,16 @@ class ExplainedUpdate:
     function: Callable[..., tuple[Update, PyTree, Info]],
     takes_scope: bool = False,
   ):
-    """Makes the update.
+    """Wraps a function.
 
     Args:
-      function: `(updates, state, **brought) -> (update, state, info)`, given
-        what the round brings, by the names of `ROUND_BRINGS`.
-      takes_scope: see the class.
+      function: `(updates, state, **brought) -> (update, state, info)`.
+        `brought` holds the arguments that the round passes, by the names of
+        `ROUND_BRINGS`.
+      takes_scope: as in the class.
     """
-    functools.update_wrapper(self, function)  # who made it, for descriptions
+    # Descriptions of runs read the function's name and its closure.
+    functools.update_wrapper(self, function)
     self._function, self.takes_scope = function, takes_scope
 
   def __call__(
@@ -297,7 +318,9 @@ class ExplainedUpdate:
   ) -> tuple[Update, PyTree, Info]:
     """Returns `(update, state, info)` (see `lca.explain`)."""
     if unknown := sorted(set(brought) - set(ROUND_BRINGS)):
-      raise TypeError(f'a round brings {ROUND_BRINGS}, not {unknown}')
+      raise TypeError(
+        f'a round brings {ROUND_BRINGS}, but the update was given {unknown}'
+      )
     return self._function(updates, state, **brought)
 
 
@@ -312,22 +335,24 @@ def explain(
 
 
 def explain(rule: Any) -> Any:
-  """Makes a rule say what it decided.
+  """Returns a rule's variant that also reports what the rule decided.
 
   Args:
     rule: any function of stacked updates, or an Aggregator.
 
   Returns:
-    A function with the arguments of the rule, which returns `(update, info)`.
-    For an Aggregator a function with the arguments of `UpdateFn`, which
-    returns `(update, state, info)`; the aggregator's own `update` is given
-    those of them that it names. `info` holds those that apply of `weights`,
-    `scores`, `selected` and `rejected`, each `[n]`, or `[layers, n]` under
-    `layerwise`. It is empty for a plain function. For a pre-aggregator that
-    makes k rows, `weights` and `selected` are `[k, n]`.
+    For a rule: a function of the same arguments that returns `(update, info)`.
+    For an Aggregator: a function with the arguments of `UpdateFn` that returns
+    `(update, state, info)`; the aggregator's own `update` receives those of the
+    arguments that it names.
+
+    `info` is a dict of those of `weights`, `scores`, `selected` and `rejected`
+    that apply, each `[n]`, or `[layers, n]` under `layerwise`. It is empty for
+    a plain function. For a pre-aggregator that returns k rows, `weights` and
+    `selected` are `[k, n]`.
 
   Raises:
-    TypeError: `rule` is no function and no Aggregator.
+    TypeError: `rule` is neither a function nor an Aggregator.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -354,18 +379,20 @@ def explain(rule: Any) -> Any:
   if isinstance(rule, functools.partial):
     return functools.partial(explain(rule.func), *rule.args, **rule.keywords)
   if not callable(rule):
-    raise TypeError(f'explain needs a rule, got {type(rule).__name__}')
+    raise TypeError(
+      'explain needs a rule or an Aggregator, got ' + type(rule).__name__
+    )
   return lambda updates, *args, **hyper: (rule(updates, *args, **hyper), {})
 
 
 def rule_name(rule: Callable[..., Any]) -> str:
-  """Returns the name that messages give a rule."""
+  """Returns the rule's name for messages."""
   if isinstance(rule, functools.partial):
     return rule_name(rule.func)
   return getattr(rule, '__name__', None) or repr(rule)
 
 
 def hyper_of(rule: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """Returns the rule's parameters beside the updates, by name."""
+  """Returns the rule's parameters other than the updates, by name."""
   _, *hyper = inspect.signature(rule).parameters.items()
   return dict(hyper)

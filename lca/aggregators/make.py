@@ -1,4 +1,4 @@
-"""From the keys of a config to an Aggregator."""
+"""Makes an Aggregator from the `aggregator` section of a config."""
 
 import functools
 import inspect
@@ -10,35 +10,36 @@ from lca.aggregators.forms import chain, cosine, layerwise, stateless
 from lca.aggregators.rules import AGGREGATORS, PRE_AGGREGATORS, RULES
 from lca.registry import check_options, options_of, unknown
 
-_CLIP_KEYS = ('clip', 'clip_by', 'median')  # of `lca.cosine`
+_CLIP_KEYS = ('clip', 'clip_by', 'median')  # options of `lca.cosine`
 
 
 def make(config: Mapping[str, Any]) -> Aggregator:
   """Builds the aggregator that `config.aggregator` describes.
 
   Args:
-    config: these keys, of which all but the first have a default:
+    config: the following keys. All but `name` have a default.
 
-      - `name`: one of `RULES` or `AGGREGATORS`.
-      - `scope`: what the rule is applied to, as `by` of `lca.layerwise`. An
-        aggregator that takes `by` itself is given it; `'model'`, the default,
-        is the rule as it is.
-      - `pre`: names of `PRE_AGGREGATORS`, which are applied before the rule in
-        this order.
-      - `distance`: of the rule, and of those before it, if they have one. With
-        `'cosine'` come the keys of `lca.cosine`: `clip`, `clip_by`, `median`.
-      - `weights`, of `mean` alone: `'uniform'` or `'examples'`.
+      - `name`: a name in `RULES` or `AGGREGATORS`.
+      - `scope`: the layers that the rule is applied to, as `by` of
+        `lca.layerwise`. The default `'model'` applies the rule to the whole
+        model. An aggregator with a parameter `by` receives the scope as `by`.
+      - `pre`: names in `PRE_AGGREGATORS`, applied before the rule in this
+        order.
+      - `distance`: the distance of the rule and of the pre-aggregators, for
+        those that have one. With `'cosine'`, the keys `clip`, `clip_by` and
+        `median` of `lca.cosine` apply.
+      - `weights`, for `mean` only: `'uniform'` or `'examples'`.
       - the rule's hyper-parameters.
       - the options of each pre-aggregator under its name, such as
-        `{'nnm': {'f': 2}}`. A pre-aggregator without such a key takes the
-        rule's hyper-parameters of the same names, as in configs of old.
+        `{'nnm': {'f': 2}}`. A pre-aggregator without its own key takes the
+        rule's hyper-parameters of the same names, as older configs expect.
 
   Returns:
     The aggregator.
 
   Raises:
-    ValueError: an unknown rule, or an option with an impossible value.
-    TypeError: a key that the rule does not take, or lacks.
+    ValueError: the rule is unknown, or an option has an impossible value.
+    TypeError: a key is not an option of the rule, or a required one is missing.
 
   Examples:
     >>> import lca
@@ -52,14 +53,14 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   if name not in RULES and name not in AGGREGATORS:
     raise ValueError(unknown('rule', name, {'rule': [*RULES, *AGGREGATORS]}))
   rule = RULES[name] if name in RULES else AGGREGATORS[name]
-  before, keys = _take_pre_aggregators(keys, rule)
-  rule, keys = _in_distance(rule, keys)
+  before, keys = _split_pre_aggregators(keys, rule)
+  rule, keys = _with_distance(rule, keys)
   if name in RULES:
     if 'weights' in inspect.signature(rule).parameters:
       weights = keys.pop('weights', 'uniform')
       if weights == 'uniform':
         keys['weights'] = None
-      elif weights != 'examples':  # which come with each round
+      elif weights != 'examples':  # the numbers of examples come with a round
         raise ValueError(
           f"weights must be 'uniform' or 'examples', got {weights!r}"
         )
@@ -70,7 +71,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   takes = options_of(rule)
   if 'by' in takes:
     if 'by' in keys:
-      raise TypeError(f"{name} takes its layers from 'scope', got 'by'")
+      raise TypeError(
+        f"{name} got 'by', but takes its layers from the key 'scope'"
+      )
     keys['by'] = scope
     before = [layerwise(step, by=scope) for step in before]
   check_options(name, takes, keys)
@@ -80,45 +83,55 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   return layerwise(aggregator, by=scope)
 
 
-def _take_pre_aggregators(
+def _split_pre_aggregators(
   keys: dict[str, Any], rule: Callable[..., Any]
 ) -> tuple[list[Callable[..., Any]], dict[str, Any]]:
-  """Returns the pre-aggregators with their options, and the rule's own keys."""
+  """Returns the pre-aggregators with bound options, and the rule's keys."""
   names = keys.pop('pre', ())
-  own = {name: keys.pop(name, None) for name in names}
+  options_by_name = {name: keys.pop(name, None) for name in names}
   steps, shared = [], set()
   for name in names:
     step = PRE_AGGREGATORS.find(name)
     takes = set(options_of(step, of_data=True))
+    # The distance and its clip are shared with the rule. All other options are
+    # shared only if the pre-aggregator has no options of its own.
     inherits = {'distance'} & takes
     if inherits and keys.get('distance') == 'cosine':
       inherits |= set(_CLIP_KEYS)
-    if own[name] is None:
+    if options_by_name[name] is None:
       inherits |= takes
     inherited = {key: keys[key] for key in inherits & keys.keys()}
-    step, options = _in_distance(step, inherited | dict(own[name] or {}))
+    options = inherited | dict(options_by_name[name] or {})
+    step, options = _with_distance(step, options)
     PRE_AGGREGATORS.check(name, options)
     steps.append(functools.partial(step, **options) if options else step)
     shared |= inherited.keys()
-  others = shared - set(options_of(rule, of_data=True))
+  # Inherited keys that the rule does not know were meant for `pre` only.
+  not_of_rule = shared - set(options_of(rule, of_data=True))
   if 'distance' in options_of(rule, of_data=True):
-    others -= set(_CLIP_KEYS)
-  return steps, {k: v for k, v in keys.items() if k not in others}
+    not_of_rule -= set(_CLIP_KEYS)
+  return steps, {k: v for k, v in keys.items() if k not in not_of_rule}
 
 
-def _in_distance(rule: Any, keys: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-  """Returns the rule in the distance that the keys name, and its other keys."""
+def _with_distance(
+  rule: Any, keys: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+  """Returns the rule, in its cosine form if asked for, and the other keys."""
   takes = set(inspect.signature(rule).parameters)
   clip = {k: keys[k] for k in _CLIP_KEYS if k in keys and k not in takes}
   if 'distance' in takes and keys.get('distance') == 'cosine':
     if keys.get('power') is not None:
       raise ValueError(
-        'aggregator.power belongs to the Euclidean distance: for the cosine '
-        'distance compose a cosine_... preset'
+        f'aggregator.power={keys["power"]!r} applies to the Euclidean distance '
+        "only, and aggregator.distance is 'cosine': set aggregator.power to "
+        'None or compose a cosine_... preset'
       )
     others = {'distance', 'power', *clip}
     rest = {k: v for k, v in keys.items() if k not in others}
     return cosine(rule, **clip), rest
   if clip:
-    raise ValueError(f'{sorted(clip)} apply to the cosine distance alone')
+    raise ValueError(
+      f"{sorted(clip)} apply only with distance='cosine': remove these keys, "
+      "or set distance to 'cosine' for a rule that has a distance"
+    )
   return rule, keys

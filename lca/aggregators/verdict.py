@@ -1,16 +1,16 @@
-"""Decisions of Gram rules, and the three ways to make an update of them.
+"""Decisions of Gram rules, and the three ways to make an update from them.
 
 A `Verdict` holds numbers for every client. The rule's *combination* makes the
-update of the rows and of these numbers. There are three:
+update from the rows and these numbers. There are three combinations:
 
-    mix_rows             the sum of the rows, each times its weight,
-    scale_rows           the rows again, each made longer or shorter,
-    StatisticOfSelected  a coordinate-wise statistic of the rows that have a
-                         weight.
+    mix_rows             returns the sum of the rows, each times its weight;
+    scale_rows           returns the rows, each multiplied by its own factor;
+    StatisticOfSelected  returns a coordinate-wise statistic of the rows with a
+                         positive weight.
 
 A combination is a function `(layers, verdicts, **hyper) -> updates`. It works
-on all layers at once: `layers` holds the stacked updates of each, and the
-arrays of `verdicts` have a leading axis `[layers]`.
+on all layers at once: `layers` is a list with the stacked updates of each
+layer, and the arrays of `verdicts` have a leading axis `[layers]`.
 """
 
 import functools
@@ -27,17 +27,18 @@ from lca.typing import Gram, Update, Updates
 P = ParamSpec('P')
 
 Info = dict[str, jax.Array]
-"""Decisions by name, each `[n]` or `[layers, n]`: see `lca.explain`."""
+"""Decisions by name, each `[n]` or `[layers, n]` (see `lca.explain`)."""
 
 
 class Verdict(NamedTuple):
   """The decision of a Gram rule about the `n` clients.
 
   Attributes:
-    weights: `[n]`, the aggregate is `mix(updates, weights)`; or `[k, n]` for a
-      pre-aggregator, which makes k rows.
+    weights: `[n]`, so that the aggregate is `mix(updates, weights)`; or
+      `[k, n]` for a pre-aggregator that returns k rows.
     scores: `[n]`, lower is better, for rules that rank the clients.
-    factors: `[n]`, what each row is scaled by before it is weighed; None is 1.
+    factors: `[n]`, scales of the rows, applied before the weights, such as
+      those of a clip; None means 1 for every row.
   """
 
   weights: jax.Array
@@ -46,14 +47,15 @@ class Verdict(NamedTuple):
 
   @property
   def scaled_weights(self) -> jax.Array:
-    """Returns the weights of the rows as they came, before any scaling."""
+    """Returns weights times factors, which apply to the unscaled rows."""
     if self.factors is None:
       return self.weights
-    rows = self.weights.ndim > self.factors.ndim
-    return self.weights * (self.factors[..., None, :] if rows else self.factors)
+    makes_rows = self.weights.ndim > self.factors.ndim  # [k, n] against [n]
+    factors = self.factors[..., None, :] if makes_rows else self.factors
+    return self.weights * factors
 
   def info(self, gram: Gram) -> Info:
-    """Returns the verdict by name: weights, scores, selected, rejected."""
+    """Returns weights, scores, selected and rejected clients by name."""
     info = {'weights': self.scaled_weights}
     if self.scores is not None:
       info['scores'] = self.scores
@@ -63,8 +65,8 @@ class Verdict(NamedTuple):
 
 
 Needs = Literal['nothing', 'norms', 'products']
-"""How much of the Gram matrix a rule looks at: its size alone, its diagonal, or
-all of it."""
+"""The part of the Gram matrix that a rule reads: its size alone, its diagonal,
+or the whole matrix."""
 
 
 def _nothing(layers: list[Updates]) -> Gram:
@@ -81,48 +83,53 @@ GRAMS: dict[Needs, Callable[[list[Updates]], Gram]] = {
   'norms': _norms,
   'products': geometry.grams,
 }
-"""Functions from layers to `[layers, n, n]`, in the order of what they cost."""
+"""Functions from layers to `[layers, n, n]` Gram matrices, cheapest first."""
 
 
-def hold(
+def with_constant_verdict(
   weigh: Callable[Concatenate[Gram, P], Verdict],
 ) -> Callable[Concatenate[Gram, P], Verdict]:
-  """Returns `weigh` with its verdict held fixed in derivatives."""
+  """Returns `weigh` with its verdict held constant in derivatives."""
 
   @functools.wraps(weigh)
-  def held(gram: Gram, *args: P.args, **hyper: P.kwargs) -> Verdict:
+  def with_stopped_gradient(
+    gram: Gram, *args: P.args, **hyper: P.kwargs
+  ) -> Verdict:
     return weigh(lax.stop_gradient(gram), *args, **hyper)
 
-  return held
+  return with_stopped_gradient
 
 
-def hold_rejected(
+def with_constant_rejected_weights(
   weigh: Callable[Concatenate[Gram, P], Verdict],
 ) -> Callable[Concatenate[Gram, P], Verdict]:
-  """Returns `weigh` with the weights of rejected rows held fixed alone.
+  """Returns `weigh` with the weights of rejected rows held constant.
 
-  No change of any row changes these. The entries of a rejected row may be
-  anything, and would get into the derivatives of the other rows.
+  The weights of rejected rows do not depend on any row. A rejected row may
+  contain NaN or inf, which would otherwise enter the derivatives of the other
+  rows.
   """
 
   @functools.wraps(weigh)
-  def held(gram: Gram, *args: P.args, **hyper: P.kwargs) -> Verdict:
+  def with_stopped_gradient(
+    gram: Gram, *args: P.args, **hyper: P.kwargs
+  ) -> Verdict:
     verdict = weigh(gram, *args, **hyper)
-    weights, bad = verdict.weights, geometry.rejected_rows(gram)
-    weights = jnp.where(bad, lax.stop_gradient(weights), weights)
+    weights, rejected = verdict.weights, geometry.rejected_rows(gram)
+    weights = jnp.where(rejected, lax.stop_gradient(weights), weights)
     return verdict._replace(weights=weights)
 
-  return held
+  return with_stopped_gradient
 
 
 Combination = Callable[..., list[Update]]
-"""`(layers, verdicts, **hyper) -> updates`, one of the three of this module."""
+"""`(layers, verdicts, **hyper) -> updates`: one of the three of this module."""
 
 
 def mix_rows(
   layers: list[Updates], verdicts: Verdict, *args: Any, **hyper: Any
 ) -> list[Update]:
-  """Sums the rows of each layer, each times its weight."""
+  """Returns the weighted sum of each layer's rows."""
   del args, hyper
   weights = sums.rows_of(verdicts.scaled_weights)
   return list(map(geometry.mix, layers, weights))
@@ -131,10 +138,10 @@ def mix_rows(
 def scale_rows(
   layers: list[Updates], verdicts: Verdict, *args: Any, **hyper: Any
 ) -> list[Updates]:
-  """Multiplies each row of each layer by its own weight, `weights[i, i]`.
+  """Multiplies row i of each layer by `weights[i, i]`.
 
-  The weights `[n, n]` are zero beside the diagonal, so that it returns what
-  `mix_rows` would, up to rounding, in one reading of the rows.
+  The weights `[n, n]` must be zero off the diagonal. Then the result equals
+  that of `mix_rows` up to rounding, and the rows are read once.
   """
   del args, hyper
   return [
@@ -146,12 +153,12 @@ def scale_rows(
 class StatisticOfSelected:
   """Takes a coordinate-wise statistic of the rows with a positive weight.
 
-  Where fewer rows are selected than the rule asks for, as some were rejected,
-  the selected rows are mixed by their weights instead.
+  If fewer rows are selected than the rule asks for, because some were rejected,
+  the selected rows are averaged by their weights instead.
 
   Attributes:
-    choose: `(n, **hyper) -> (count, statistic)`, how many rows the rule selects
-      of n and the statistic of so many.
+    choose: `(n, **hyper) -> (count, statistic)`: the number of rows that the
+      rule selects from n, and the statistic of that many rows.
   """
 
   def __init__(
@@ -165,19 +172,22 @@ class StatisticOfSelected:
     count, statistic = self.choose(verdicts.weights.shape[1], *args, **hyper)
     selected = verdicts.weights > 0
     factors = 1 if verdicts.factors is None else verdicts.factors
+    # `take` multiplies a row by its factor; an `ABSENT` row counts as +inf.
     present = jnp.where(selected, factors, order_statistics.ABSENT)
-    weights = sums.rows_of(present)
+    by_layer = sums.rows_of(present)
     leaves, treedef = jax.tree.flatten(layers)
-    each = [
-      row
-      for row, layer in zip(weights, layers, strict=True)
+    by_leaf = [
+      layer_factors
+      for layer_factors, layer in zip(by_layer, layers, strict=True)
       for _ in jax.tree.leaves(layer)
     ]
-    taken = order_statistics.take(statistic, leaves, each)
+    taken = order_statistics.take(statistic, leaves, by_leaf)
     taken = jax.tree.unflatten(treedef, taken)
     means = mix_rows(layers, verdicts)
-    enough = jnp.sum(selected, axis=1) == count
+    complete = jnp.sum(selected, axis=1) == count  # [layers]
     return [
-      jax.tree.map(functools.partial(jnp.where, all_there), of_all, mean)
-      for all_there, of_all, mean in zip(enough, taken, means, strict=True)
+      jax.tree.map(functools.partial(jnp.where, all_selected), statistics, mean)
+      for all_selected, statistics, mean in zip(
+        complete, taken, means, strict=True
+      )
     ]

@@ -96,5 +96,5 @@ def test_names_say_the_composition():
 
 
 def test_explain_needs_a_rule():
-  with pytest.raises(TypeError, match='explain needs a rule, got int'):
+  with pytest.raises(TypeError, match='explain needs a rule .*, got int'):
     lca.explain(3)

@@ -13,7 +13,7 @@ import lca
 
 
 def test_make_aggregator_takes_the_layers_of_legato_from_the_scope():
-  with pytest.raises(TypeError, match="'scope', got 'by'"):
+  with pytest.raises(TypeError, match="got 'by', .*'scope'"):
     lca.make_aggregator({'name': 'legato', 'by': 'leaf'})
 
 

@@ -1,13 +1,13 @@
-"""Functions from rules to rules.
+"""Combinators: functions from rules to rules.
 
-    layerwise(rule)   applies a rule to every layer on its own,
-    cosine(rule)      replaces its distance by the cosine distance, on updates
-                      clipped to their median norm,
-    chain(...)        applies pre-aggregators, then a rule,
-    stateless(rule)   makes an Aggregator of a rule.
+    layerwise(rule)   applies a rule to every layer separately;
+    cosine(rule)      replaces the rule's distance by the cosine distance, and
+                      clips the updates to their median norm;
+    chain(...)        applies pre-aggregators, then a rule;
+    stateless(rule)   makes an Aggregator from a rule.
 
-The layerwise cosine form of any distance-based rule is
-`layerwise(cosine(rule))`.
+The layerwise cosine form of a distance-based rule, the method of García-Márquez
+et al. 2025, is `layerwise(cosine(rule))`.
 """
 
 from lca.aggregators.forms.chain import chain

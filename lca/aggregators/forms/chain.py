@@ -1,4 +1,4 @@
-"""Pre-aggregation: one rule after the other, on mixed rows."""
+"""Chains: pre-aggregators that change the rows before a rule sees them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -36,26 +36,27 @@ def chain(*steps: Callable[..., Any]) -> Rule[...]: ...
 def chain(*steps: Any) -> Any:
   """Applies pre-aggregators in order, then a rule.
 
-  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. Where all
-  steps only mix rows, as `nnm`, `bucketing`, the clips, `krum` and `mean` do,
-  they are combined on the `[n, n]` Gram matrix, and no mixed copy of the
-  updates is made.
+  `chain(nnm, krum)(updates, f=2)` is `krum(nnm(updates, f=2), f=2)`. If every
+  step returns weighted sums of rows, as `nnm`, `bucketing`, the clips, `krum`
+  and `mean` do, the steps' weights are multiplied on the `[n, n]` Gram matrix,
+  and no mixed copy of the updates is made.
 
   Args:
-    *steps: pre-aggregators, and last a rule, an Aggregator or one more
-      pre-aggregator.
+    *steps: pre-aggregators; the last step may also be a rule or an Aggregator.
 
   Returns:
     A rule, or an Aggregator if the last step is one. Its hyper-parameters are
-    those of all steps; those of one name have one value, and no type checker
-    sees them. Before an Aggregator they are to be bound, as in
-    `functools.partial(nnm, f=2)`; what a step binds is its own, and what a
-    round brings goes to each step that names it. `explain` tells of the last
-    step and the rows that it saw; where no copy is made, of the rows as they
-    came, without scores.
+    those of all steps: a name that several steps share has one value. A type
+    checker does not check these names. Before an Aggregator the
+    hyper-parameters must be bound, as in `functools.partial(nnm, f=2)`; a bound
+    value applies to its step alone. Arguments that a round brings reach every
+    step that names them. `explain` reports the decision of the last step about
+    the rows that the step received; if no copy is made, it reports the weights
+    of the original rows, without scores.
 
   Raises:
-    TypeError: an Aggregator that is not last, or no step.
+    TypeError: there is no step, or a step before the last is an Aggregator or
+      not callable.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -67,7 +68,10 @@ def chain(*steps: Any) -> Any:
     raise TypeError('chain needs at least one rule')
   for step in steps[:-1]:
     if isinstance(step, Aggregator) or not callable(step):
-      raise TypeError(f'a step before the last must be a rule, got {step}')
+      raise TypeError(
+        'every step before the last must be a pre-aggregator (a function of '
+        f'updates), got {step}'
+      )
   if len(steps) == 1:
     return steps[0]
   *before, last = steps
@@ -75,99 +79,105 @@ def chain(*steps: Any) -> Any:
 
     def explain_update(updates, state, **brought):
       for step in before:
-        updates = step(updates, **_given(step, brought))
+        updates = step(updates, **_arguments_of(step, brought))
       return explain(last)(updates, state, **brought)
 
     takes_scope = getattr(last.update, 'takes_scope', False)
     return Aggregator(last.init, ExplainedUpdate(explain_update, takes_scope))
-  rules = [_unbound(step) for step in steps]
+  rules = [_rule_of(step) for step in steps]
   if all(isinstance(rule, GramRule) and rule.weighs_rows for rule in rules):
     return _mixed_chain(steps)
   return Chain(steps)
 
 
-def _unbound(step: Any) -> Any:
-  """Returns the rule of which `functools.partial` has bound arguments."""
+def _rule_of(step: Any) -> Any:
+  """Returns the step without the arguments that `functools.partial` binds."""
   return step.func if isinstance(step, functools.partial) else step
 
 
-def _named(steps):
+def _name_and_signature(steps):
   """Returns the name and the signature of a chain."""
   names = ', '.join(map(rule_name, steps))
-  hyper = {k: p for step in reversed(steps) for k, p in _free(step).items()}
+  # Of parameters with one name, those of the first step are shown.
+  hyper = {
+    k: p for step in reversed(steps) for k, p in _free_parameters(step).items()
+  }
   return f'chain({names})', rule_signature(hyper.values())
 
 
-def _free(step):
+def _free_parameters(step):
   """Returns the hyper-parameters of a step that it does not bind itself."""
   bound = getattr(step, 'keywords', {})  # of functools.partial
   return {k: p for k, p in hyper_of(step).items() if k not in bound}
 
 
-def _given(step, hyper):
-  """Returns those of the hyper-parameters that the step takes."""
-  return {k: v for k, v in hyper.items() if k in _free(step)}
+def _arguments_of(step, hyper):
+  """Returns those of the hyper-parameters that the step names."""
+  return {k: v for k, v in hyper.items() if k in _free_parameters(step)}
 
 
 class Chain(Rule[...]):
-  """Runs one step after the other, each on the rows that the last one made."""
+  """Runs the steps one after the other, each on the rows of the step before."""
 
   def __init__(self, steps: Sequence[Callable[..., Any]]):
     self.steps = steps
-    self.__name__, self.__signature__ = _named(steps)
+    self.__name__, self.__signature__ = _name_and_signature(steps)
 
   def explain(self, updates: Updates, **hyper: Any) -> tuple[Update, Info]:
     self.__signature__.bind(updates, **hyper)
     *before, last = self.steps
     for step in before:
-      updates = step(updates, **_given(step, hyper))
-    return explain(last)(updates, **_given(last, hyper))
+      updates = step(updates, **_arguments_of(step, hyper))
+    return explain(last)(updates, **_arguments_of(last, hyper))
 
 
 class MixedChain(GramRule[...]):
-  """Runs all steps as one, on the Gram matrix."""
+  """Multiplies the weights of all steps, on the Gram matrix."""
 
 
 def _mixed_chain(steps):
-  """Multiplies the steps' weights, and computes the Gram matrix between them.
+  """Returns a Gram rule whose weights are the product of the steps' weights.
 
-  Each step holds its own verdict fixed in derivatives, if it does so at all.
+  After each step the Gram matrix of the mixed rows follows from the weights:
+  for rows Y = W X it is W K W^T. Derivatives hold a step's verdict constant if
+  the step by itself does so.
   """
   *before, last = steps
 
   def verdict_of(step, gram, hyper):
     bound = getattr(step, 'keywords', {})
-    return _unbound(step).weigh(gram, **bound, **_given(step, hyper))
+    return _rule_of(step).weigh(gram, **bound, **_arguments_of(step, hyper))
 
   def weigh(gram, **hyper):
     signature.bind(gram, **hyper)
     rejected = geometry.rejected_rows(gram)
-    rows = jnp.eye(len(gram), dtype=gram.dtype)  # made so far, of those sent
+    # `[k, n]`: the rows made so far, as weights on the original rows.
+    rows = jnp.eye(len(gram), dtype=gram.dtype)
     for step in before:
       weights = verdict_of(step, gram, hyper).scaled_weights
-      weights, lost = _without_lost(weights, rejected)
+      weights, spoiled = _without_spoiled(weights, rejected)
       rows = sums.dot(weights, rows)
       gram = geometry.without_rejected(gram, rejected)
-      gram = geometry.gram_of_sums(weights, gram, lost)
-      rejected = lost
+      gram = geometry.gram_of_sums(weights, gram, spoiled)
+      rejected = spoiled
     verdict = verdict_of(last, gram, hyper)
-    weights, lost = _without_lost(verdict.scaled_weights, rejected)
-    weights = jnp.where(lost[..., None], jnp.nan, sums.dot(weights, rows))
-    return Verdict(weights)
+    weights, spoiled = _without_spoiled(verdict.scaled_weights, rejected)
+    weights = sums.dot(weights, rows)
+    return Verdict(jnp.where(spoiled[..., None], jnp.nan, weights))
 
-  name, signature = _named(steps)
+  name, signature = _name_and_signature(steps)
   rule = MixedChain(weigh, needs=_needs(steps), differentiable_verdict=True)
   rule.__name__, rule.__signature__ = name, signature
   return rule
 
 
 def _needs(steps):
-  """Returns how much of the Gram matrix of the rows sent all steps look at.
+  """Returns the part of the original rows' Gram matrix that the steps need.
 
-  The norm of a sum of rows depends on the rows' inner products, the norm of a
-  scaled row on its own norm alone.
+  The norm of a mixed row depends on all inner products of the rows in it; the
+  norm of a scaled row depends on that row's norm alone.
   """
-  first, *later = map(_unbound, steps)
+  first, *later = map(_rule_of, steps)
   if not later or (after := _needs(later)) == 'nothing':
     return first.needs
   if first.combine is mix_rows:
@@ -175,7 +185,11 @@ def _needs(steps):
   return max(first.needs, after, key=list(GRAMS).index)
 
 
-def _without_lost(weights, rejected):
-  """Returns weights without NaN, and which sums contain a rejected row."""
-  lost = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
-  return jnp.where(lost[..., None], 0, weights), lost
+def _without_spoiled(weights, rejected):
+  """Zeroes the weights of sums that are NaN or contain a rejected row.
+
+  Returns:
+    The weights, and a mask of these sums.
+  """
+  spoiled = jnp.any(jnp.isnan(weights) | (weights != 0) & rejected, axis=-1)
+  return jnp.where(spoiled[..., None], 0, weights), spoiled

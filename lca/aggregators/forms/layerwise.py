@@ -1,4 +1,4 @@
-"""Layerwise forms: a rule applied to every layer on its own."""
+"""The layerwise form of a rule (García-Márquez et al. 2025, section 3.2)."""
 
 import inspect
 from collections.abc import Callable, Hashable
@@ -34,33 +34,47 @@ def layerwise(
 
 
 def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
-  r"""Applies a rule to every layer on its own (section 3.2 of the paper).
+  r"""Applies a rule to every layer separately.
+
+  Section 3.2 of García-Márquez et al. 2025 defines the layerwise application
+  :math:`LF` of a rule :math:`F`:
 
   .. math:: L F(V_1, \dots, V_n) = (F(V_{1,1}, \dots, V_{n,1}), \dots,
       F(V_{1,k}, \dots, V_{n,k}))
 
-  where :math:`V_{i,j}` is client i's part in layer j. The paper's layer is one
-  leaf of the pytree: a kernel and its bias are two layers.
+  where :math:`V_{i,j}` is client i's part in layer j. Proposition 1 shows that
+  LF is (α, f)-Byzantine resilient if F is. The paper's layer is one leaf of the
+  pytree: a kernel and its bias are two layers.
 
   Args:
     rule: any function of stacked updates, or an Aggregator.
-    by: what a layer is. `'leaf'`; `'module'`, the path without its last key;
-      `'block'`, its first key; `'model'`, everything; or a function from the
-      path, a tuple of strings, to a hashable that leaves of one layer share.
-      Flax's collection (`params`, `batch_stats`) does not count as a key for
-      `'module'` and `'block'`.
+    by: how leaves are grouped into layers. `'leaf'` makes every leaf a layer;
+      `'module'` groups by the path without its last key; `'block'` by the first
+      key of the path; `'model'` makes one layer of all leaves. A function maps
+      a path, a tuple of strings, to a hashable that the leaves of one layer
+      share. Flax's collection (`params`, `batch_stats`) does not count as a key
+      for `'module'` and `'block'`.
 
   Returns:
-    A rule with the hyper-parameters of the given one. Its `explain` stacks
-    what was decided: `[layers, n]`, layers in the order of their first leaf.
-    A rule that works coordinate by coordinate is returned as it is. For an
-    Aggregator, an Aggregator with one state a layer. An argument that is a
-    tree of the updates' structure, such as a round's `server_update` and
-    `params`, is split like the updates; every layer is given all others.
+    For a rule: a rule with the same hyper-parameters. Its `explain` stacks the
+    layers' infos to `[layers, n]`, with layers in the order of their first
+    leaf. A rule that works coordinate by coordinate is returned unchanged. For
+    an Aggregator: an Aggregator with one state per layer. An argument that is a
+    tree of the updates' structure, such as `server_update` and `params` of a
+    round, is split like the updates; every layer receives the other arguments
+    unchanged.
 
   Raises:
-    TypeError: `rule` is layerwise already, or no rule.
-    ValueError: unknown `by`.
+    TypeError: `rule` is layerwise already, or is not a rule.
+    ValueError: `by` is unknown.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> kernel = jnp.array([[1.], [1.1], [1.2], [.8], [99.]])
+    >>> updates = {'b': kernel[::-1] + 1, 'w': kernel}
+    >>> update, info = lca.explain(lca.layerwise(lca.krum))(updates, f=1)
+    >>> print(update['w'], info['selected'].shape)
+    [1.1] (2, 5)
 
   References:
     García-Márquez et al., Improving (α, f)-Byzantine resilience in federated
@@ -69,9 +83,12 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
   key = grouping(by)
   if isinstance(rule, Aggregator):
     if getattr(rule.update, 'takes_scope', False):
-      raise TypeError('an aggregator that works by layer takes by= itself')
+      raise TypeError(
+        'layerwise cannot split the layers of an aggregator that takes by= '
+        'itself: pass by= to that aggregator'
+      )
     return _layerwise_aggregator(rule, key)
-  if isinstance(rule, Chain):  # every step of it works on the same layers
+  if isinstance(rule, Chain):  # the steps run one by one, on the same layers
     return Chain([layerwise(step, by) for step in rule.steps])
   if isinstance(rule, Rule) and rule.coordinatewise:
     return rule
@@ -79,7 +96,7 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
 
 
 class Layerwise(Rule[P]):
-  """See `layerwise`."""
+  """The rule that `layerwise` returns."""
 
   def __init__(
     self,
@@ -87,7 +104,7 @@ class Layerwise(Rule[P]):
     key: Callable[[Path], Hashable],
   ):
     if isinstance(rule, Layerwise):
-      raise TypeError(f'{rule} is layerwise already')
+      raise TypeError(f'{rule} is layerwise already: apply layerwise once')
     if not callable(rule):
       raise TypeError(f'layerwise needs a rule, got {type(rule).__name__}')
     self.rule, self._key = rule, key
@@ -105,8 +122,11 @@ class Layerwise(Rule[P]):
         layers.split(updates), *args, **hyper
       )
       return layers.join(parts), info
-    if args:  # a tree would have to be split like the updates
-      raise TypeError(f'{self} takes its hyper-parameters by name')
+    if args:  # positional trees could not be split by name
+      raise TypeError(
+        f'{self} takes its hyper-parameters by keyword, got '
+        f'{len(args)} positional arguments'
+      )
     decide: Callable[..., Any] = explain(self.rule)
     decisions = [
       decide(layer, **arguments)
@@ -119,7 +139,10 @@ class Layerwise(Rule[P]):
 
 
 def _stacked(infos):
-  """Stacks infos to `[layers, n]`; a rule may tell of several leaves itself."""
+  """Stacks the layers' infos to `[layers, n]`.
+
+  An info that is `[leaves, n]` already, as of `lasa`, keeps all its rows.
+  """
 
   def join(*rows):
     return jnp.concatenate([jnp.atleast_2d(row) for row in rows])

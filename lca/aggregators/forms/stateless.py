@@ -1,4 +1,4 @@
-"""Aggregators without a state, made of rules."""
+"""Makes aggregators with an empty state from rules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,22 +22,22 @@ _REMEDIES = {
 
 
 def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
-  """Makes an Aggregator with an empty state of a rule.
+  """Makes an Aggregator with an empty state from a rule.
 
   Args:
-    rule: a function of stacked updates.
-    **hyper: its hyper-parameters, bound for every round. What a round brings
-      (`lca.aggregators.ROUND_BRINGS`) is passed on if the rule names it and it
-      is not bound here. The names are checked when `stateless` is called, and
-      not by a type checker: the round brings some of them.
+    rule: function of stacked updates.
+    **hyper: hyper-parameters of the rule, bound for every round. Arguments that
+      a round brings (`lca.aggregators.ROUND_BRINGS`) are passed on if the rule
+      names them and they are not bound here. `stateless` checks the names when
+      it is called; a type checker does not.
 
   Returns:
-    An Aggregator. Its `update` raises a TypeError when the round lacks what
-    the rule requires.
+    An Aggregator. Its `update` raises a TypeError if the round does not bring
+    an argument that the rule requires.
 
   Raises:
-    TypeError: a hyper-parameter that the rule does not have, or one that it
-      requires and that is missing.
+    TypeError: the rule does not have one of the hyper-parameters, or a required
+      one is missing.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -51,11 +51,13 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
   parameters = hyper_of(rule)
   name = rule_name(rule)
   if unknown := sorted(set(hyper) - set(parameters)):
-    raise TypeError(f'{name} takes {sorted(parameters)}, not {unknown}')
+    raise TypeError(
+      f'{name} has no options {unknown}; it takes {sorted(parameters)}'
+    )
   required = {k for k, p in parameters.items() if p.default is p.empty}
   bound = {k for k, value in hyper.items() if value is not None}
   if missing := sorted(required - bound - set(ROUND_BRINGS)):
-    raise TypeError(f'{name} needs {missing}')
+    raise TypeError(f'{name} needs a value for {missing}')
   wanted = [k for k in ROUND_BRINGS if k in parameters and k not in hyper]
 
   def explain_update(updates, state, **brought):

@@ -1,9 +1,9 @@
 """The rules, one file per family.
 
-`RULES` are functions of the updates, `PRE_AGGREGATORS` those of them that make
-updates again, and `AGGREGATORS` functions of hyper-parameters that return an
-Aggregator with a state. A new rule is entered here alone: `lca` and
-`lca.aggregators` export all that `__all__` names.
+`RULES` are functions from updates to one update. `PRE_AGGREGATORS` are
+functions from updates to updates. `AGGREGATORS` are functions from
+hyper-parameters to an Aggregator with a state. A new rule is added to the lists
+of this file only: `lca` and `lca.aggregators` export all names in `__all__`.
 """
 
 from lca.aggregators.base import ROUND_BRINGS
@@ -61,12 +61,12 @@ RULES = Registry(
   brought=ROUND_BRINGS,
   of_data=True,
 )
-"""Functions of the updates."""
+"""Functions from stacked updates to one update."""
 
 AGGREGATORS = Registry(
   'aggregator with a state', (centered_clip, clipped_clustering, legato)
 )
-"""Functions of hyper-parameters that return an Aggregator with a state."""
+"""Functions from hyper-parameters to an Aggregator with a state."""
 
 PRE_AGGREGATORS = Registry(
   'pre-aggregator',
@@ -74,7 +74,7 @@ PRE_AGGREGATORS = Registry(
   brought=ROUND_BRINGS,
   of_data=True,
 )
-"""Functions from updates to updates."""
+"""Functions from stacked updates to stacked updates."""
 
 __all__ = [
   'arc',

@@ -18,20 +18,21 @@ def cge(gram: Gram, *, f: int) -> Verdict:
 
   .. math:: F(x_1, \dots, x_n) = \frac{1}{n - f} \sum_{i \in S} x_i
 
-  where S holds the n - f smallest norms. The published filter sums; the mean
-  differs by the constant n - f, and is what byzfl and byzpy compute.
+  where S holds the n - f smallest norms. The published filter returns the sum;
+  byzfl, byzpy and this rule return the mean, which differs by the constant
+  n - f.
 
   Ties go to the lowest index. Rejected rows (see `lca.geometry`) have norm
-  +inf; with fewer than n - f others, those are averaged, and with none the
-  update is NaN. Whatever at most f clients send, the result is no longer than
-  the longest honest update. Norms that agree in float32, as those of rows with
-  a large common part do, rank by rounding.
+  +inf. If fewer than n - f rows are left, those are averaged; if none is left,
+  the update is NaN. Whatever at most f clients send, the result is no longer
+  than the longest honest update. Rows with a large common part have norms that
+  agree in float32; rounding then decides their rank.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
+    f: number of Byzantine clients to tolerate.
 
   Returns:
     One update.
@@ -62,26 +63,27 @@ def monna(
   distance: geometry.Distance = 'euclidean',
   power: int | None = None,
 ) -> Verdict:
-  r"""MoNNA: the mean of the n - f updates nearest to a trusted one.
+  r"""MoNNA: the mean of the n - f updates nearest to a trusted one, the pivot.
 
   .. math:: F(x_1, \dots, x_n) = \frac{1}{n - f} \sum_{i \in S} x_i
 
-  where S holds the n - f clients nearest to the pivot, which is among them.
+  where S holds the pivot and the n - f - 1 clients nearest to it.
 
   The pivot is trusted by definition: if it is Byzantine, nothing is promised.
   Ties go to the lowest index. Rejected rows (see `lca.geometry`) are at
-  distance +inf; with fewer than n - f others, those are averaged. The update
-  is NaN if the pivot is rejected. The rule depends on the order of the
-  clients through the pivot alone.
+  distance +inf; if fewer than n - f rows are left, those are averaged. If the
+  pivot is rejected, the update is NaN. The order of the clients matters only
+  for the choice of the pivot and for ties.
 
   Promise (docs/rules.md): none; full if the pivot is honest.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    pivot: index of the trusted client; byzfl's default is 0, too.
+    f: number of Byzantine clients to tolerate.
+    pivot: index of the trusted client; 0 as in byzfl.
     distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
+    power: power of the Euclidean distance, 1, 2 or 4, which rank the rows
+      alike; None is 2.
 
   Returns:
     One update.
@@ -104,7 +106,8 @@ def monna(
   if not 0 <= pivot < n:
     raise ValueError(f'monna needs 0 <= pivot < n, got n={n}, pivot={pivot}')
   scores = geometry.distances(gram, distance, power)[pivot]
-  verdict = select_lowest(gram, scores.at[pivot].set(-1), n - f)  # itself first
+  scores_with_pivot_first = scores.at[pivot].set(-1)
+  verdict = select_lowest(gram, scores_with_pivot_first, n - f)
   trusted = ~geometry.rejected_rows(gram)[pivot]
   weights = jnp.where(trusted, verdict.weights, jnp.nan)
   return Verdict(weights, scores)

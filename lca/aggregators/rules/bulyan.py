@@ -1,4 +1,4 @@
-"""Bulyan: Krum selects clients, then every coordinate drops its extremes."""
+"""Bulyan: Krum selects clients, then each coordinate drops its extremes."""
 
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ from lca.typing import Gram
 
 
 @StatisticOfSelected
-def _nearest_to_median(n: int, *, f: int, **_: Any):
+def _mean_around_median(n: int, *, f: int, **_: Any):
   count = n - 2 * f
   middle = (count - 1) // 2, count // 2
   return count, order_statistics.NearestMean(*middle, count - 2 * f)
 
 
-@gram_rule(combine=_nearest_to_median)
+@gram_rule(combine=_mean_around_median)
 def bulyan(
   gram: Gram,
   *,
@@ -35,37 +35,38 @@ def bulyan(
 ) -> Verdict:
   r"""Bulyan of El Mhamdi et al.: iterated Krum, then means around the median.
 
-  First :math:`\theta = n - 2f` clients are selected, one by one, each time the
-  winner of Krum among those that remain: of r remaining, a score sums the
-  max(1, r - f - 2) smallest distances. Then, of every coordinate, the mean of
-  the :math:`\theta - 2f` selected entries nearest to their median is taken;
-  entries that tie for the last places share them.
+  First :math:`\theta = n - 2f` clients are selected one by one. Each step
+  selects the winner of Krum among the r clients that remain; a score is the sum
+  of the max(1, r - f - 2) smallest distances. Then each coordinate of the
+  update is the mean of the :math:`\theta - 2f` selected entries nearest to
+  their median; entries that tie for the last places share these places.
 
-  What García-Márquez et al. 2025 evaluate as "Bulyan" is `multi_krum` with
-  m = 5; what their published code computes for the cosine distance is
-  `bulyan_trimmed`.
+  García-Márquez et al. 2025 use the name "Bulyan" for other rules: section 4.3
+  evaluates `multi_krum` with m = 5, and section 2.4 and the published code for
+  the cosine distance describe `bulyan_trimmed`.
 
   Ties go to the lowest index. Rejected rows (see `lca.geometry`) are never
-  selected; if fewer than :math:`\theta` others are left, those are averaged,
-  and with none the update is NaN. Whatever at most f clients send, every
-  coordinate lies between those of selected clients, most of them honest.
+  selected. If fewer than :math:`\theta` rows are left, those are averaged; if
+  none is left, the update is NaN. Whatever at most f clients send, every
+  coordinate lies between entries of the selected clients, most of which are
+  honest.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    selection: `'iterative'`; or `'once'`, the lowest scores of a single Krum
-      (Flower's message API).
-    distance: of the selection: `'euclidean'`, `'cosine'`, or a function
-      (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4; None is 2.
+    f: number of Byzantine clients to tolerate.
+    selection: `'iterative'`, as published, or `'once'`, which takes the lowest
+      scores of a single Krum, as in Flower's message API.
+    distance: distance of the selection: `'euclidean'`, `'cosine'`, or a
+      function (`lca.distances`).
+    power: power of the Euclidean distance, 1, 2 or 4; None is 2.
 
   Returns:
     One update.
 
   Raises:
-    ValueError: unless f >= 0 and n >= 4f + 3; unknown `selection`.
+    ValueError: unless f >= 0 and n >= 4f + 3, or if `selection` is unknown.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -88,19 +89,21 @@ def bulyan(
     raise ValueError(
       f"selection must be 'iterative' or 'once', got {selection!r}"
     )
-  between = geometry.distances(gram, distance, power)
-  others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, between)
+  distances = geometry.distances(gram, distance, power)
+  # Row i of `order` lists the clients, nearest to i first; i itself is at +inf.
+  others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
   order = jnp.argsort(others, axis=1)
   ordered = jnp.take_along_axis(others, order, axis=1)
-  acceptable = ~geometry.rejected_rows(gram)
+  accepted = ~geometry.rejected_rows(gram)
 
   def select_one(step, chosen):
     remaining = ~chosen
-    count = jnp.maximum(1, n - step - f - 2)
-    there = remaining[order]
-    near = there & (jnp.cumsum(there, axis=1) <= count)
-    scores = jnp.sum(jnp.where(near, ordered, 0), axis=1)
-    candidates = remaining & acceptable
+    num_neighbors = jnp.maximum(1, n - step - f - 2)
+    # A score sums the first `num_neighbors` entries that still remain.
+    in_play = remaining[order]
+    is_neighbor = in_play & (jnp.cumsum(in_play, axis=1) <= num_neighbors)
+    scores = jnp.sum(jnp.where(is_neighbor, ordered, 0), axis=1)
+    candidates = remaining & accepted
     best = jnp.min(jnp.where(candidates, scores, jnp.inf))
     return chosen.at[jnp.argmax(candidates & (scores <= best))].set(True)
 
@@ -109,13 +112,13 @@ def bulyan(
 
 
 @StatisticOfSelected
-def _trimmed(n: int, *, f: int, m: int, trim: int | None = None, **_: Any):
+def _trimmed_mean(n: int, *, f: int, m: int, trim: int | None = None, **_: Any):
   del n
   trim = f if trim is None else trim
   return m, order_statistics.RankedMean(trim, m - 1 - trim)
 
 
-@gram_rule(combine=_trimmed)
+@gram_rule(combine=_trimmed_mean)
 def bulyan_trimmed(
   gram: Gram,
   *,
@@ -128,28 +131,33 @@ def bulyan_trimmed(
 ) -> Verdict:
   r"""Bulyan with one selection: the trimmed mean of the m lowest Krum scores.
 
-  The m clients of lowest score of `krum` are selected at once; of every
-  coordinate, their `trim` lowest and highest entries are dropped and the rest
-  is averaged. It is section 2.4 of García-Márquez et al. 2025, and, with the
-  cosine distance, their published code. With m = 5 and `trim=2`, the median of
-  the selected, it is flex-clash's Multi-Krum.
+  Section 2.4 of García-Márquez et al. 2025 describes this rule, and their
+  published code computes it for the cosine distance. (Their section 4.3
+  evaluates `multi_krum` instead.)
+
+  1. The m clients of lowest score :math:`s(i)` of `krum` are selected at once.
+  2. In every coordinate, the `trim` lowest and the `trim` highest entries of
+     the selected clients are dropped, and the rest is averaged.
+
+  With m = 5 and `trim=2`, which is the median of the selected clients, it is
+  flex-clash's Multi-Krum.
 
   Ties go to the lowest index. Rejected rows (see `lca.geometry`) are never
-  selected; if fewer than m others are left, those are averaged, and with none
+  selected. If fewer than m rows are left, those are averaged; if none is left,
   the update is NaN. Whatever at most f clients send, every coordinate lies
-  between those of selected clients.
+  between entries of the selected clients.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    m: how many clients to select.
-    trim: how many entries to trim on each side; None is f.
-    num_neighbors: how many neighbours a score sums over; None is n - f - 2.
-    distance: of the selection: `'euclidean'`, `'cosine'`, or a function
-      (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4; None is 2.
+    f: number of Byzantine clients to tolerate.
+    m: number of clients to select.
+    trim: number of entries to trim on each side; None is f.
+    num_neighbors: number of neighbours in a score; None is n - f - 2.
+    distance: distance of the selection: `'euclidean'`, `'cosine'`, or a
+      function (`lca.distances`).
+    power: power of the Euclidean distance, 1, 2 or 4; None is 2.
 
   Returns:
     One update.

@@ -1,4 +1,4 @@
-"""Rules for lengths: what bounds how far one client's update reaches."""
+"""Clips: rules that bound the length of each client's contribution."""
 
 from typing import Literal
 
@@ -18,9 +18,9 @@ from lca.typing import Gram
 
 
 def _diagonal(gram: Gram, factors: jax.Array) -> Verdict:
-  """Scales rows by factors; rejected rows are NaN."""
-  bad = geometry.rejected_rows(gram)
-  return Verdict(jnp.where(bad[:, None], jnp.nan, jnp.diag(factors)))
+  """Returns the verdict that scales rows by factors; rejected rows are NaN."""
+  rejected = geometry.rejected_rows(gram)
+  return Verdict(jnp.where(rejected[:, None], jnp.nan, jnp.diag(factors)))
 
 
 @gram_rule(combine=scale_rows, needs='norms')
@@ -29,15 +29,19 @@ def clip_to_median_norm(
 ) -> Verdict:
   r"""Clips every client's update to the median of the clients' norms.
 
+  This is the median gradient clipping of section 3.2 of García-Márquez et al.
+  2025:
+
   .. math:: \hat x_i = \min(1, \mathrm{med}_j \|x_j\| / \|x_i\|)\, x_i
 
   The median is taken over the rows that are not rejected (see `lca.geometry`).
-  With fewer than half of the clients Byzantine it lies among the honest norms.
+  If fewer than half of the clients are Byzantine, the median lies between
+  honest norms.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    median: for an even count, `'interpolated'` takes the mean of the middle
-      pair, `'lower'` its lower one.
+    median: for an even number of rows, `'interpolated'` takes the mean of the
+      middle pair, `'lower'` its lower one.
 
   Returns:
     Stacked updates of the same structure and dtypes. Rejected rows are NaN.
@@ -57,20 +61,20 @@ def clip_to_median_norm(
 
 @gram_rule(combine=scale_rows, needs='norms')
 def static_clip(gram: Gram, *, threshold: float) -> Verdict:
-  r"""Clips every client's update to a norm given beforehand.
+  r"""Clips every client's update to a fixed norm.
 
   .. math:: \hat x_i = \min(1, \tau / \|x_i\|)\, x_i
 
-  Followed by `mean` it is what others call norm clipping: no client then moves
-  the mean by more than :math:`\tau / n`.
+  Followed by `mean`, this is known as norm clipping: one client then moves the
+  mean by at most :math:`\tau / n`.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    threshold: the largest norm :math:`\tau`, in the updates' unit.
+    threshold: largest norm :math:`\tau`, in the updates' unit.
 
   Returns:
     Stacked updates of the same structure and dtypes. A rejected row (see
-    `lca.geometry`) becomes zero: it has no direction to keep.
+    `lca.geometry`) becomes zero, as it has no usable direction.
 
   Raises:
     ValueError: unless threshold > 0.
@@ -92,25 +96,25 @@ def static_clip(gram: Gram, *, threshold: float) -> Verdict:
 
 
 def check_threshold(rule: str, threshold: float) -> None:
-  """Raises a ValueError unless the largest norm is positive."""
+  """Raises a ValueError unless the threshold is positive."""
   if not threshold > 0:
     raise ValueError(f'{rule} needs threshold > 0, got threshold={threshold}')
 
 
 @gram_rule(combine=scale_rows, needs='norms')
 def arc(gram: Gram, *, f: int) -> Verdict:
-  r"""Adaptive robust clipping: the longest updates to the norm of the next.
+  r"""Adaptive robust clipping: clips the k longest updates.
 
   The :math:`k = \lfloor 2 (f / n) (n - f) \rfloor` longest updates are clipped
   to the norm of the (k + 1)-th longest.
 
-  As k is f or more, no update of f Byzantine clients is left longer than the
-  longest honest one. A rejected row (see `lca.geometry`) counts as infinitely
-  long. If there are more than k of them, nothing is clipped.
+  As k >= f, no update of f Byzantine clients stays longer than the longest
+  honest update. A rejected row (see `lca.geometry`) counts as infinitely long.
+  If more than k rows are rejected, nothing is clipped.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
+    f: number of Byzantine clients to tolerate.
 
   Returns:
     Stacked updates of the same structure and dtypes. Rejected rows are NaN.
@@ -130,7 +134,8 @@ def arc(gram: Gram, *, f: int) -> Verdict:
   n = len(gram)
   check_majority('arc', n, f)
   lengths = geometry.norms(gram)
-  threshold = jnp.sort(lengths)[n - 1 - 2 * f * (n - f) // n]
+  k = 2 * f * (n - f) // n
+  threshold = jnp.sort(lengths)[n - 1 - k]  # the (k + 1)-th largest
   return _diagonal(gram, geometry.shrink_factors(lengths, threshold))
 
 
@@ -140,33 +145,36 @@ def centered_clip(
   num_iters: int = 1,
   init: Literal['last', 'zero', 'mean'] = 'last',
 ) -> Aggregator:
-  r"""Clips updates around the last aggregate, an `Aggregator`.
+  r"""Centred clipping: clips updates around the last aggregate.
 
   .. math:: v \leftarrow v + \frac{1}{n} \sum_{i=1}^n (x_i - v)
       \min\Big(1, \frac{\tau}{\|x_i - v\|}\Big)
 
-  from v the last aggregate, zero before the first round. A client moves the
-  result by no more than :math:`\tau / n` an iteration. Rejected rows (see
-  `lca.geometry`) contribute nothing; n stays. Only the coefficients of v in
-  the clients' and the last aggregate's span are iterated: float32 tells a
-  client's distance from v to 3e-4 of the longer of the two, and a threshold
-  below that bounds no more than this does.
+  where v starts at the last aggregate, which is zero before the first round. A
+  client moves the result by at most :math:`\tau / n` per iteration. Rejected
+  rows (see `lca.geometry`) contribute nothing, and the divisor stays n.
+
+  The iterations work on coefficients: v is a weighted sum of the clients'
+  updates and the last aggregate. float32 knows the distance of a client from v
+  to 3e-4 of the longer of the two, so a threshold below that does not bound the
+  result any further.
 
   Promise (docs/rules.md): full.
 
   Args:
-    threshold: the radius :math:`\tau`, in the updates' unit.
-    num_iters: iterations a round.
-    init: where v starts in every round: from the `'last'` aggregate, as
-      published; from `'zero'`; or from the round's `'mean'`, as byzpy does,
-      with which nothing is promised.
+    threshold: radius :math:`\tau`, in the updates' unit.
+    num_iters: number of iterations per round.
+    init: start of v in every round: `'last'` is the last aggregate, as
+      published; `'zero'` is zero; `'mean'` is the mean of the round's updates,
+      as in byzpy, which makes no promise.
 
   Returns:
-    An Aggregator; its state is the last aggregate. `lca.explain` of it tells
-    the clients' `weights` and who was `rejected`.
+    An Aggregator whose state is the last aggregate. `lca.explain` reports the
+    clients' `weights` and the `rejected` rows.
 
   Raises:
-    ValueError: unless threshold > 0 and num_iters >= 1; unknown `init`.
+    ValueError: unless threshold > 0 and num_iters >= 1, or if `init` is
+      unknown.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -195,40 +203,51 @@ def centered_clip(
 
   def explain(updates, state, **brought):
     del brought
-    # The first distances, unless from the mean, take no clients' products.
-    moves = num_iters > 1 or init == 'mean'
-    inner = geometry.gram if moves else geometry.norms_gram
-    held, centre = jax.lax.stop_gradient((updates, state))
-    gram = inner(held)
-    bad = geometry.rejected_rows(gram)
-    others = jnp.where(bad, 0, geometry.inner(held, centre))
+    # The first iteration needs the clients' norms only, unless it starts at
+    # the mean; every further one needs their inner products.
+    needs_products = num_iters > 1 or init == 'mean'
+    gram_of = geometry.gram if needs_products else geometry.norms_gram
+    constant_updates, centre = jax.lax.stop_gradient((updates, state))
+    gram = gram_of(constant_updates)
+    rejected = geometry.rejected_rows(gram)
+    along_centre = jnp.where(
+      rejected, 0, geometry.inner(constant_updates, centre)
+    )
+    # `[n + 1, n + 1]`: the clients' rows and, last, the last aggregate.
     products = jnp.block(
       [
-        [geometry.without_rejected(gram), others[:, None]],
-        [others[None], geometry.norms_gram(geometry.one_client(centre))],
+        [geometry.without_rejected(gram), along_centre[:, None]],
+        [
+          along_centre[None],
+          geometry.norms_gram(geometry.one_client(centre)),
+        ],
       ]
     )
 
     def step(_, weights):
+      # ||x_i - v||^2 = <x_i, x_i> - 2 <x_i, v> + <v, v>.
       mixed = sums.dot(products, weights)
       squares = jnp.diagonal(products) - 2 * mixed
       squares += sums.dot(weights, mixed)
-      away = jnp.sqrt(jnp.maximum(squares[:-1], 0))
-      shares = geometry.shrink_factors(away, threshold) / len(bad)
-      shares = jnp.where(bad, 0, shares)
+      distances = jnp.sqrt(jnp.maximum(squares[:-1], 0))
+      factors = geometry.shrink_factors(distances, threshold)
+      shares = jnp.where(rejected, 0, factors / len(rejected))
+      # v + sum_i shares_i (x_i - v), as coefficients.
       return weights * (1 - jnp.sum(shares)) + jnp.append(shares, 0)
 
     start = {
       'last': jnp.zeros(len(products)).at[-1].set(1),
       'zero': jnp.zeros(len(products)),
-      'mean': jnp.append(~bad / jnp.sum(~bad), 0),
+      'mean': jnp.append(~rejected / jnp.sum(~rejected), 0),
     }[init].astype(gram.dtype)
     weights = jax.lax.fori_loop(0, num_iters, step, start)
-    kept = weights[-1]
+    weight_of_last = weights[-1]
     mixed = geometry.mix(updates, weights[:-1])
     update = jax.tree.map(
-      lambda new, old: (new + kept * old).astype(new.dtype), mixed, state
+      lambda new, old: (new + weight_of_last * old).astype(new.dtype),
+      mixed,
+      state,
     )
-    return update, update, {'weights': weights[:-1], 'rejected': bad}
+    return update, update, {'weights': weights[:-1], 'rejected': rejected}
 
   return Aggregator(init_state, ExplainedUpdate(explain))

@@ -1,7 +1,7 @@
 """Rules that aggregate every coordinate on its own.
 
-Applied layer by layer they are what they are on the whole model. They reject
-no rows: a NaN sorts as +inf.
+Their layerwise form equals the rule itself. They reject no rows: a NaN sorts as
++inf.
 """
 
 from typing import Literal
@@ -20,20 +20,21 @@ Middle = Literal['interpolated', 'lower', 'upper']
 def median(
   updates: Updates, *, median: Middle = 'interpolated'
 ) -> tuple[Update, Info]:
-  r"""The coordinate-wise median.
+  r"""Returns the coordinate-wise median.
 
   .. math:: F(x_1, \dots, x_n)_k = \mathrm{med}_i\, x_{ik}
 
-  Exact, ties and infinities included; a NaN counts as +inf. Whatever fewer
-  than half of the clients send, every coordinate lies between those of the
-  others.
+  The median is exact, also with ties and infinities; a NaN counts as +inf.
+  Whatever fewer than half of the clients send, every coordinate lies between
+  entries of the other clients.
 
   Promise (docs/rules.md): hull, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    median: of an even number the mean of the middle pair, `'interpolated'`,
-      its `'lower'` entry (byzpy, PyTorch) or its `'upper'` one (flex-clash).
+    median: of an even number of entries, `'interpolated'` is the mean of the
+      middle pair; `'lower'` is its lower entry (as in byzpy and PyTorch);
+      `'upper'` is its upper entry (as in flex-clash).
 
   Returns:
     One update, in the leaves' dtypes.
@@ -51,10 +52,12 @@ def median(
     Yin et al., Byzantine-robust distributed learning: towards optimal
     statistical rates, ICML 2018.
   """
-  return _take(_middle(geometry.num_clients(updates), median), updates), {}
+  return _take(
+    _middle_ranks(geometry.num_clients(updates), median), updates
+  ), {}
 
 
-def _middle(n: int, median: Middle) -> order_statistics.RankedMean:
+def _middle_ranks(n: int, median: Middle) -> order_statistics.RankedMean:
   ranks = {
     'interpolated': ((n - 1) // 2, n // 2),
     'lower': ((n - 1) // 2, (n - 1) // 2),
@@ -69,21 +72,23 @@ def _middle(n: int, median: Middle) -> order_statistics.RankedMean:
 def trimmed_mean(
   updates: Updates, *, f: int, f_above: int | None = None
 ) -> tuple[Update, Info]:
-  r"""The mean of each coordinate without its f lowest and f highest entries.
+  r"""Averages each coordinate without its f lowest and f highest entries.
 
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - 2f}
       \sum_{i=f+1}^{n-f} x_{(i)k}
 
-  where :math:`x_{(1)k} \le \dots \le x_{(n)k}`. What is trimmed is never added
-  and subtracted again, so that it leaves no trace; a NaN counts as +inf.
-  Whatever f clients send, every coordinate lies between those of the others.
+  where :math:`x_{(1)k} \le \dots \le x_{(n)k}`. Trimmed entries are never added
+  and subtracted again, so that they leave no rounding error. A NaN counts as
+  +inf. Whatever f clients send, every coordinate lies between entries of the
+  other clients.
 
   Promise (docs/rules.md): hull.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many entries to trim on each side.
-    f_above: how many to trim from above instead; None is f (flex-clash: f - 1).
+    f: number of entries to trim on each side.
+    f_above: number of entries to trim from above instead; None is f
+      (flex-clash: f - 1).
 
   Returns:
     One update, in the leaves' dtypes.
@@ -115,28 +120,28 @@ def trimmed_mean(
 def meamed(
   updates: Updates, *, f: int, median: Middle = 'interpolated'
 ) -> tuple[Update, Info]:
-  r"""The mean of the n - f entries of each coordinate nearest to its median.
+  r"""Averages the n - f entries of each coordinate nearest to its median.
 
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - f} \sum_{i \in S_k} x_{ik}
 
   where :math:`S_k` holds the n - f smallest :math:`|x_{ik} - \mathrm{med}_j
-  x_{jk}|`; entries that tie for the last places share them. A NaN counts as
-  +inf. The result is finite if at most f entries of a coordinate are not, but
-  f clients may move it: an entry needs to be no closer to the median than the
-  honest ones that it displaces.
+  x_{jk}|`; entries that tie for the last places share these places. A NaN
+  counts as +inf. If at most f entries of a coordinate are not finite, the
+  result is finite. But f clients can move it: a Byzantine entry replaces an
+  honest one if it is closer to the median.
 
   Promise (docs/rules.md): finite.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    median: as of `lca.median`; byzpy takes the `'lower'` one.
+    f: number of Byzantine clients to tolerate.
+    median: as in `lca.median`; byzpy takes the `'lower'` one.
 
   Returns:
     One update, in the leaves' dtypes.
 
   Raises:
-    ValueError: unless f >= 0 and n > 2f; unknown `median`.
+    ValueError: unless f >= 0 and n > 2f, or if `median` is unknown.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -150,26 +155,26 @@ def meamed(
   n = geometry.num_clients(updates)
   check_majority('meamed', n, f)
   return _take(
-    order_statistics.NearestMean(*_middle(n, median), n - f), updates
+    order_statistics.NearestMean(*_middle_ranks(n, median), n - f), updates
   ), {}
 
 
 @CoordinatewiseRule
 def sign_majority(updates: Updates, *, theta: int) -> tuple[Update, Info]:
-  r"""The mean, with its sign turned where too few clients agree on one.
+  r"""Returns the mean, negated where too few clients agree on its sign.
 
   .. math:: F(x_1, \dots, x_n)_k = \pm \frac{1}{n} \sum_i x_{ik}, \quad
       + \text{ where } \Big|\sum_i \mathrm{sign}(x_{ik})\Big| \ge \theta
 
-  Published as a robust learning rate, which is the server's where clients
-  agree and minus that elsewhere. Nothing is promised: the mean that it turns
-  around is not robust; a NaN counts as +inf.
+  The paper describes a robust learning rate: the server's learning rate where
+  clients agree, and its negative elsewhere. Nothing is promised, as the mean
+  itself is not robust; a NaN counts as +inf.
 
   Promise (docs/rules.md): none.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    theta: how large the sum of the signs must be.
+    theta: threshold :math:`\theta` for the absolute sum of the signs.
 
   Returns:
     One update, in the leaves' dtypes.
@@ -196,6 +201,6 @@ def sign_majority(updates: Updates, *, theta: int) -> tuple[Update, Info]:
   return _take(order_statistics.SignedMean(theta), updates), {}
 
 
-def _take(statistic: order_statistics.Statistic, updates: Updates):
+def _take(statistic: order_statistics.Statistic, updates: Updates) -> Update:
   leaves, treedef = jax.tree.flatten(updates)
   return jax.tree.unflatten(treedef, order_statistics.take(statistic, leaves))

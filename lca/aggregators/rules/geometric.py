@@ -27,33 +27,33 @@ def geometric_median(
 
   .. math:: F(x_1, \dots, x_n) = \arg\min_z \sum_{i=1}^n \|x_i - z\|
 
-  found by the smoothed Weiszfeld algorithm (RFA):
+  It is found by the smoothed Weiszfeld algorithm (RFA), which iterates
 
   .. math:: z = \sum_i w_i x_i, \qquad
       w_i \propto \frac{1}{\max(\nu, \|x_i - z\|)}
 
   Only the weights are iterated: with the Gram matrix K,
   :math:`\|x_i - z\|^2 = K_{ii} - 2 (K w)_i + w^\top K w`, so that an iteration
-  costs n squared operations whatever the model's size.
+  costs n^2 operations, whatever the model's size.
 
-  Rejected rows (see `lca.geometry`) have no weight; with none left the update
-  is NaN. Whatever fewer than half of the clients send, the result stays within
-  a multiple of the honest updates' spread, or of nu. Of an even number of rows
-  on one line every point between the middle two is a geometric median, and the
-  start decides which one is found. The derivative is that of the fixed point,
-  by the implicit function theorem.
+  Rejected rows (see `lca.geometry`) have no weight; if no row is left, the
+  update is NaN. Whatever fewer than half of the clients send, the distance of
+  the result from the honest updates is bounded by a multiple of their spread,
+  or of nu. For an even number of rows on one line, every point between the
+  middle two is a geometric median, and the start decides which one is found.
+  The derivative is that of the fixed point, by the implicit function theorem.
 
   Promise (docs/rules.md): full, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    num_iters: how many iterations at most.
-    tol: stop once the weights, which sum to 1, move by no more than this in
-      total.
-    nu: distances below count as this, in the updates' unit.
-    init: where to start: from the `'mean'`, as published; from `'zero'`, as
-      byzfl does; or from the `'medoid'`, which no minority drags away, with
-      the nearer half of the clients taken for equally near.
+    num_iters: largest number of iterations.
+    tol: the iteration stops when the weights, which sum to 1, change by at most
+      this much in total.
+    nu: smallest distance in a weight's denominator, in the updates' unit.
+    init: start of the iteration: `'mean'` as published; `'zero'` as in byzfl;
+      or `'medoid'`, which no minority can drag away. The medoid's nearer half
+      of the clients then starts with equal weights.
 
   Returns:
     One update.
@@ -84,9 +84,9 @@ def geometric_median(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _weights(gram, num_iters, tol, nu, init):
-  """`[n]` weights of the geometric median."""
+  """Returns `[n]` weights of the geometric median."""
 
-  def moving(carry):
+  def not_converged(carry):
     i, weights, last = carry
     return (i < num_iters) & (jnp.sum(jnp.abs(weights - last)) > tol)
 
@@ -96,34 +96,37 @@ def _weights(gram, num_iters, tol, nu, init):
 
   first = _inverse(_STARTS[init](gram), gram, nu)
   carry = (1, first, jnp.full_like(first, jnp.inf))
-  return lax.while_loop(moving, step, carry)[1]
+  return lax.while_loop(not_converged, step, carry)[1]
 
 
 @_weights.defjvp
 def _weights_jvp(num_iters, tol, nu, init, primals, tangents):
-  """Of w = T(w, K): dw = (1 - dT/dw)^-1 dT/dK dK.
+  """Differentiates the fixed point w = T(w, K) of an iteration T.
 
-  Where more than one point is a median, as between the middle two of an even
-  number of scalars, it is the smallest such dw / w.
+  By the implicit function theorem, dw = (1 - dT/dw)^-1 dT/dK dK. If more than
+  one point is a geometric median, as between the middle two of an even number
+  of scalars, the least-squares solution is taken, the one of smallest dw / w.
   """
   (gram,) = primals
   weights = _weights(gram, num_iters, tol, nu, init)
-  _, moved = jax.jvp(lambda k: _weiszfeld(weights, k, nu), primals, tangents)
-  jacobian = jax.jacfwd(_weiszfeld)(weights, gram, nu)
+  # The right-hand side, dT/dK dK, with w fixed.
+  _, right = jax.jvp(lambda k: _weiszfeld(weights, k, nu), primals, tangents)
+  jacobian = jax.jacfwd(_weiszfeld)(weights, gram, nu)  # dT/dw
   left = jnp.eye(len(gram), dtype=gram.dtype) - jacobian
-  # Solved for dw / w, as far rows have weights many decades below the others'.
-  size = jnp.where(weights > 0, weights, 1)
-  left, moved = left * size / size[:, None], moved / size
-  return weights, size * jnp.linalg.lstsq(left, moved)[0]
+  # The unknown is dw / w, because weights of far rows are smaller than the
+  # others by many orders of magnitude.
+  scale = jnp.where(weights > 0, weights, 1)
+  left, right = left * scale / scale[:, None], right / scale
+  return weights, scale * jnp.linalg.lstsq(left, right)[0]
 
 
 def _weiszfeld(weights: jax.Array, gram: Gram, nu: float) -> jax.Array:
-  """One iteration."""
+  """Returns the weights after one iteration, T(w, K)."""
   return _inverse(_distances(weights, gram, nu), gram, nu)
 
 
 def _distances(weights: jax.Array, gram: Gram, nu: float = 0) -> jax.Array:
-  """`[n]` distances, at least nu, to what the weights mix."""
+  """Returns `[n]` distances, at least nu, from the weighted sum of the rows."""
   inner = geometry.without_rejected(
     geometry.differences(gram), geometry.rejected_rows(gram)
   )
@@ -133,25 +136,30 @@ def _distances(weights: jax.Array, gram: Gram, nu: float = 0) -> jax.Array:
 
 
 def _inverse(distances: jax.Array, gram: Gram, nu: float) -> jax.Array:
-  """Weights inverse to the distances; NaN if all rows are rejected."""
-  bad = geometry.rejected_rows(gram)
-  weights = jnp.where(bad, 0, 1 / jnp.maximum(distances, nu))
+  """Returns weights inverse to the distances; NaN if all rows are rejected."""
+  rejected = geometry.rejected_rows(gram)
+  weights = jnp.where(rejected, 0, 1 / jnp.maximum(distances, nu))
   return weights / jnp.sum(weights)
 
 
-def _from_mean(gram: Gram) -> jax.Array:
-  good = ~geometry.rejected_rows(gram)
-  return _distances(good / jnp.sum(good), gram)
+def _distances_from_mean(gram: Gram) -> jax.Array:
+  accepted = ~geometry.rejected_rows(gram)
+  return _distances(accepted / jnp.sum(accepted), gram)
 
 
-def _from_medoid(gram: Gram) -> jax.Array:
-  bad = geometry.rejected_rows(gram)
-  between = geometry.distances(gram, power=1)
+def _distances_from_medoid(gram: Gram) -> jax.Array:
+  """Returns `[n]` distances from the medoid, at least their median."""
+  rejected = geometry.rejected_rows(gram)
   scores = medoid.weigh(gram).scores
   assert scores is not None  # the medoid ranks the clients
-  away = between[jnp.argmin(scores)]
-  middle = jnp.sort(away)[jnp.sum(~bad) // 2]  # of those not rejected
-  return jnp.maximum(away, jnp.where(jnp.isfinite(middle), middle, 0))
+  distances = geometry.distances(gram, power=1)[jnp.argmin(scores)]
+  middle = jnp.sort(distances)[jnp.sum(~rejected) // 2]
+  return jnp.maximum(distances, jnp.where(jnp.isfinite(middle), middle, 0))
 
 
-_STARTS = {'mean': _from_mean, 'medoid': _from_medoid, 'zero': geometry.norms}
+# Distances from the starting point, from which the first weights follow.
+_STARTS = {
+  'mean': _distances_from_mean,
+  'medoid': _distances_from_medoid,
+  'zero': geometry.norms,
+}

@@ -1,4 +1,8 @@
-"""Rules that select clients by distance: Krum, Multi-Krum, the medoid."""
+"""Rules that select clients by their distances: Krum, Multi-Krum, the medoid.
+
+These are Krum, "Bulyan" and "GeoMed" of sections 2.4 and 4.3 of García-Márquez
+et al. 2025.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,33 +24,37 @@ def krum(
 ) -> Verdict:
   r"""Krum: the update of the client that is closest to its nearest neighbours.
 
-  .. math:: \mathrm{Kr}(x_1, \dots, x_n) = x_{i^*}, \quad
-      i^* = \arg\min_i s(i), \quad
-      s(i) = \sum_{i \to j} d(x_i, x_j)
+  The operator KR and the score s(i) of sections 2.4 and 4.3 of García-Márquez
+  et al. 2025:
 
-  where :math:`i \to j` runs over the n - f - 2 clients nearest to i, itself
-  excluded, and d is the squared Euclidean distance (Blanchard et al. 2017).
+  .. math:: \mathrm{KR}(x_1, \dots, x_n) = x_{i^*}, \quad
+      i^* = \arg\min_i s(i), \quad
+      s(i) = \sum_{i \to j} \|x_i - x_j\|^2
+
+  where :math:`i \to j` runs over the n - f - 2 clients nearest to i, without i
+  itself (Blanchard et al. 2017).
 
   Ties go to the lowest index. A rejected row (see `lca.geometry`) is at
-  distance +inf and never selected; if all are rejected, the update is NaN.
+  distance +inf and never selected; if all rows are rejected, the update is NaN.
   Whatever at most f Byzantine clients send, the result is finite, and close to
-  the honest ones in the sense of (α, f)-Byzantine resilience.
+  the honest updates in the sense of (α, f)-Byzantine resilience.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    num_neighbors: how many neighbours a score sums over; None is n - f - 2.
-      byzfl and byzpy take n - f - 1. With fewer than f, liars may be each
-      other's.
-    distance: `'euclidean'`; `'cosine'`, which does not see lengths (with
-      `lca.cosine(krum)` the updates are clipped to their median norm as well);
-      or a function (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4, which is Blades'; None is 2.
+    f: number of Byzantine clients to tolerate.
+    num_neighbors: number of neighbours in a score; None is n - f - 2. byzfl and
+      byzpy take n - f - 1. With fewer than f neighbours, Byzantine clients can
+      be each other's neighbours and win.
+    distance: `'euclidean'`; `'cosine'`, which ignores lengths
+      (`lca.cosine(krum)` also clips the updates to their median norm); or a
+      function (`lca.distances`).
+    power: power of the Euclidean distance, 1, 2 or 4; None is 2, and Blades has
+      4.
 
   Returns:
-    One update, bit for bit one of the clients'.
+    One update, bit for bit the update of one client.
 
   Raises:
     ValueError: unless n > 2f + 2, f >= 0 and 1 <= num_neighbors < n - f.
@@ -77,27 +85,30 @@ def multi_krum(
 ) -> Verdict:
   r"""Multi-Krum: the mean of the m clients of lowest Krum score.
 
-  .. math:: F(x_1, \dots, x_n) = \frac{1}{m} \sum_{i \in V} x_i
+  With m = 5 it is the operator B that García-Márquez et al. 2025, section 4.3,
+  call "Bulyan":
 
-  where V holds the m lowest scores :math:`s(i)` of `krum`. With m = 5 it is
-  what García-Márquez et al. 2025, section 4.3, evaluate as "Bulyan"; byzfl's
+  .. math:: B(x_1, \dots, x_n) = \frac{1}{|V|} \sum_{i \in V} x_i
+
+  where V holds the m clients of lowest score :math:`s(i)` of `krum`. byzfl's
   default is m = n - f.
 
-  Ties go to the lowest index. Rejected rows are never selected; with fewer
-  than m others, those are averaged, and with none the update is NaN. Whatever
-  at most f Byzantine clients send, the result is finite, and each of the m lies
-  as near to the honest ones as some of these do to each other, up to a factor
-  by n.
+  Ties go to the lowest index. Rejected rows (see `lca.geometry`) are never
+  selected. If fewer than m rows are left, those are averaged; if none is left,
+  the update is NaN. Whatever at most f Byzantine clients send, the result is
+  finite, and every selected update is about as near to the honest updates as
+  these are to each other, up to a factor that depends on n.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    m: how many clients to average.
-    num_neighbors: how many neighbours a score sums over; None is n - f - 2.
+    f: number of Byzantine clients to tolerate.
+    m: number of clients to average.
+    num_neighbors: number of neighbours in a score; None is n - f - 2.
     distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4, which is Blades'; None is 2.
+    power: power of the Euclidean distance, 1, 2 or 4; None is 2, and Blades has
+      4.
 
   Returns:
     One update.
@@ -114,7 +125,7 @@ def multi_krum(
 
   References:
     Blanchard et al., Machine learning with adversaries: Byzantine tolerant
-    gradient descent, NeurIPS 2017.
+    gradient descent, NeurIPS 2017; García-Márquez et al. 2025, section 4.3.
   """
   check_integers('multi_krum', f=f, m=m)
   if not 1 <= m <= len(gram) - f:
@@ -134,30 +145,39 @@ def medoid(
 ) -> Verdict:
   r"""The medoid: the client's update with the smallest sum of distances.
 
-  .. math:: F(x_1, \dots, x_n) = x_{i^*}, \quad
-      i^* = \arg\min_i \frac{1}{n} \sum_{j=1}^n \|x_i - x_j\|^p
+  The operator Geo that García-Márquez et al. 2025, sections 2.4 and 4.3, call
+  "GeoMed":
 
-  García-Márquez et al. 2025 evaluate it as "GeoMed". Their text sums squared
-  distances (`power=2`: the client nearest to the mean), their published code
-  the distances themselves, which is the default here. It is not the geometric
-  median, which is no client's update in general.
+  .. math:: \mathrm{Geo}(x_1, \dots, x_n) = x_{j^*}, \quad
+      j^* = \arg\min_j \frac{1}{n} \sum_{i=1}^n \|x_i - x_j\|^p
 
-  Ties go to the lowest index. Rejected rows are left out of the sums and never
-  selected; if all are rejected, the update is NaN. Whatever fewer than half of
-  the clients send, the winner is near the honest ones (not with `power=2`), but
-  a single client steers *which* one it is, and next to a row of 1e6 times the
-  others' norm float32 no longer tells the others apart. Scores count from the
-  distances of a row in the middle, which the sums beside them would hide.
+  The formula of section 4.3 has p = 2 (`power=2`), which selects the client
+  nearest to the mean. The published code, and section 2.4 in words, have p = 1,
+  the default here. The medoid is not the geometric median, which in general is
+  no client's update.
+
+  Ties go to the lowest index. Rejected rows (see `lca.geometry`) are left out
+  of the sums and never selected; if all rows are rejected, the update is NaN.
+  Whatever fewer than half of the clients send, the winner is near the honest
+  updates (except with `power=2`). But a single client influences *which* update
+  wins; and beside a row of 1e6 times the norm of the others, float32 cannot
+  tell the others' sums of distances apart as well as float64 does. To lose as
+  little as possible, the scores are sums of differences from the distances of
+  one row in the middle.
 
   Promise (docs/rules.md): full, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4; None is 1.
+    power: power of the Euclidean distance, 1, 2 or 4; None is 1.
 
   Returns:
-    One update, bit for bit one of the clients'.
+    One update, bit for bit the update of one client.
+
+  Raises:
+    ValueError: unknown `distance` or `power`, or a `power` without the
+      Euclidean distance.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -167,36 +187,41 @@ def medoid(
 
   References:
     El Mhamdi et al., The hidden vulnerability of distributed learning in
-    Byzantium, ICML 2018 (as GeoMed).
+    Byzantium, ICML 2018 (as GeoMed); García-Márquez et al. 2025, section 4.3.
   """
   if distance == 'euclidean' and power is None:
     power = 1
-  between = geometry.distances(gram, distance, power)
-  bad = geometry.rejected_rows(gram)
+  distances = geometry.distances(gram, distance, power)
+  rejected = geometry.rejected_rows(gram)
   if distance == 'cosine' or (distance, power) == ('euclidean', 1):
-    between = _beside_a_middle_one(between, bad, distance)
-  # Divided before they are summed: many distances near the limit overflow.
-  scores = jnp.sum(jnp.where(bad, 0, between / len(gram)), axis=1)
-  return select_lowest(gram, jnp.where(bad, jnp.inf, scores), 1)
+    distances = _relative_to_a_middle_row(distances, rejected, distance)
+  # Division before the sum: the sum of many distances near the limit overflows.
+  scores = jnp.sum(jnp.where(rejected, 0, distances / len(gram)), axis=1)
+  return select_lowest(gram, jnp.where(rejected, jnp.inf, scores), 1)
 
 
-def _beside_a_middle_one(
-  between: jax.Array, bad: jax.Array, distance: geometry.Distance
+def _relative_to_a_middle_row(
+  distances: jax.Array, rejected: jax.Array, distance: geometry.Distance
 ) -> jax.Array:
-  r"""Distances less those of a row r in the middle, which rank the same.
+  r"""Subtracts the distances of a row r in the middle from those of each row.
 
-  .. math:: |d_{ij} - d_{rj}| \le d_{ir}
+  The same amount, :math:`\sum_j d_{rj}`, is subtracted from every row's sum, so
+  the ranking stays. The differences obey the triangle inequality,
 
-  Beside a row j far away it is rounding alone that breaks this, and would hide
-  all the other distances. Under the cosine it holds of the distances' roots:
-  beside a zero row nothing is left.
+  .. math:: |d_{ij} - d_{rj}| \le d_{ir},
+
+  and are clipped to it. Without the clip, rounding in the distances to a row j
+  far away would exceed the bound and hide all other distances. For the cosine
+  distance, the square roots of the distances obey the inequality.
   """
-  middle = order_statistics.sort(between)[:, jnp.sum(~bad) // 2]
-  r = jnp.argmin(middle)
-  within = between[:, r, None]
-  if distance == 'cosine':
-    within = jnp.sqrt(within) * (jnp.sqrt(between) + jnp.sqrt(between[r]))
-  return jnp.clip(between - between[r], -within, within)
+  # The row r whose median distance is least; rejected rows sort last.
+  num_accepted = jnp.sum(~rejected)
+  medians = order_statistics.sort(distances)[:, num_accepted // 2]
+  r = jnp.argmin(medians)
+  bound = distances[:, r, None]  # d_ir
+  if distance == 'cosine':  # a - b = (sqrt(a) - sqrt(b)) (sqrt(a) + sqrt(b))
+    bound = jnp.sqrt(bound) * (jnp.sqrt(distances) + jnp.sqrt(distances[r]))
+  return jnp.clip(distances - distances[r], -bound, bound)
 
 
 def krum_scores(
@@ -207,18 +232,18 @@ def krum_scores(
   distance: geometry.Distance,
   power: int | None,
 ) -> jax.Array:
-  """`[n]` sums of the distances to the nearest neighbours."""
+  """Returns the Krum scores s(i): `[n]` sums over the nearest neighbours."""
   n = len(gram)
   check_integers(rule, f=f)
   if f < 0 or n <= 2 * f + 2:
     raise ValueError(f'{rule} needs f >= 0 and n > 2f + 2, got n={n}, f={f}')
   k = n - f - 2 if num_neighbors is None else num_neighbors
   check_integers(rule, num_neighbors=k)
-  if not 1 <= k < n - f:  # beyond, f rejected rows would spoil every score
+  if not 1 <= k < n - f:  # with more, f rejected rows make every score +inf
     raise ValueError(
       f'{rule} needs 1 <= num_neighbors < n - f, got n={n}, f={f}, '
       f'num_neighbors={k}'
     )
-  between = geometry.distances(gram, distance, power)
-  others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, between)
+  distances = geometry.distances(gram, distance, power)
+  others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
   return jnp.sum(order_statistics.sort(others)[:, :k], axis=1)

@@ -1,4 +1,4 @@
-"""Layer-adaptive sparsified aggregation: a filter for every layer."""
+"""LASA: layer-adaptive sparsified model aggregation."""
 
 import functools
 
@@ -20,35 +20,37 @@ def lasa(
   norm_bound: float = 2.0,
   sign_bound: float = 1.0,
 ) -> tuple[Update, Info]:
-  r"""LASA: sparse updates, each layer averaged over the clients usual in it.
+  r"""LASA: averages, in each leaf, the sparsified updates of typical clients.
 
-  Updates are clipped to the lower median of their norms. In each, the entries
-  of smallest magnitude of all kernels together, the leaves with two or more
-  axes, are set to zero. Then, for every leaf on its own, a client is kept if
-  neither its norm :math:`q_i` nor its sign purity
+  1. Every update is clipped to the lower median of the clients' norms.
+  2. In every update, the entries of smallest magnitude are set to zero, counted
+     over all kernels together. Kernels are the leaves with two or more axes.
+  3. In every leaf, a client is kept if its norm :math:`q_i` is at most
+     `norm_bound` standard deviations from the clients' median, and its sign
+     purity
 
-  .. math:: p_i = \sum_k \mathrm{sign}(x_{ik}) \Big/ \sum_k |\mathrm{sign}
-      (x_{ik})|
+     .. math:: p_i = \sum_k \mathrm{sign}(x_{ik}) \Big/ \sum_k |\mathrm{sign}
+         (x_{ik})|
 
-  is farther from the clients' median than `norm_bound` and `sign_bound`
-  standard deviations. Those kept are averaged; if nobody is, all are.
+     at most `sign_bound` standard deviations. The kept clients are averaged; if
+     none is kept, all clients are averaged.
 
-  Rejected rows (see `lca.geometry`) are in no median and never kept; with none
-  left the update is NaN. Whatever fewer than half of the clients send, no leaf
-  of it is longer than the longest honest update; nothing is promised beyond
-  this clip.
+  Rejected rows (see `lca.geometry`) enter no median and are never kept; if no
+  row is left, the update is NaN. Whatever fewer than half of the clients send,
+  no leaf of the update is longer than the longest honest update. Nothing beyond
+  this effect of the clip is promised.
 
   Promise (docs/rules.md): full, f < n/2.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    sparsity: the share of the kernels' entries set to zero. What ties with
-      the largest of them is, too.
-    norm_bound: in standard deviations (the paper's :math:`\lambda_n`).
-    sign_bound: in standard deviations (the paper's :math:`\lambda_s`).
+    sparsity: share of the kernels' entries to set to zero, together with
+      entries that tie with the largest of these.
+    norm_bound: bound in standard deviations (the paper's :math:`\lambda_n`).
+    sign_bound: bound in standard deviations (the paper's :math:`\lambda_s`).
 
   Returns:
-    One update. `lca.explain` tells `weights` and `selected` as `[leaves, n]`.
+    One update. `lca.explain` reports `weights` and `selected` as `[leaves, n]`.
 
   Raises:
     ValueError: unless 0 <= sparsity < 1, norm_bound >= 0 and sign_bound >= 0.
@@ -69,29 +71,37 @@ def lasa(
       f'sparsity={sparsity}, norm_bound={norm_bound}, sign_bound={sign_bound}'
     )
   gram = geometry.norms_gram(lax.stop_gradient(updates))
-  bad = geometry.rejected_rows(gram)
+  rejected = geometry.rejected_rows(gram)
+  # The clip scales whole rows, which keeps the order of a row's entries: it is
+  # applied last, as a factor.
   factors = geometry.clip_factors(gram, 'lower')
   leaves, treedef = jax.tree.flatten(updates)
-  floor = _floor(lax.stop_gradient(leaves), sparsity)
+  kernel_threshold = _kernel_threshold(lax.stop_gradient(leaves), sparsity)
   outs, verdicts = [], []
   for leaf in leaves:
-    least = floor if leaf.ndim > 2 else jnp.full_like(floor, -1)
-    lengths, purity = _features(lax.stop_gradient(leaf), least, factors)
-    usual = _usual(lengths, bad, norm_bound) & _usual(purity, bad, sign_bound)
-    verdict = average(gram, jnp.where(jnp.any(usual), usual, ~bad))
+    # Entries of magnitude up to the threshold count as zero; -1 keeps all.
+    is_kernel = leaf.ndim > 2  # with the axis of clients
+    threshold = (
+      kernel_threshold if is_kernel else jnp.full_like(kernel_threshold, -1)
+    )
+    norms, purity = _features(lax.stop_gradient(leaf), threshold, factors)
+    typical = _near_median(norms, rejected, norm_bound)
+    typical &= _near_median(purity, rejected, sign_bound)
+    verdict = average(gram, jnp.where(jnp.any(typical), typical, ~rejected))
     verdict = verdict._replace(factors=factors)
-    outs.append(_sparse_mix(verdict.scaled_weights, leaf, least))
+    outs.append(_sparse_mix(verdict.scaled_weights, leaf, threshold))
     verdicts.append(verdict.info(gram))
   info = jax.tree.map(lambda *x: jnp.stack(x), *verdicts)
   return jax.tree.unflatten(treedef, outs), info
 
 
 @functools.partial(jax.jit, static_argnames='sparsity')
-def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
-  """`[n]` magnitudes: the k-th largest of a row's kernels, by bisection.
+def _kernel_threshold(leaves: list[jax.Array], sparsity: float) -> jax.Array:
+  """Returns `[n]` magnitudes: the k-th largest entry of each row's kernels.
 
-  The bits of nonnegative floats order as the floats do, so that the largest
-  magnitude that k entries reach is found bit by bit, without sorting.
+  k is the number of entries to keep. The result is found by bisection, bit by
+  bit and without a sort: the bits of nonnegative floats, read as integers, have
+  the same order as the floats.
   """
   n = len(leaves[0])
   kernels = [leaf for leaf in leaves if leaf.ndim > 2]
@@ -101,54 +111,61 @@ def _floor(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   if not sparsity or not kept:
     return jnp.full(n, -1 if not sparsity else jnp.inf, dtype)
   bits_of = order_statistics.integers(dtype)
-  top = 8 * dtype.itemsize - 2  # below the sign
+  top = 8 * dtype.itemsize - 2  # the highest bit below the sign
 
-  def refine(i, floor):
-    higher = floor | jnp.left_shift(jnp.ones((), bits_of), top - i)
+  def refine(i, threshold):
+    # Sets the next bit if at least `kept` entries reach the higher threshold.
+    higher = threshold | jnp.left_shift(jnp.ones((), bits_of), top - i)
 
     def reach(x, higher):
       bits = lax.bitcast_convert_type(jnp.abs(x).astype(dtype), bits_of)
       return jnp.sum(bits >= higher[:, None], axis=1)
 
     reached = sum(sums.over_columns(reach, x, whole=(higher,)) for x in kernels)
-    return jnp.where(reached >= kept, higher, floor)
+    return jnp.where(reached >= kept, higher, threshold)
 
-  floor = lax.fori_loop(0, top + 1, refine, jnp.zeros(n, bits_of))
-  return lax.bitcast_convert_type(floor, dtype)
+  threshold = lax.fori_loop(0, top + 1, refine, jnp.zeros(n, bits_of))
+  return lax.bitcast_convert_type(threshold, dtype)
 
 
 @jax.jit
-def _features(leaf, least, factors):
-  """`[n]` norms of the clipped sparse rows, and the purity of their signs."""
+def _features(leaf, threshold, factors):
+  """Returns `[n]` norms of the clipped sparse rows and their sign purities."""
 
-  def moments(x, least):
-    kept = jnp.where(jnp.abs(x) > least[:, None], x, 0)
+  def moments(x, threshold):
+    kept = jnp.where(jnp.abs(x) > threshold[:, None], x, 0)
     wide = kept.astype(sums.wide(x.dtype))
     sign = jnp.sign(wide)
     return jnp.stack([jnp.sum(y, axis=1) for y in (wide**2, sign, sign**2)])
 
-  squares, signs, count = sums.over_columns(moments, leaf, whole=(least,))
+  squares, signs, count = sums.over_columns(moments, leaf, whole=(threshold,))
   return jnp.sqrt(squares) * factors, signs / jnp.maximum(count, 1)
 
 
-def _usual(values, bad, bound):
-  """Who is within `bound` standard deviations of the median."""
-  values = jnp.where(bad, jnp.nan, values)
-  away, deviation = jnp.abs(values - jnp.nanmedian(values)), jnp.nanstd(values)
-  # False for NaN; a bound of infinity lets all pass where all agree, too.
-  return away <= jnp.where(deviation > 0, bound * deviation, 0)
+def _near_median(values, rejected, bound):
+  """Returns a mask of values within `bound` standard deviations of the median.
+
+  Rejected rows enter neither the median nor the standard deviation; their mask
+  is False.
+  """
+  values = jnp.where(rejected, jnp.nan, values)
+  gaps, deviation = jnp.abs(values - jnp.nanmedian(values)), jnp.nanstd(values)
+  # A comparison with NaN is False. `inf * 0` would be NaN: the `where` lets an
+  # infinite bound keep all clients also where their values are equal.
+  return gaps <= jnp.where(deviation > 0, bound * deviation, 0)
 
 
 @jax.jit
-def _sparse_mix(weights, rows, least):
-  """The weighted sum of what of the rows is larger than `least`."""
+def _sparse_mix(weights, rows, threshold):
+  """Returns the weighted sum of the rows, less entries up to the threshold."""
   dtype = sums.wide(rows.dtype)
   weights = weights.astype(dtype)
 
   def add(i, total):
-    kept = (weights[i] != 0) & (jnp.abs(rows[i]) > least[i])
+    kept = (weights[i] != 0) & (jnp.abs(rows[i]) > threshold[i])
     return total + jnp.where(kept, weights[i] * rows[i].astype(dtype), 0)
 
-  nobody = jnp.where(jnp.any(jnp.isnan(weights)), jnp.nan, 0)
-  start = jnp.full(rows.shape[1:], nobody, dtype)
+  # NaN weights say that no client is left: the sum is NaN everywhere.
+  initial = jnp.where(jnp.any(jnp.isnan(weights)), jnp.nan, 0)
+  start = jnp.full(rows.shape[1:], initial, dtype)
   return lax.fori_loop(0, len(rows), add, start).astype(rows.dtype)

@@ -1,4 +1,7 @@
-"""LEGATO: layers that vary over the rounds lean on their past."""
+"""LEGATO: blends each layer's mean with its past, by the layer's robustness.
+
+Algorithm 2 of Varma et al. 2021. Comments give its line numbers.
+"""
 
 import warnings
 from typing import Literal, NamedTuple
@@ -16,17 +19,18 @@ from lca.typing import PyTree
 Normalize = Literal['sum', 'max']
 Divisor = Literal['past', 'window']
 
-_EPSILON = 1e-6  # of the largest mean norm: added to every layer's deviation
+_RELATIVE_FLOOR = 1e-6  # times the largest mean norm, added to all deviations
 
 
 class LegatoState(NamedTuple):
-  """What LEGATO remembers, of m rounds and L layers.
+  """The state of LEGATO with a window of m rounds and L layers.
 
   Attributes:
-    past: leaves `[m - 1, ...]`, a ring of past mean updates.
-    norms: `[m, L]`, a ring of normalised norms (Eq. 2), this round's included.
-    count: `[]`, rounds logged so far.
-    factors: `[L]`, the last round's robustness factors (line 16).
+    past: leaves `[m - 1, ...]`, a ring buffer of the past rounds' mean updates.
+    norms: `[m, L]`, a ring buffer of the normalised norms (Eq. 2), this round's
+      included.
+    count: `[]`, number of rounds logged so far.
+    factors: `[L]`, robustness factors of the last round (line 16).
   """
 
   past: PyTree
@@ -43,7 +47,10 @@ def legato(
   normalize: Normalize = 'sum',
   divisor: Divisor = 'past',
 ) -> Aggregator:
-  r"""LayerwisE Gradient AggregaTiOn, an `Aggregator` (Algorithm 2).
+  r"""Returns the LEGATO aggregator: LayerwisE Gradient AggregaTiOn.
+
+  The more the norm of a layer varies over the rounds, the more weight the past
+  updates of that layer have. In Algorithm 2, lines 12 (Eq. 2), 16 and 20:
 
   .. math:: P_l^t = \frac{\|[g_{1,l}^t, \dots, g_{n,l}^t]\|}
       {\sum_p \|G_p^t\|}, \qquad
@@ -52,50 +59,52 @@ def legato(
       \sum_{j=1}^{m-1} \bar g_l^{t-j}
 
   where :math:`\bar g` is the mean over the workers. The paper logs the
-  gradients of every worker, in O(d n m). But line 20 is linear in them, and
-  line 23 averages over the workers with one :math:`w_l` for all:
+  gradients of every worker, O(d n m) numbers. But line 20 is linear in the
+  gradients, and line 23 averages over the workers, which share one :math:`w_l`
+  per layer (the line prints a sum; the paper's text says average):
 
   .. math:: \frac{1}{n} \sum_p \Big(w_l\, g_{p,l}^t + \frac{1 - w_l}{m - 1}
       \sum_j g_{p,l}^{t-j}\Big) = w_l\, \bar g_l^t + \frac{1 - w_l}{m - 1}
       \sum_j \bar g_l^{t-j}
 
-  and of a past round, line 12 needs no more than its :math:`P_l`. So the past
-  means and a table of norms are enough: O(d m), whatever n is, with the same
-  result, in two readings of the updates and one of the past. Of a state that
-  is given away, as in `jax.jit(aggregator.update, donate_argnums=1)`, nothing
-  is copied.
+  and for a past round only :math:`P_l` of line 12 is needed. So the past means
+  and `[m, layers]` norms give the same result with O(d m) numbers, whatever n
+  is. An update reads the clients' updates twice and the past once. If the state
+  is donated, as in `jax.jit(aggregator.update, donate_argnums=1)`, no part of
+  it is copied.
 
-  It damps noise. It bounds no worker's influence: one enormous finite update
-  moves the result as far as it likes. A rejected one (see `lca.geometry`, by
-  the whole update) is left out of its round, or it would spoil m of them; with
-  nobody left the update is NaN and nothing is logged.
+  LEGATO damps noise. It bounds no worker's influence: one enormous finite
+  update moves the result arbitrarily far. A rejected row (see `lca.geometry`;
+  the whole update counts) is left out of its round, because it would otherwise
+  spoil m rounds. If no row is left, the update is NaN and nothing is logged.
 
-  Until two rounds are logged, and with a window of 1, it is the mean. To the
-  deviation of every layer 1e-6 of the largest layer's mean norm is added, for
-  a layer whose norms do not vary to have one. It is then by far the most robust
-  one, whatever it holds: next to a layer whose gradient is always zero, the
-  others' factors sum to almost 0.
+  Until two rounds are logged, and with a window of 1, the update is the mean.
+  1e-6 of the largest layer's mean norm is added to every layer's deviation, so
+  that the deviation of a layer with constant norms is not zero. A layer with
+  constant norms is then by far the most robust layer, whatever its values: next
+  to a layer whose gradient is always zero, the other layers' factors sum to
+  almost 0.
 
   Promise (docs/rules.md): none.
 
   Args:
-    window: m, the log's size in rounds, this one included.
-    by: what a layer is, as in `lca.layerwise`.
-    norm: of the matrix of a layer's gradients. `'frobenius'` is the one whose
-      cost the paper states; `'spectral'` needs the layer's Gram matrix.
-    normalize: factors are divided by their `'sum'` or their `'max'` over the
-      layers. With more layers than m, the sum weighs each past round above the
-      present one, and a warning says so.
-    divisor: of the past's sum: how many rounds of the `'past'` there are, or
-      always m - 1, the full `'window'`.
+    window: m, number of rounds in the log, this round included.
+    by: grouping of leaves into layers, as in `lca.layerwise`.
+    norm: norm of the matrix of a layer's gradients. `'frobenius'` is the norm
+      whose cost the paper states; `'spectral'` needs the layer's Gram matrix.
+    normalize: divisor of the factors over the layers: their `'sum'` or their
+      `'max'`. With more layers than m and `'sum'`, each past round has a larger
+      weight than the present round, and a warning says so.
+    divisor: divisor of the sum over the past: `'past'` is the number of past
+      rounds in the log, `'window'` is always m - 1.
 
   Returns:
-    An Aggregator with a `LegatoState`; `lca.explain` of it tells `weights`,
-    `[layers, n]`, of this round's rows, the mask `[n]` of the `rejected` ones,
-    and the layers' robustness `factors`, `[layers]`, as in the new state.
+    An Aggregator with a `LegatoState`. `lca.explain` reports `weights`,
+    `[layers, n]`, of this round's rows; `rejected`, `[n]`; and the robustness
+    `factors`, `[layers]`, as in the new state.
 
   Raises:
-    ValueError: unless window >= 1, or an unknown option.
+    ValueError: unless window >= 1, or if an option is unknown.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -127,8 +136,9 @@ def legato(
     num_layers = len(Layers(params, key).split(params))
     if normalize == 'sum' and 1 < window < num_layers:
       warnings.warn(
-        f'with {num_layers} layers and window={window}, factors that sum to 1 '
-        'weigh every past round above the present one',
+        f'with {num_layers} layers and window={window}, the factors sum to 1 '
+        'and each past round weighs more than the present one: use a window '
+        "of at least the number of layers, a coarser scope, or normalize='max'",
         stacklevel=2,
       )
     past = jax.tree.map(
@@ -147,22 +157,25 @@ def legato(
     geometry.num_clients(updates)
     layers = Layers(updates, key)
     grams = layer_grams(layers.split(updates), norm)
-    bad = geometry.rejected_rows(jnp.sum(grams, axis=0))
-    anybody = ~jnp.all(bad)
-    shares = jnp.where(anybody, ~bad / jnp.sum(~bad), jnp.nan)
+    rejected = geometry.rejected_rows(jnp.sum(grams, axis=0))
+    any_accepted = ~jnp.all(rejected)
+    shares = jnp.where(any_accepted, ~rejected / jnp.sum(~rejected), jnp.nan)
     mean = geometry.mix(updates, shares)
 
     past, norms, count, _ = state
-    norms = norms.at[count % window].set(normalized(grams, bad, norm))
+    # Lines 7 to 14, Eq. 2. The norms of past rounds are in the ring already.
+    norms = norms.at[count % window].set(normalized(grams, rejected, norm))
     logged = jnp.minimum(count + 1, window)
-    factors = _factors(norms, logged, normalize)
+    factors = _factors(norms, logged, normalize)  # lines 15 to 17
     update = mean
     if window > 1:
+      # Of the m - 1 slots, those that hold a past round.
       in_past = jnp.arange(window - 1) < logged - 1
       rounds = jnp.sum(in_past) if divisor == 'past' else window - 1
       history = geometry.mix(past, in_past / jnp.maximum(rounds, 1))
 
-      def blend(factor, new, old):  # line 20, on the means
+      # Lines 18 to 23, on the means over the workers.
+      def blend(factor, new, old):
         return jax.tree.map(
           lambda x, y: (factor * x + (1 - factor) * y).astype(x.dtype), new, old
         )
@@ -171,27 +184,29 @@ def legato(
         factors, layers.split(mean), layers.split(history), strict=True
       )
       update = layers.join([blend(*part) for part in parts])
-      # The ring takes this round's mean unless it is of nobody, and then the
-      # update is NaN. To ask the update rather than the mean also lets XLA know
-      # that the ring has been read: it would copy it twice (jaxlib 0.10).
+      # Lines 24 to 28, the log: the ring buffer takes this round's mean. If no
+      # client was usable, the update is NaN and the ring keeps its entry. The
+      # test reads `update` rather than `any_accepted` so that XLA knows that
+      # the ring has been read before it is written: otherwise XLA copies the
+      # ring twice (jaxlib 0.10).
       slot = count % (window - 1)
       past = jax.tree.map(
-        lambda ring, new, of_it: ring.at[slot].set(
-          jnp.where(jnp.isnan(of_it), ring[slot], new)
+        lambda ring, new, updated: ring.at[slot].set(
+          jnp.where(jnp.isnan(updated), ring[slot], new)
         ),
         past,
         mean,
         update,
       )
     log = jax.tree.map(
-      lambda new, old: jnp.where(anybody, new, old),
+      lambda new, old: jnp.where(any_accepted, new, old),
       (norms, count + 1, factors),
       state[1:],
     )
     state = LegatoState(past, *log)
     info = {
       'weights': factors[:, None] * shares,
-      'rejected': bad,
+      'rejected': rejected,
       'factors': state.factors,
     }
     return update, state, info
@@ -202,7 +217,11 @@ def legato(
 def _factors(
   norms: jax.Array, logged: jax.Array, normalize: Normalize
 ) -> jax.Array:
-  """Lines 15 to 17: `[layers]` from the `[m, layers]` norms of the log."""
+  """Returns `[layers]` robustness factors from `[m, layers]` norms.
+
+  Lines 15 to 17 of Algorithm 2. Only the first `logged` rows of the norms hold
+  a round.
+  """
   in_log = (jnp.arange(len(norms)) < logged)[:, None]
 
   def over_log(x):
@@ -210,7 +229,7 @@ def _factors(
 
   mean = over_log(norms)
   deviation = jnp.sqrt(over_log((norms - mean) ** 2))
-  deviation += _EPSILON * jnp.max(mean)
+  deviation += _RELATIVE_FLOOR * jnp.max(mean)
   inverse = 1 / jnp.where(deviation > 0, deviation, 1)
   total = jnp.sum(inverse) if normalize == 'sum' else jnp.max(inverse)
   return jnp.where(logged < 2, 1, inverse / total)

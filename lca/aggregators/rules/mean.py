@@ -1,4 +1,4 @@
-"""Averaging, the rule that every robust one is compared with."""
+"""The mean: the baseline for every robust rule."""
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,24 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
 
   .. math:: F(x_1, \dots, x_n) = \sum_i w_i x_i / \sum_i w_i
 
-  With the updates client minus server and a server learning rate of one, the
-  unweighted mean is Eq. 2 of García-Márquez et al. 2025; weights proportional
-  to the numbers of examples give McMahan et al.'s FedAvg.
+  This is Eq. 2 of García-Márquez et al. 2025 with a server learning rate of
+  one: the update of the global model is the unweighted mean of the updates,
+  client minus server. With weights proportional to the clients' numbers of
+  examples it is FedAvg as in McMahan et al. 2017.
 
-  A single client moves the mean anywhere, and one NaN makes it NaN.
+  A single client can move the mean anywhere, and one NaN makes it NaN.
 
   Promise (docs/rules.md): none.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    weights: `[n]`, nonnegative; None weighs all clients the same.
+    weights: `[n]`, nonnegative; None weighs all clients equally.
 
   Returns:
     One update, in the leaves' dtypes.
 
   Raises:
-    ValueError: if there is not one weight a client.
+    ValueError: unless there is one weight per client.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -47,6 +48,7 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
   weights = jnp.ones(n) if weights is None else jnp.asarray(weights)
   if weights.shape != (n,):
     raise ValueError(
-      f'mean needs one weight a client, ({n},), got {weights.shape}'
+      f'mean needs one weight per client, weights of shape ({n},), got '
+      f'shape {weights.shape}'
     )
   return Verdict(weights / jnp.sum(weights))

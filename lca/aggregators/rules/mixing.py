@@ -21,19 +21,19 @@ def nnm(
   f: int,
   distance: geometry.Distance = 'euclidean',
 ) -> Verdict:
-  r"""Nearest-neighbour mixing: each update becomes the mean of its nearest.
+  r"""Nearest-neighbour mixing: replaces each update by its neighbours' mean.
 
   .. math:: y_i = \frac{1}{n - f} \sum_{j \in N_i} x_j
 
-  where :math:`N_i` holds the n - f clients nearest to i, itself among them.
-  Any rule that withstands f arbitrary clients still does after it.
+  where :math:`N_i` holds i itself and the n - f - 1 clients nearest to i. A
+  rule that withstands f arbitrary clients still does so after `nnm`.
 
-  Ties go to the lowest index. Rejected rows (see `lca.geometry`) are nobody's
-  neighbours; with fewer than n - f others, those are averaged.
+  Ties go to the lowest index. Rejected rows (see `lca.geometry`) are in no
+  :math:`N_i`; if fewer than n - f rows are left, those are averaged.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
+    f: number of Byzantine clients to tolerate.
     distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
 
   Returns:
@@ -53,29 +53,30 @@ def nnm(
   """
   n = len(gram)
   check_majority('nnm', n, f)
-  between = geometry.distances(gram, distance)
-  between = jnp.where(jnp.eye(n, dtype=bool), -1, between)  # itself first
-  nearest = jax.vmap(lambda away: select_lowest(gram, away, n - f).weights)
-  bad = geometry.rejected_rows(gram)
-  return Verdict(jnp.where(bad[:, None], jnp.nan, nearest(between)))
+  distances = geometry.distances(gram, distance)
+  # A client is its own nearest neighbour, also beside equal rows.
+  distances = jnp.where(jnp.eye(n, dtype=bool), -1, distances)
+  neighbours = jax.vmap(lambda row: select_lowest(gram, row, n - f).weights)
+  rejected = geometry.rejected_rows(gram)
+  return Verdict(jnp.where(rejected[:, None], jnp.nan, neighbours(distances)))
 
 
 @gram_rule(needs='norms')
 def bucketing(gram: Gram, *, key: jax.Array, bucket_size: int = 2) -> Verdict:
-  r"""Averages random buckets of clients: fewer and less different updates.
+  r"""Averages the clients in random buckets, which reduces their differences.
 
   .. math:: y_j = \frac{1}{s} \sum_{i=(j-1)s+1}^{\min(n, js)} x_{\pi(i)}
 
-  with a random permutation :math:`\pi`, and the last bucket divided by its own
-  size. At most f of the buckets hold a Byzantine client.
+  with a random permutation :math:`\pi`. The last bucket may be smaller, and is
+  divided by its own size. At most f buckets contain a Byzantine client.
 
-  Rejected rows (see `lca.geometry`) are left out of their buckets; a bucket of
-  nothing else is NaN.
+  Rejected rows (see `lca.geometry`) are left out of their buckets; a bucket
+  that contains only rejected rows becomes NaN.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    key: of the permutation.
-    bucket_size: s, how many clients a bucket has.
+    key: PRNG key of the permutation.
+    bucket_size: number s of clients in a bucket.
 
   Returns:
     Stacked updates of the same structure and dtypes, `[ceil(n / s), ...]`.
@@ -100,7 +101,7 @@ def bucketing(gram: Gram, *, key: jax.Array, bucket_size: int = 2) -> Verdict:
       f'bucketing needs 1 <= bucket_size <= n, got n={n}, '
       f'bucket_size={bucket_size}'
     )
-  place = jnp.argsort(jax.random.permutation(key, n))  # of each client
+  place = jnp.argsort(jax.random.permutation(key, n))  # position of each client
   buckets = jnp.arange(-(-n // bucket_size))
   members = place // bucket_size == buckets[:, None]
   return Verdict(jax.vmap(lambda row: average(gram, row).weights)(members))

@@ -1,7 +1,8 @@
-"""Rules that look for the direction along which the clients differ most.
+"""Rules that filter along the direction in which the clients differ most.
 
-The principal direction of the centred updates is a mixture of them: its
-coefficients are an eigenvector of the centred `[n, n]` Gram matrix.
+This direction, the principal direction of the centred updates, is a weighted
+sum of them. Its coefficients follow from an eigenvector of the centred
+`[n, n]` Gram matrix, so that no covariance matrix of the parameters is needed.
 """
 
 import functools
@@ -24,25 +25,29 @@ from lca.typing import Gram, Update, Updates
 
 
 def _deviations(
-  gram: Gram, weights: jax.Array, seen: jax.Array
+  gram: Gram, weights: jax.Array, included: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  r"""Along the principal direction v of the weighted covariance.
+  r"""Returns the clients' squared deviations along the principal direction.
+
+  The principal direction v is the top eigenvector of the weighted covariance.
 
   Args:
     gram: `[n, n]` inner products, without rejected rows.
     weights: `[n]`, nonnegative.
-    seen: `[n]` mask of the rows to look at, all of those with a weight.
+    included: `[n]` mask of the rows to return deviations of. Every row with a
+      weight must be included.
 
   Returns:
     The largest eigenvalue, and `[n]` squares :math:`\langle v, x_i -
-    \mu\rangle^2` with the weighted mean :math:`\mu`; 0 of rows not seen.
+    \mu\rangle^2`, where :math:`\mu` is the weighted mean; 0 for rows that are
+    not included.
   """
   share = weights / jnp.sum(weights)
   mixed = sums.dot(gram, share)
   centred = gram - mixed[:, None] - mixed + sums.dot(share, mixed)
-  # Not beside the others, however large they are.
-  centred = jnp.where(seen[:, None] & seen, centred, 0)
-  # Of magnitude 1, so that squares of large updates do not overflow.
+  # Rows that are not included may be enormous: they would hide the others.
+  centred = jnp.where(included[:, None] & included, centred, 0)
+  # Scaled to magnitude 1, so that squares of large updates do not overflow.
   size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
   centred, root = centred / size, jnp.sqrt(share)
   values, vectors = eigen.eigh(root[:, None] * centred * root)
@@ -55,7 +60,7 @@ def _deviations(
 def caf(
   gram: Gram, *, f: int, farthest: Literal['remaining', 'any'] = 'remaining'
 ) -> Verdict:
-  r"""The covariance-bound agnostic filter.
+  r"""The covariance-bound agnostic filter (CAF).
 
   Every client starts with weight :math:`c_i = 1`. As long as :math:`\sum_i c_i
   > n - 2f`, the largest eigenvalue :math:`\lambda` of the weighted covariance
@@ -65,28 +70,31 @@ def caf(
       \Big), \qquad \tau_i = \langle v, x_i - \mu \rangle^2
 
   takes weight from those that deviate from the weighted mean :math:`\mu` along
-  v. The result is the mean of the smallest :math:`\lambda` seen.
+  v. The result is the weighted mean of the step with the smallest
+  :math:`\lambda`.
 
-  The maximum is over the clients that still have weight, one of whom at least
-  every iteration removes. Rejected rows (see `lca.geometry`) start with weight
-  0; with no other the update is NaN. What at most f clients send moves the
-  result no farther than a multiple of the honest updates' lengths.
+  The maximum is over the clients that still have weight; every iteration
+  removes at least one of them. Rejected rows (see `lca.geometry`) start with
+  weight 0; if no row is left, the update is NaN. Whatever at most f clients
+  send, the length of the result is at most a multiple of the honest updates'
+  lengths.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    farthest: whose deviation is the maximum, that of the `'remaining'` clients
-      or of `'any'`, as in byzfl and byzpy. With the latter a removed client
-      still counts: the farther away it is, the less every iteration takes, and
-      the filter may end after very many, with nothing promised.
+    f: number of Byzantine clients to tolerate.
+    farthest: clients whose deviations the maximum is over: the `'remaining'`
+      clients, or `'any'`, as in byzfl and byzpy. With `'any'` a removed client
+      still counts. The farther away it is, the less weight an iteration
+      removes; the filter may take very many iterations, and nothing is
+      promised.
 
   Returns:
     One update.
 
   Raises:
-    ValueError: unless f >= 0 and n > 2f; unknown `farthest`.
+    ValueError: unless f >= 0 and n > 2f, or if `farthest` is unknown.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -102,27 +110,28 @@ def caf(
   check_majority('caf', n, f)
   if farthest not in ('remaining', 'any'):
     raise ValueError(f"farthest must be 'remaining' or 'any', got {farthest!r}")
-  good = ~geometry.rejected_rows(gram)
-  inner = geometry.without_rejected(geometry.differences(gram), ~good)
+  accepted = ~geometry.rejected_rows(gram)
+  inner = geometry.without_rejected(geometry.differences(gram), ~accepted)
 
   def filter_once(carry):
     weights, _, least, best = carry
-    seen = weights > 0 if farthest == 'remaining' else good
-    value, squares = _deviations(inner, weights, seen)
+    included = weights > 0 if farthest == 'remaining' else accepted
+    value, squares = _deviations(inner, weights, included)
     best = jnp.where(value < least, weights, best)
     largest = jnp.max(squares)
-    # Compiled, a quotient of equals may be a rounding away from 1.
-    far = squares >= (1 - 1e-6) * largest
-    kept = jnp.where(far, 0, 1 - squares / largest)
+    # The largest deviation gives weight 0 exactly: compiled, the quotient of
+    # equal numbers may differ from 1 by a rounding error.
+    is_farthest = squares >= (1 - 1e-6) * largest
+    kept = jnp.where(is_farthest, 0, 1 - squares / largest)
     return weights * kept, weights, jnp.minimum(value, least), best
 
-  def goes_on(carry):
+  def filtering(carry):
     weights, last, *_ = carry
     return (jnp.sum(weights) > n - 2 * f) & jnp.any(weights != last)
 
-  start = good.astype(gram.dtype)
+  start = accepted.astype(gram.dtype)
   carry = start, -start, jnp.array(jnp.inf, gram.dtype), start
-  *_, best = lax.while_loop(goes_on, filter_once, carry)
+  *_, best = lax.while_loop(filtering, filter_once, carry)
   return Verdict(best / jnp.sum(best))
 
 
@@ -136,39 +145,39 @@ def dnc(
   subsample_dim: int | None = None,
   key: jax.Array | None = None,
 ) -> tuple[Update, Info]:
-  r"""Divide and conquer: drops the clients that deviate most along one line.
+  r"""Divide and conquer (DnC): drops the clients farthest along one direction.
 
   .. math:: s_i = \langle v, x_i - \bar x \rangle^2
 
-  with v the principal direction of the centred updates. The int(c f) clients
-  of the largest :math:`s_i` are dropped, c the `filter_fraction`, and the
-  others averaged. With `subsample_dim`, the scores are taken `num_iters` times
-  on as many coordinates drawn at random, and a client is averaged if it was
-  never dropped; by default all coordinates are used, once, and nothing is
-  random.
+  where v is the principal direction of the centred updates. The int(c f)
+  clients of largest :math:`s_i` are dropped, where c is the `filter_fraction`,
+  and the others are averaged. By default all coordinates are used once, and
+  nothing is random. With `subsample_dim`, the scores are computed `num_iters`
+  times, each time on that many random coordinates, and a client is averaged if
+  it was never dropped.
 
-  Ties keep the lowest index. Rejected rows (see `lca.geometry`) have score
-  +inf. With nobody left, the update is NaN. Whatever at most f clients send,
-  the result is finite; only along v is what stays bounded.
+  In a tie the lowest index is kept. Rejected rows (see `lca.geometry`) have
+  score +inf. If no client is left, the update is NaN. Whatever at most f
+  clients send, the result is finite; its length is bounded along v only.
 
   Promise (docs/rules.md): finite.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    filter_fraction: how many clients to drop, in units of f.
-    num_iters: how many draws of coordinates.
-    subsample_dim: how many coordinates a draw has, all if there are no more;
-      every leaf gives its share, spread over the leaf.
-    key: of the draws.
+    f: number of Byzantine clients to tolerate.
+    filter_fraction: number of clients to drop, in units of f.
+    num_iters: number of draws of coordinates.
+    subsample_dim: number of coordinates in a draw; at most all of them. Every
+      leaf contributes in proportion to its size, spread over the leaf.
+    key: PRNG key of the draws.
 
   Returns:
     One update.
 
   Raises:
     ValueError: unless f >= 0, n > 2f, 0 <= filter_fraction f < n,
-      num_iters >= 1 and subsample_dim >= 1; if there is `subsample_dim` and no
-      key, or `num_iters` without it.
+      num_iters >= 1 and subsample_dim >= 1; or if there is `subsample_dim`
+      without a key, or `num_iters` without `subsample_dim`.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -191,35 +200,46 @@ def dnc(
   if subsample_dim is None:
     if num_iters != 1:
       raise ValueError(
-        f'num_iters={num_iters} applies to draws of subsample_dim coordinates'
+        f'dnc got num_iters={num_iters} without subsample_dim: all coordinates '
+        'are used once; set subsample_dim to draw coordinates'
       )
     verdict = _dnc(gram, gram, dropped)
     return geometry.mix(updates, verdict.weights), verdict.info(gram)
   draws = _draws(updates, num_iters, subsample_dim, key)
+  # A client is kept if every draw keeps it.
   kept = [_dnc(gram, geometry.gram(x), dropped).weights > 0 for x in draws]
   verdict = average(gram, functools.reduce(jnp.logical_and, kept))
   return geometry.mix(updates, verdict.weights), verdict.info(gram)
 
 
-def _dnc(gram: Gram, seen: Gram, dropped: int) -> Verdict:
-  """Averages those that deviate least in the Gram matrix `seen`."""
-  seen = lax.stop_gradient(seen)
-  bad = geometry.rejected_rows(lax.stop_gradient(gram))
-  inner = geometry.without_rejected(geometry.differences(seen), bad)
-  _, squares = _deviations(inner, (~bad).astype(seen.dtype), ~bad)
-  scores = jnp.where(bad, jnp.inf, squares)
-  return select_lowest(lax.stop_gradient(gram), scores, len(gram) - dropped)
+def _dnc(gram: Gram, draw_gram: Gram, num_dropped: int) -> Verdict:
+  """Averages the clients with the smallest deviations in one draw.
+
+  Args:
+    gram: `[n, n]` inner products of all coordinates, which say who is rejected.
+    draw_gram: `[n, n]` inner products of the drawn coordinates.
+    num_dropped: number of clients to drop.
+  """
+  draw_gram = lax.stop_gradient(draw_gram)
+  rejected = geometry.rejected_rows(lax.stop_gradient(gram))
+  inner = geometry.without_rejected(geometry.differences(draw_gram), rejected)
+  weights = (~rejected).astype(draw_gram.dtype)
+  _, squares = _deviations(inner, weights, ~rejected)
+  scores = jnp.where(rejected, jnp.inf, squares)
+  return select_lowest(lax.stop_gradient(gram), scores, len(gram) - num_dropped)
 
 
 def _draws(
   updates: Updates, num_iters: int, dim: int, key: jax.Array | None
 ) -> list[Updates]:
-  """`num_iters` times `dim` coordinates; every leaf gives its share."""
+  """Returns `num_iters` draws of about `dim` coordinates, lists of leaves."""
   leaves = [sums.flat(jnp.asarray(leaf)) for leaf in jax.tree.leaves(updates)]
   sizes = [leaf.shape[1] for leaf in leaves]
   ends = np.cumsum(sizes)
   if key is None:
-    raise ValueError('dnc draws coordinates with a key, got key=None')
+    raise ValueError(
+      'dnc needs a key to draw subsample_dim coordinates: pass key='
+    )
   check_integers('dnc', num_iters=num_iters, subsample_dim=dim)
   if num_iters < 1 or dim < 1:
     raise ValueError(
@@ -229,8 +249,9 @@ def _draws(
   part = min(1, dim / max(ends[-1], 1))
   stops = np.rint(ends * part).astype(int)
   shares = np.diff(stops, prepend=0)
-  # One of each of as many stretches: all different, and without a sort. Drawn
-  # at once, for XLA compiles every call anew.
+  # Each leaf is cut into as many stretches as it contributes coordinates, and
+  # one coordinate is drawn from each stretch: all differ, and no sort is
+  # needed. There is one draw for all leaves, as XLA compiles every call anew.
   bounds = [
     np.arange(share + 1) * size // max(share, 1)
     for size, share in zip(sizes, shares, strict=True)
@@ -240,6 +261,6 @@ def _draws(
   drawn = jax.random.randint(key, (num_iters, len(lowest)), lowest, above)
   chosen = jnp.split(drawn, stops[:-1], axis=1)
   return [
-    [leaf[:, own[i]] for leaf, own in zip(leaves, chosen, strict=True)]
+    [leaf[:, columns[i]] for leaf, columns in zip(leaves, chosen, strict=True)]
     for i in range(num_iters)
   ]

@@ -15,7 +15,7 @@ from lca.aggregators.rules.selection import average, check_majority
 from lca.stacked import eigen, geometry
 from lca.typing import Gram
 
-_ENTRIES = 2**18  # of the subsets' Gram matrices that are made at once
+_ENTRIES = 2**18  # entries of the subsets' Gram matrices in memory at once
 
 
 @gram_rule
@@ -28,35 +28,37 @@ def mda(
   distance: geometry.Distance = 'euclidean',
   power: int | None = None,
 ) -> Verdict:
-  r"""Minimum-diameter averaging: the mean of the tightest n - f updates.
+  r"""Minimum-diameter averaging (MDA): the mean of the tightest n - f updates.
 
   .. math:: F(x_1, \dots, x_n) = \frac{1}{n - f} \sum_{i \in S^*} x_i, \quad
       S^* = \arg\min_{|S| = n - f} \max_{i, j \in S} d(x_i, x_j)
 
-  All C(n, f) subsets are compared. Subsets that share their farthest pair tie;
-  by default the one of the least mean distance wins. Rejected rows (see
-  `lca.geometry`) are at distance +inf; with fewer than n - f others, those are
-  averaged, and with none the update is NaN. What at most f clients send moves
-  the result no farther than a multiple of the honest updates' lengths (not
-  under the cosine distance alone, which does not see lengths).
+  All C(n, f) subsets are compared. Subsets with the same farthest pair tie; by
+  default, the subset of least mean distance wins. Rejected rows (see
+  `lca.geometry`) are at distance +inf. If fewer than n - f rows are left, those
+  are averaged; if none is left, the update is NaN. Whatever at most f clients
+  send, the length of the result is at most a multiple of the honest updates'
+  lengths (except with `distance='cosine'` alone, which ignores lengths).
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    max_subsets: an error says so where there are more.
-    ties: of subsets of one diameter, that of the least `'mean'` distance, or
-      the `'first'` in lexicographic order of the members (byzfl, byzpy).
+    f: number of Byzantine clients to tolerate.
+    max_subsets: largest number of subsets; more raise an error.
+    ties: winner among subsets of the same diameter: `'mean'` is the subset of
+      least mean distance, `'first'` the first in lexicographic order of the
+      members (byzfl, byzpy).
     distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
-    power: of the Euclidean distance, 1, 2 or 4, which rank the same; None is 2.
+    power: power of the Euclidean distance, 1, 2 or 4, which rank the rows
+      alike; None is 2.
 
   Returns:
     One update.
 
   Raises:
-    ValueError: unless f >= 0, n > 2f and C(n, f) <= max_subsets; unknown
-      `ties`.
+    ValueError: unless f >= 0, n > 2f and C(n, f) <= max_subsets, or if `ties`
+      is unknown.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -70,10 +72,10 @@ def mda(
   if ties not in ('mean', 'first'):
     raise ValueError(f"ties must be 'mean' or 'first', got {ties!r}")
   members = _subsets('mda', len(gram), f, max_subsets)
-  between = geometry.distances(gram, distance, power)
+  distances = geometry.distances(gram, distance, power)
 
   def diameter(subset):
-    inner = between[subset][:, subset]
+    inner = distances[subset][:, subset]
     farthest = jnp.max(inner)
     return (farthest, jnp.mean(inner)) if ties == 'mean' else (farthest,)
 
@@ -84,22 +86,24 @@ def mda(
 def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
   r"""The mean of the n - f updates that vary least along any direction.
 
+  Smallest maximum eigenvalue averaging (SMEA) averages the subset
+
   .. math:: S^* = \arg\min_{|S| = n - f} \lambda_{\max}\Big(\frac{1}{|S|}
       \sum_{i \in S} (x_i - \bar x_S)(x_i - \bar x_S)^\top\Big)
 
-  Smallest maximum eigenvalue averaging. The eigenvalue is that of the centred
-  `[n - f, n - f]` Gram matrix, whatever the model's size. All C(n, f) subsets
-  are compared; ties go to the first one in lexicographic order of the members.
-  With fewer than n - f rows not rejected (see `lca.geometry`), those are
-  averaged, and with none the update is NaN. What at most f clients send moves
-  the result no farther than a multiple of the honest updates' lengths.
+  The eigenvalue is computed from the centred `[n - f, n - f]` Gram matrix,
+  whatever the model's size. All C(n, f) subsets are compared; ties go to the
+  first subset in lexicographic order of the members. If fewer than n - f rows
+  are not rejected (see `lca.geometry`), those are averaged; if none is left,
+  the update is NaN. Whatever at most f clients send, the length of the result
+  is at most a multiple of the honest updates' lengths.
 
   Promise (docs/rules.md): full.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    f: how many Byzantine clients to tolerate.
-    max_subsets: an error says so where there are more.
+    f: number of Byzantine clients to tolerate.
+    max_subsets: largest number of subsets; more raise an error.
 
   Returns:
     One update.
@@ -123,21 +127,25 @@ def smea(gram: Gram, *, f: int, max_subsets: int = 200_000) -> Verdict:
 
   def spread(subset):
     inner = finite[subset][:, subset]
-    rows = jnp.mean(inner, axis=1)
-    centred = inner - rows[:, None] - rows + jnp.mean(rows)
+    means = jnp.mean(inner, axis=1)
+    centred = inner - means[:, None] - means + jnp.mean(means)
     return (eigen.eigh(centred)[0][-1] / len(subset),)
 
   return _best(gram, members, spread)
 
 
 def _subsets(rule: str, n: int, f: int, max_subsets: int) -> np.ndarray:
-  """`[C(n, f), n - f]` members of the subsets, in lexicographic order."""
+  """Returns `[C(n, f), n - f]` members of all subsets, in lexicographic order.
+
+  Raises:
+    ValueError: there are more than `max_subsets`.
+  """
   check_majority(rule, n, f)
   count = math.comb(n, f)
   if count > max_subsets:
     raise ValueError(
-      f'{rule} would compare {count} subsets, more than max_subsets='
-      f'{max_subsets}, with n={n}, f={f}'
+      f'{rule} would compare {count} subsets with n={n}, f={f}, more than '
+      f'max_subsets={max_subsets}: lower f or raise max_subsets'
     )
   return np.array(list(itertools.combinations(range(n), n - f)), np.int32)
 
@@ -147,12 +155,19 @@ def _best(
   members: np.ndarray,
   objective: Callable[[jax.Array], tuple[jax.Array, ...]],
 ) -> Verdict:
-  """Averages the subset of the least objectives among the most complete."""
-  bad = geometry.rejected_rows(gram)
+  """Averages the subset with the fewest rejected rows and the least objective.
+
+  Args:
+    gram: `[n, n]` inner products.
+    members: `[subsets, n - f]`.
+    objective: function from `[n - f]` members to values to minimise, compared
+      in their order.
+  """
+  rejected = geometry.rejected_rows(gram)
   subsets = jnp.array(members)
   at_once = max(1, _ENTRIES // members.shape[1] ** 2)
   values = lax.map(objective, subsets, batch_size=at_once)
-  missing = jnp.sum(bad[subsets], axis=1)
+  missing = jnp.sum(rejected[subsets], axis=1)
   best = jnp.lexsort((*reversed(values), missing))[0]
   chosen = jnp.zeros(len(gram), bool).at[subsets[best]].set(True)
   return average(gram, chosen)
