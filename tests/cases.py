@@ -1,6 +1,6 @@
-"""The table of the rules under test.
+"""The table of the rules under test, and the cases that the tests run.
 
-A rule enters with one line of `RULES`; its float64 oracle lives in `oracles/`.
+A rule is added with one line in `RULES`; its float64 oracle is in `oracles/`.
 """
 
 import collections
@@ -15,11 +15,11 @@ import pytest
 
 import lca
 
-BYZANTINE = {4: 0, 11: 4, 25: 11, 100: 20}  # the f that rules are given
+BYZANTINE = {4: 0, 11: 4, 25: 11, 100: 20}  # n -> the f that rules are given
 
 
 def few(n, f):
-  """An f that leaves the oracles few subsets to go through."""
+  """Returns an f for which the oracles have few subsets to compare."""
   return min(f, {25: 2, 100: 1}.get(n, f))
 
 
@@ -35,12 +35,12 @@ class Spec(NamedTuple):
   """A rule under test.
 
   Attributes:
-    hyper: its hyper-parameters, from n and f.
-    cosine: whether it has a cosine form.
-    promise: what docs/rules.md says of any f rows: 'full', 'hull', 'finite' or
-      'none'.
-    takes_one: whether the result is one client's row.
-    layers: whether the layerwise rule differs from the rule.
+    hyper: function `(n, f) -> hyper-parameters`.
+    cosine: True if the rule has a cosine form.
+    promise: the promise in docs/rules.md about any f rows: 'full', 'hull',
+      'finite' or 'none'.
+    takes_one: True if the result is one client's row.
+    layers: True if the layerwise rule differs from the rule.
   """
 
   hyper: Callable[[int, int], dict[str, int]]
@@ -56,7 +56,7 @@ RULES = {
   'multi_krum': Spec(lambda n, f: {'f': f, 'm': min(5, n - f)}, cosine=True),
   'medoid': Spec(without, cosine=True, takes_one=True),
   'cge': Spec(with_f),
-  # By the pivot, client 0, which is trusted.
+  # The pivot is client 0, which is trusted.
   'monna': Spec(with_f, cosine=True, promise='none'),
   'mda': Spec(lambda n, f: {'f': few(n, f)}, cosine=True),
   'smea': Spec(lambda n, f: {'f': few(n, f)}),
@@ -71,7 +71,7 @@ RULES = {
     lambda n, f: {'f': f, 'm': n - f, 'trim': min(f, (n - f - 1) // 3)},
     cosine=True,
   ),
-  # The oracle goes to the end, which is slow near a client's row.
+  # The oracle iterates until convergence, which is slow near a client's row.
   'geometric_median': Spec(lambda n, f: {'num_iters': 2000}),
   'caf': Spec(with_f),
   'dnc': Spec(with_f, promise='finite'),
@@ -83,6 +83,8 @@ RULES = {
 
 
 class Case(NamedTuple):
+  """A rule in one form: its name, its distance and its scope."""
+
   name: str
   kind: str
   by: str
@@ -96,12 +98,12 @@ class Case(NamedTuple):
 
   @property
   def exact(self):
-    """Whether the result is one client's row, bit for bit."""
+    """True if the result is one client's row, bit for bit."""
     return self.spec.takes_one and self.kind == 'euclidean'
 
   @property
   def plain(self):
-    """The rule or its cosine form, in no scope."""
+    """The rule or its cosine form, applied to the whole model."""
     rule = getattr(lca, self.name)
     return lca.cosine(rule) if self.kind == 'cosine' else rule
 
@@ -115,11 +117,11 @@ class Case(NamedTuple):
     return self.spec.hyper(n, BYZANTINE[n])
 
   def bad_rows(self, n):
-    """How many rows may hold anything."""
+    """Returns how many rows the tests may spoil."""
     return min(self.hyper(n).get('f', BYZANTINE[n]), BYZANTINE[n])
 
   def extra(self, tree):
-    """What a round brings beside the updates."""
+    """Returns the arguments that the rule needs beside the updates."""
     if self.name == 'fltrust':
       return {'server_update': server_update(tree)}
     return {}
@@ -130,7 +132,7 @@ class Case(NamedTuple):
     )
 
   def __call__(self, tree, **extra):
-    """The jitted rule: the update, and what was decided."""
+    """Returns the update and the info of the jitted rule."""
     return run(self, num_clients(tree))(tree, extra or self.extra(tree))
 
 
@@ -139,7 +141,7 @@ TRACES = collections.Counter()
 
 @functools.cache
 def run(case, n):
-  """`(tree, extra) -> (update, info)`; compiled once for all the tests."""
+  """Returns a jitted `(tree, extra) -> (update, info)`, shared by all tests."""
 
   def traced(tree, extra):
     TRACES[case, n, signature(tree)] += 1
@@ -149,12 +151,12 @@ def run(case, n):
 
 
 def signature(tree):
-  """What a compilation depends on."""
+  """Returns the shapes and dtypes, on which a compilation depends."""
   return str(jax.tree.map(lambda x: (x.shape, x.dtype), tree))
 
 
 def traces(case, tree):
-  """How often the rule was traced for arrays like these."""
+  """Returns how often the rule was traced for arrays like these."""
   return TRACES[case, num_clients(tree), signature(tree)]
 
 
@@ -163,7 +165,7 @@ def num_clients(tree):
 
 
 def server_update(tree):
-  """An update in the middle of the clients', whatever a minority holds."""
+  """Returns the coordinate-wise median: a minority cannot spoil it."""
   return jax.tree.map(
     lambda x: oracles.coordinate_median(np.asarray(x)).astype(x.dtype), tree
   )
@@ -180,22 +182,22 @@ def cases_of(*scopes, names=tuple(RULES)):
 
 
 def thorough(cases, except_for=()):
-  """Cases that run with --thorough alone, but for the ones of some rules."""
+  """Marks cases `thorough`, except those whose rule is in `except_for`."""
   return [
     case
-    if case[0] in except_for  # by name
+    if case[0] in except_for  # the rule's name
     else pytest.param(case, marks=pytest.mark.thorough)
     for case in cases
   ]
 
 
 SHORT = cases_of('model', 'leaf')
-# Every rule once: in the scope that compiles to the most.
+# Every rule once, in the scope with the most to compile.
 ONCE = [case for case in SHORT if case.by == 'leaf' or not case.spec.layers]
 
 
 def mostly_once(cases):
-  """All of them, the second scope only with --thorough."""
+  """Marks cases `thorough` unless they are in `ONCE`."""
   return [
     case if case in ONCE else pytest.param(case, marks=pytest.mark.thorough)
     for case in cases
@@ -204,7 +206,7 @@ def mostly_once(cases):
 
 MOST = mostly_once(SHORT)
 FULL = [case for case in SHORT if case.spec.promise == 'full']
-# These mix acceptable rows alone, whether or not they promise a length.
+# Rules that mix only rows that are not rejected, and so stay finite.
 ROBUST = [
   case for case in SHORT if case in FULL or case.name in ('dnc', 'foolsgold')
 ]

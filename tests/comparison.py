@@ -1,4 +1,4 @@
-"""Compares what a rule returns with what its oracle says."""
+"""Compares the result of a rule with that of its oracle."""
 
 import jax
 import numpy as np
@@ -10,39 +10,40 @@ STAGES = {
 }
 
 
-# float32 sums of n products, and norms of rounded squares: 1e-5 of the result,
-# 2e-6 of the entries that are summed. Beyond that:
+# Tolerances relative to the entries that are summed. The default is 2e-6, for
+# float32 sums of n products and norms of rounded squares; some need more.
 TOLERANCE = {
-  # Weiszfeld's iteration stops where the weights move by less than 1e-6,
-  # which may be a hundred times that away from where they would end.
+  # Weiszfeld's iteration stops when the weights change by less than 1e-6. They
+  # may then be a hundred times that far from their limit.
   'geometric_median': 1e-4,
-  # The top eigenvector is known to eps over the gap between the two largest
-  # eigenvalues, a few percent of them, and a dozen steps add their errors up.
-  # Where they do more than that, see `rounding_tolerance`.
+  # The top eigenvector has an error of eps over the gap between the two largest
+  # eigenvalues, which is a few percent of them; a dozen steps add their errors.
+  # For larger errors see `rounding_tolerance`.
   'caf': 1e-4,
 }
-# A distance from inner products is known to the root of eps times the norm:
-# near a client's row, this is how well the geometric median is known.
+# A distance computed from inner products has an error of sqrt(eps) times the
+# norm. This limits the accuracy of a geometric median near a client's row.
 NEAR_A_ROW = 5e-3
 
 
 def check(case, tree, out, info, **extra):
-  """`out` and `info` are what the oracle says, up to float32's rounding."""
+  """Checks that `out` and `info` agree with the oracle up to rounding."""
   arrays = [array for _, array in oracles.leaves(tree)]
   outs = [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
   server = [a for _, a in oracles.leaves(extra or case.extra(tree))]
   for layer, positions in enumerate(oracles.groups(tree, case.by)):
-    said = {
+    layer_info = {
       k: np.asarray(v) if case.by == 'model' else np.asarray(v)[layer]
       for k, v in info.items()
     }
-    own = [arrays[p] for p in positions]
+    layer_arrays = [arrays[p] for p in positions]
     trusted = [server[p] for p in positions] if server else None
-    check_scope(case, own, [outs[p] for p in positions], said, trusted)
+    layer_outs = [outs[p] for p in positions]
+    check_scope(case, layer_arrays, layer_outs, layer_info, trusted)
 
 
-def check_scope(case, arrays, outs, said, server=None):
-  """As `check`, of one group of leaves."""
+def check_scope(case, arrays, outs, info, server=None):
+  """Does the same as `check` for one group of leaves."""
   rows = oracles.rows_of(arrays)
   hyper = case.hyper(len(rows))
   if case.name == 'lasa':
@@ -50,11 +51,11 @@ def check_scope(case, arrays, outs, said, server=None):
     close(case, outs, expected, np.where(np.isfinite(rows), rows, 0))
   elif case.name in oracles.COLUMNS:
     expected = oracles.COLUMNS[case.name](rows, **hyper)
-    check_columns(case, rows, outs, expected, said)
+    check_columns(case, rows, outs, expected, info)
   elif case.name in STAGES:
-    check_stages(case, rows, outs, said)
+    check_stages(case, rows, outs, info)
   else:
-    weights = expected_weights(case, rows, outs, said, server)
+    weights = expected_weights(case, rows, outs, info, server)
     clip = {'clip': 'median'} if case.kind == 'cosine' else {}
     expected = oracles.combine(arrays, weights, **clip)
     if case.exact:
@@ -65,7 +66,7 @@ def check_scope(case, arrays, outs, said, server=None):
       tolerance = None
       if case.name == 'geometric_median' and np.any(used):
         tolerance = check_geometric_median(rows, outs, weights)
-      near_a_row = tolerance is not None  # which may be zero
+      near_a_row = tolerance is not None  # there the update may be zero
       if case.name in ('caf', 'foolsgold'):
         tolerance = rounding_tolerance(case.name, rows, hyper)
       scale = weights[used] @ np.abs(rows[used])
@@ -75,7 +76,7 @@ def check_scope(case, arrays, outs, said, server=None):
 
 
 def close(case, outs, expected, used, tolerance=None):
-  """Compares to the size of the entries that are summed."""
+  """Compares with a tolerance relative to the entries that are summed."""
   scale = np.max(np.abs(used), initial=0)
   tolerance = TOLERANCE.get(case.name, 2e-6) if tolerance is None else tolerance
   for out, want in zip(outs, expected, strict=True):
@@ -84,43 +85,42 @@ def close(case, outs, expected, used, tolerance=None):
     )
 
 
-def expected_weights(case, rows, outs, said, server):
-  """The oracle's weights, or those of a choice as good."""
+def expected_weights(case, rows, outs, info, server):
+  """Returns the oracle's weights, or the rule's if they are equally good."""
   n = len(rows)
   hyper = case.hyper(n)
   if server is not None:
-    own = [a.ravel() for a in server]
-    hyper = hyper | {'server': np.concatenate(own)}
+    hyper = hyper | {'server': np.concatenate([a.ravel() for a in server])}
   if case.name == 'mean':
     return oracles.weights_of('mean', rows, hyper)
-  np.testing.assert_array_equal(said['rejected'], oracles.rejected(rows))
+  np.testing.assert_array_equal(info['rejected'], oracles.rejected(rows))
   if case.name == 'sign_guard':
-    return check_sign_guard(rows, said, hyper)
+    return check_sign_guard(rows, info, hyper)
   weights = oracles.weights_of(case.name, rows, hyper, case.kind)
   if case.name in oracles.SCORES:
-    return check_selection(case, rows, said, weights)
+    return check_selection(case, rows, info, weights)
   if case.name in oracles.OBJECTIVES:
-    return check_subset(case, rows, said, weights)
+    return check_subset(case, rows, info, weights)
   if case.name == 'caf':
-    return check_caf(rows, said, hyper, weights)
+    return check_caf(rows, info, hyper, weights)
   if case.name == 'foolsgold':
-    return check_foolsgold(rows, said, weights)
+    return check_foolsgold(rows, info, weights)
   return weights
 
 
-def check_selection(case, rows, said, weights):
-  """Checks who was selected; returns the weights without the clip.
+def check_selection(case, rows, info, weights):
+  """Checks which clients are selected; returns their weights without the clip.
 
-  Two clients whose scores differ by less than float32 can tell may change
-  places, so it is the scores of the selected that are compared.
+  Clients whose scores differ by less than float32's error may be exchanged. So
+  the scores of the selected clients are compared, not their indices.
   """
   n = len(rows)
   bad = oracles.rejected(rows)
-  if case.name == 'monna' and bad[0]:  # its pivot
-    assert not np.any(said['selected'])
+  if case.name == 'monna' and bad[0]:  # the pivot
+    assert not np.any(info['selected'])
     return np.zeros(n)
   scores, _ = oracles.scores_of(case.name, rows, case.hyper(n), case.kind)
-  selected = said['selected']
+  selected = info['selected']
   assert not np.any(selected & bad)
   assert np.sum(selected) == np.sum(weights > 0)
   if np.any(selected):
@@ -129,37 +129,37 @@ def check_selection(case, rows, said, weights):
     # distance loses a digit to the cancellation of squared norms.
     slack = 1e-5 * (np.median(finite) if len(finite) else 0)
     slack += 1e-6 * n if case.kind == 'cosine' else 0
-    if case.name == 'dnc':  # projections on a direction that is known to 1e-5
+    if case.name == 'dnc':  # the direction is known to 1e-5
       slack += 1e-4 * np.max(finite)
     worst = np.max(scores[weights > 0])
     assert np.all(scores[selected] <= worst + slack)
     assert np.all(scores[~selected & ~bad] >= worst - slack)
-    assert not np.any(np.isfinite(said['scores'][bad]))
+    assert not np.any(np.isfinite(info['scores'][bad]))
   return selected / max(1, np.sum(selected))
 
 
-def check_subset(case, rows, said, weights):
-  """As `check_selection`, by the subsets' objective."""
-  selected = said['selected']
+def check_subset(case, rows, info, weights):
+  """Does the same as `check_selection`, with the objective of the subset."""
+  selected = info['selected']
   assert not np.any(selected & oracles.rejected(rows))
   assert np.sum(selected) == np.sum(weights > 0)
   if np.any(selected):
     objective = oracles.OBJECTIVES[case.name](rows, case.kind)
     best = objective(np.flatnonzero(weights))
     got = objective(np.flatnonzero(selected))
-    # A difference of squared norms in float32, or of directions.
+    # The error of squared norms, or of cosines, in float32.
     size = np.max(np.sum(rows[selected] ** 2, axis=1))
     slack = 1e-6 * (len(rows) if case.kind == 'cosine' else size)
     assert got <= best * (1 + 1e-5) + slack
   return selected / max(1, np.sum(selected))
 
 
-def check_sign_guard(rows, said, hyper):
-  """The clusters may be any that some way to break ties ends in."""
+def check_sign_guard(rows, info, hyper):
+  """Accepts the clusters of any way to break the ties of average linkage."""
   hyper = {k: v for k, v in hyper.items() if k != 'fraction'}
   passed, clusters = oracles.sign_guard_choices(rows, slack=1e-6, **hyper)
-  selected = said['selected']
-  if clusters is None:  # too many ties to follow them all
+  selected = info['selected']
+  if clusters is None:  # there are too many ways to follow
     assert not np.any(selected & ~passed)
   else:
     assert any(np.array_equal(selected, passed & c) for c in clusters)
@@ -168,7 +168,7 @@ def check_sign_guard(rows, said, hyper):
 
 
 def check_geometric_median(rows, outs, weights):
-  """By the objective; returns to what tolerance the point is known."""
+  """Checks the objective; returns the tolerance of the point, or None."""
   point = oracles.weighted_sum(rows, weights)
   got = np.concatenate([out.ravel() for out in outs]).astype(float)
   best = oracles.sum_of_distances(rows, point)
@@ -180,12 +180,12 @@ def check_geometric_median(rows, outs, weights):
   return NEAR_A_ROW if near_a_row else None
 
 
-def check_caf(rows, said, hyper, weights):
-  """Steps whose largest variances are as close as rounding are as good."""
+def check_caf(rows, info, hyper, weights):
+  """Accepts any step whose largest variance is the least up to rounding."""
   steps = oracles.caf_steps(rows, **hyper)
   best = min(variance for variance, _ in steps)
   gaps = [
-    (np.max(np.abs(other - said['weights'])), i)
+    (np.max(np.abs(other - info['weights'])), i)
     for i, (variance, other) in enumerate(steps)
     if variance <= best * (1 + 1e-4)
   ]
@@ -193,10 +193,10 @@ def check_caf(rows, said, hyper, weights):
 
 
 def rounding_tolerance(name, rows, hyper):
-  """What the rule itself makes of rows that are rounded as float32's sums.
+  """Returns by how much the rule amplifies the rounding of float32's sums.
 
-  The steps of CAF can blow a rounding up a thousand times, and so do the
-  logarithms of FoolsGold where directions nearly agree: nobody's error.
+  The steps of CAF may amplify rounding a thousand times, as may the logarithms
+  of FoolsGold for directions that nearly agree. This is a property of the rule.
   """
   weights = oracles.weights_of(name, rows, hyper)
   draws = np.random.default_rng(0).standard_normal((5, *rows.shape))
@@ -209,19 +209,19 @@ def rounding_tolerance(name, rows, hyper):
   return max(TOLERANCE.get(name, 2e-6), *moved)
 
 
-def check_foolsgold(rows, said, weights):
-  """Where all are alike, the weights are a matter of rounding."""
+def check_foolsgold(rows, info, weights):
+  """Accepts any weights if all updates have the same direction."""
   bad = oracles.rejected(rows)
   if np.max(oracles.foolsgold_dissimilarities(rows)) > 1e-5 or np.all(bad):
     return weights
-  assert np.all(said['weights'] >= 0) and not np.any(said['weights'][bad])
-  np.testing.assert_allclose(np.sum(said['weights']), 1, rtol=1e-6)
-  return said['weights'].astype(float)
+  assert np.all(info['weights'] >= 0) and not np.any(info['weights'][bad])
+  np.testing.assert_allclose(np.sum(info['weights']), 1, rtol=1e-6)
+  return info['weights'].astype(float)
 
 
-def check_columns(case, rows, outs, expected, said):
-  """As `close`, where a column's entries do not tie within rounding."""
-  assert said == {}
+def check_columns(case, rows, outs, expected, info):
+  """Compares the columns whose entries do not tie within rounding."""
+  assert info == {}
   out = np.concatenate([leaf.ravel() for leaf in outs])
   finite = np.isfinite(expected)
   assert not np.any(np.isfinite(out[~finite]))
@@ -237,15 +237,15 @@ def check_columns(case, rows, outs, expected, said):
   )
 
 
-def check_stages(case, rows, outs, said):
-  """A selection first, then a rule on every coordinate of the selected."""
+def check_stages(case, rows, outs, info):
+  """Checks the selection, then the statistic of the selected rows."""
   n = len(rows)
   hyper = case.hyper(n)
-  np.testing.assert_array_equal(said['rejected'], oracles.rejected(rows))
-  selected = said['selected']
+  np.testing.assert_array_equal(info['rejected'], oracles.rejected(rows))
+  selected = info['selected']
   if case.name == 'bulyan_trimmed':
     weights = oracles.weights_of(case.name, rows, hyper, case.kind)
-    check_selection(case, rows, said, weights)
+    check_selection(case, rows, info, weights)
   else:
     matrix = oracles.distance_matrix(rows, case.kind)
     near = matrix[np.isfinite(matrix)]
@@ -262,7 +262,7 @@ def check_stages(case, rows, outs, said):
     assert np.flatnonzero(selected).tolist() == sorted(members)
   members = np.flatnonzero(selected)
   if case.kind == 'cosine':
-    with np.errstate(invalid='ignore'):  # of rejected rows, which are unused
+    with np.errstate(invalid='ignore'):  # rejected rows, which are unused
       rows = rows * oracles.clip_factors(rows)[:, None]
   expected = STAGES[case.name](rows, members, **hyper)
   sure = np.ones(len(expected), bool)

@@ -1,4 +1,4 @@
-"""What tests of combinators share."""
+"""Rules, updates and helpers that the tests of combinators share."""
 
 import functools
 
@@ -31,7 +31,7 @@ def stack(name, n=11, seed=0):
 
 
 def uneven(name, n=12, seed=0):
-  """Updates whose norms differ by leaf and by client, so that clips bite."""
+  """Returns updates whose norms differ by leaf and client, so clips act."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: (

@@ -1,4 +1,4 @@
-"""The pool of trees that tests aggregate, and ways to spoil rows."""
+"""The pool of trees that tests aggregate, and functions that spoil rows."""
 
 import numpy as np
 
@@ -6,16 +6,16 @@ import numpy as np
 
 
 def shapes(name):
-  """A tree of the shapes of one client's update."""
+  """Returns a tree of the shapes of one client's update."""
   dense = lambda a, b: {'kernel': (a, b), 'bias': (b,)}  # noqa: E731
   conv = lambda a, b: {'kernel': (3, 3, a, b), 'bias': (b,)}  # noqa: E731
   if name == 'leaf':
     return (50,)
   if name == 'pair':
     return dense(5, 7)
-  if name == 'wide':  # longer than any chunk of columns, and no multiple of it
+  if name == 'wide':  # longer than a chunk of columns, and not a multiple of it
     return (100_003,)
-  if name == 'edge':  # leaves of size 0 and 1, a scalar per client
+  if name == 'edge':  # leaves of size 0 and 1, and one scalar per client
     return {'none': (0,), 'one': (1,), 'scalar': (), 'some': (7,)}
   if name == 'cnn':
     layers = [conv(1, 4), conv(4, 8), dense(32, 16), dense(16, 10)]
@@ -35,9 +35,9 @@ def shapes(name):
 
 
 def stack(name, n, seed=0):
-  """Random float32 updates `[n, ...]`: one direction, and each his own noise.
+  """Returns random float32 updates `[n, ...]`: a common direction plus noise.
 
-  The clients' noise differs in size, so that the clients' scores do.
+  The noise differs in size from client to client, so that their scores differ.
   """
   rng = np.random.default_rng([seed, n])
   noise = rng.permutation(np.linspace(0.5, 1.5, n))
@@ -58,7 +58,7 @@ def stack(name, n, seed=0):
 
 
 def replace_rows(tree, rows, change):
-  """A copy of `tree` where `change(leaf)` gives the leaf's listed rows."""
+  """Returns a copy of `tree` with `change(leaf)` in the listed rows."""
   if isinstance(tree, dict):
     return {k: replace_rows(t, rows, change) for k, t in tree.items()}
   if isinstance(tree, list):
@@ -82,7 +82,7 @@ ACCEPTED = {'1e10': 1e10, '1e4': 1e4, 'zeros': 0.0, '1e-40': 1e-40}
 
 
 def with_rows(tree, rows, kind):
-  """`rows` of `tree` made to be of one kind of the contract."""
+  """Returns `tree` with `rows` replaced by one kind of bad rows."""
   if kind == 'copies':
     honest = next(i for i in range(100) if i not in rows)
     return replace_rows(tree, rows, lambda leaf: leaf[honest])
@@ -91,7 +91,7 @@ def with_rows(tree, rows, kind):
 
 
 def worst_case(tree, rows, scale):
-  """`rows` replaced by random directions of `scale` times the usual norm."""
+  """Replaces `rows` by random directions of `scale` times the usual norm."""
   rng = np.random.default_rng(7)
 
   def change(leaf):

@@ -1,4 +1,4 @@
-"""The aggregators with a memory, and their oracles."""
+"""The aggregators with a state, and their oracles."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import oracles
 
-# name -> how it is made
+# name -> its arguments; the name of the function ends at the comma
 MADE = {
   'centered_clip': {'threshold': 6.0},
   'centered_clip, three times': {'threshold': 3.0, 'num_iters': 3},
@@ -15,12 +15,12 @@ MADE = {
 }
 
 
-# Sums of rounded products, five rounds of them.
+# The error of sums of rounded products, over five rounds.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
 
 class Oracle:
-  """The rule in every group, with a state for each."""
+  """The oracle of an aggregator, with one state for each group of leaves."""
 
   def __init__(self, form):
     self.name, self.hyper = form[0].split(',')[0], MADE[form[0]]
@@ -56,5 +56,5 @@ class Oracle:
     weights = oracles.equal_weights(len(rows), np.flatnonzero(chosen))
     if np.any(np.isnan(weights)):
       return np.full(rows.shape[1], np.nan)
-    # A row that is clipped to nothing counts.
+    # A row that is clipped to zero still counts in the average.
     return oracles.weighted_sum(rows, weights * factors)

@@ -26,9 +26,9 @@ from pool import with_rows
 
 import lca
 
-# Rules that differentiate through order statistics or to a fixed point.
+# Rules with derivatives of order statistics or of a fixed point.
 SMOOTH = [*oracles.COLUMNS, *STAGES, 'geometric_median']
-# The others take their weights, which are quotients of norms, as constants.
+# The other rules hold their weights, quotients of norms, constant.
 HELD = [case for case in ONCE if case.name not in (*SMOOTH, 'lasa')]
 
 
@@ -39,7 +39,7 @@ HELD = [case for case in ONCE if case.name not in (*SMOOTH, 'lasa')]
 def test_keeps_structure_and_dtypes(case):
   tree = pool.stack('pair', 11)
   half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), tree)
-  half['bias'] = jnp.asarray(tree['bias'])  # a mixture of dtypes
+  half['bias'] = jnp.asarray(tree['bias'])  # a tree of two dtypes
   out, info = case(half)
   shape = jax.tree.map(lambda x: (x.shape[1:], x.dtype), half)
   assert jax.tree.map(lambda x: (x.shape, x.dtype), out) == shape
@@ -59,7 +59,7 @@ def test_keeps_structure_and_dtypes(case):
 def test_float64_is_followed_in_float64(case):
   with jax.enable_x64(True):
     tree = pool.stack('leaf', 11).astype(np.float64)
-    tree[4] *= 1e30  # rejected in float32, and in range here
+    tree[4] *= 1e30  # rejected in float32, but accepted in float64
     extra = case.extra(tree)
     rule = functools.partial(case.rule, **case.hyper(11))
     out = jax.jit(rule)(jnp.asarray(tree), **extra)
@@ -98,14 +98,14 @@ def test_new_values_do_not_recompile(case):
   assert traces(case, tree) == 1
 
 
-# Not monna, which has a pivot; not Bulyan, where the last of the clients are
-# taken by one distance that two of them share, and the lowest index decides.
+# Without monna, which has a pivot, and Bulyan: for its last clients, two share
+# one distance, and the lowest index decides.
 @cases(argvalues=[c for c in SHORT if c.name not in ('monna', 'bulyan')])
 def test_the_order_of_the_clients_does_not_matter(case):
   tree = pool.stack('cnn', 11)
   order = np.random.default_rng(3).permutation(11)
   if case.name == 'sign_guard' and case.by == 'leaf':
-    tree = pool.stack('wide', 11)  # shares of four entries tie too often
+    tree = pool.stack('wide', 11)  # sign shares of few entries tie too often
   out, info = case(tree)
   moved, moved_info = case(jax.tree.map(lambda x: x[order], tree))
   for leaf, other in zip(
@@ -113,7 +113,7 @@ def test_the_order_of_the_clients_does_not_matter(case):
   ):
     if case.exact:
       np.testing.assert_array_equal(other, leaf)
-    else:  # sums in another order
+    else:  # the sums run in another order
       atol = TOLERANCE.get(case.name, 2e-6)
       np.testing.assert_allclose(other, leaf, rtol=1e-5, atol=atol)
   if 'selected' in info:
@@ -130,16 +130,16 @@ def test_identical_updates_come_back(case, scale):
     pool.stack('cnn', 11),
   )
   out, _ = case(tree)
-  if case.name == 'sign_majority':  # where 6 of 11 must agree, they do
+  if case.name == 'sign_majority':  # the signs of all clients agree
     assert case.hyper(11)['theta'] <= 11
   for leaf, stacked in zip(
     jax.tree.leaves(out), jax.tree.leaves(tree), strict=True
   ):
     want = stacked[0]
     if case.name == 'fltrust' and scale == 0:
-      want = np.full_like(want, np.nan)  # no direction, so no trust
+      want = np.full_like(want, np.nan)  # a zero row has no trust
     if case.name == 'lasa' and stacked.ndim > 2 and scale:
-      kept = np.asarray(leaf) != 0  # its kernels lose their small entries
+      kept = np.asarray(leaf) != 0  # kernels lose their small entries
       assert 0.5 < np.mean(kept) < 0.9
       leaf, want = np.asarray(leaf)[kept], want[kept]
     if case.exact:
@@ -153,11 +153,11 @@ def test_layerwise_of_one_leaf_is_the_rule(case):
   x = pool.stack('leaf', 11)
   out, info = case(x)
   want, flat = case._replace(by='model')(x)
-  # The same sums, over a batch of one Gram matrix: in another order, perhaps.
-  # A step of CAF divides their rounding by the gap between the two largest
-  # eigenvalues, here a tenth of the larger one. By the oracle, one rounding of
-  # every inner product moves the result by 1.1e-6 after the seven steps; a sum
-  # of fifty products has a few.
+  # The sums over a batch of one Gram matrix may run in another order. A step of
+  # CAF divides their rounding by the gap between the two largest eigenvalues,
+  # here a tenth of the larger one. By the oracle, one rounding of every inner
+  # product moves the result by 1.1e-6 after the seven steps; a sum of fifty
+  # products has a few roundings.
   atol = 5e-6 if case.name == 'caf' else 1e-6
   np.testing.assert_allclose(out, want, rtol=1e-5, atol=atol)
   assert set(info) == set(flat)
@@ -242,7 +242,7 @@ def test_differentiates_as_differences_do(case):
     along = jnp.asarray(pool.stack('leaf', 11, seed=1), jnp.float64)
     hyper = case.hyper(11)
     if case.name == 'geometric_median':
-      # To the fixed point, which the differences below take it to be.
+      # Iterate to convergence: the differences below are those of the limit.
       hyper |= {'tol': 1e-13, 'num_iters': 2000}
     rule = jax.jit(functools.partial(case.rule, **hyper))
     out, got = jax.jvp(rule, (x,), (along,))
@@ -251,8 +251,8 @@ def test_differentiates_as_differences_do(case):
     step = 1e-6
     want = (rule(x + step * along) - rule(x - step * along)) / (2 * step)
     if case.kind == 'cosine':
-      # Between the ways to take the clip, as held or not: along the updates
-      # themselves both give the update.
+      # The clip is held constant in derivatives, but not in the differences.
+      # Along the updates themselves, both derivatives equal the update.
       _, got = jax.jvp(rule, (x,), (x,))
       want, along = out, x
     # Differences of float64 numbers lose half of their digits.
@@ -264,7 +264,7 @@ def test_differentiates_as_differences_do(case):
 
 @pytest.mark.parametrize('by', ['model', 'leaf'])
 def test_lasa_differentiates_along_the_updates(by):
-  """It is homogeneous: along the updates, the derivative is the update."""
+  """LASA is homogeneous: along the updates, the derivative is the update."""
   case = Case('lasa', 'euclidean', by)
   tree = jax.tree.map(jnp.asarray, pool.stack('pair', 11))
   out, tangent = jax.jit(lambda t: jax.jvp(case.rule, (t,), (t,)))(tree)
@@ -272,7 +272,7 @@ def test_lasa_differentiates_along_the_updates(by):
   jax.tree.map(close, tangent, out)
 
 
-# What all refuse -----------------------------------------------------------
+# What all rules refuse -----------------------------------------------------
 
 
 @cases(argvalues=SHORT)
@@ -302,7 +302,7 @@ def test_hyper_parameters_are_keywords(name):
 
 
 def promises():
-  """By name, from the tables of docs/rules.md."""
+  """Returns the promises by name, from the tables of docs/rules.md."""
   page = pathlib.Path(lca.__file__).parents[1] / 'docs' / 'rules.md'
   found, column = {}, None
   for line in page.read_text().splitlines():

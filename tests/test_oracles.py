@@ -8,14 +8,14 @@ from cases import BYZANTINE, ONCE, SHORT, Case, cases, cases_of, thorough
 from comparison import check
 from pool import at_random, worst_case
 
-# The rules that stand for the others where it is not the rules that differ.
+# Rules that represent the others in tests where the rule matters little.
 FEW = ('mean', 'krum', 'median')
 TYPICAL = (*FEW, 'bulyan', 'geometric_median', 'fltrust', 'lasa')
 DEEP = Case('krum', 'cosine', 'leaf')
 
 
 def quickly(name, case):
-  """Each rule as it is, of the smaller tree, runs with `-m quick` as well."""
+  """Adds `-m quick` to each plain rule on the smaller tree."""
   quick = (name, case.kind, case.by) == ('edge', 'euclidean', 'model')
   marks = [pytest.mark.quick] if quick else []
   return pytest.param(name, case, id=f'{name}-{case}', marks=marks)
@@ -43,7 +43,7 @@ def test_follows_the_oracle_at_every_n(case, n):
   check(case, tree, *case(tree))
 
 
-# One hundred clients take long to sort, to compile and in the oracles.
+# One hundred clients take long to compile and long in the oracles.
 @cases(argvalues=thorough(SHORT, except_for=FEW))
 def test_follows_the_oracle_at_one_hundred(case):
   tree = pool.stack('pair', 100)
@@ -80,7 +80,7 @@ def test_follows_the_oracle_under_a_large_attack(case, scale):
 
 
 def test_the_pool_has_no_ties():
-  """So that the comparisons above do fix who is selected."""
+  """Checks that scores differ, so that the oracle fixes who is selected."""
   for name, n in [('pair', 4), ('cnn', 11), ('pair', 25), ('pair', 100)]:
     tree = pool.stack(name, n)
     rows = oracles.rows_of([array for _, array in oracles.leaves(tree)])
@@ -88,5 +88,5 @@ def test_the_pool_has_no_ties():
       if case.name in oracles.SCORES:
         scores, m = oracles.scores_of(case.name, rows, case.hyper(n), case.kind)
         ordered = np.sort(scores)
-        if m < n:  # by twice the slack of `check_selection`
+        if m < n:  # twice the slack of `check_selection`
           assert ordered[m] - ordered[m - 1] > 2e-5 * np.median(scores), n

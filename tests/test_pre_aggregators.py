@@ -1,4 +1,4 @@
-"""Rules that give clients back, and lca.chain."""
+"""Pre-aggregators, which return stacked updates, and lca.chain."""
 
 import functools
 
@@ -15,10 +15,10 @@ from pool import ACCEPTED, REJECTED, at_random, with_rows, worst_case
 import lca
 
 KEY = jax.random.key(5)
-# Weights are quotients of rounded norms, rows sums of rounded products.
+# Weights are quotients of rounded norms; rows are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
-# name -> (hyper-parameters from n and f, what a rejected row becomes)
+# name -> (function from n and f to hyper-parameters, value of a rejected row)
 PRE = {
   'nnm': (lambda n, f: {'f': f}, np.nan),
   'bucketing': (lambda n, f: {'key': KEY, 'bucket_size': 3}, None),
@@ -114,12 +114,12 @@ def test_follows_the_oracle_when_large(form, name, n):
 def test_follows_the_oracle_under_attack(form, scale):
   tree = pool.stack('cnn', 11)
   attacked = worst_case(tree, at_random(11, 4), scale)
-  # To the size of what is mixed into honest rows, which nnm leaves honest.
+  # nnm mixes rows of this scale into honest rows, but its selection is honest.
   check(form, attacked, call(form, attacked)[0], scale)
 
 
 def test_the_pool_has_no_ties():
-  """So that the comparisons above do fix who are the nearest."""
+  """Checks that distances differ, so that the oracle fixes the neighbours."""
   for name, n in [('cnn', 11), ('pair', 4), ('pair', 25)]:
     tree = pool.stack(name, n)
     for _, leaf in oracles.leaves(tree):
@@ -138,7 +138,7 @@ def test_the_pool_has_no_ties():
 @pytest.mark.parametrize('kind', [*REJECTED, *ACCEPTED, 'copies'])
 def test_any_rows_are_survived(form, kind):
   if form[0] == 'nnm' and kind in ('copies', 'zeros', '1e-40'):
-    kind = 'nan'  # there, ties make what the oracle says one answer of many
+    kind = 'nan'  # equal rows tie, and the oracle's answer is one of many
   tree = pool.stack('cnn', 11)
   becomes = PRE[form[0]][1]
   for count in (1, 4):
@@ -150,8 +150,8 @@ def test_any_rows_are_survived(form, kind):
         want = np.full_like(leaf[rows], becomes)
         np.testing.assert_array_equal(np.asarray(leaf)[rows], want)
     if kind in ('1e4', '1e10') and form[0] in ('nnm', 'bucketing'):
-      continue  # rows that mix such entries are compared up to 1e3, above
-    if kind == '1e-40':  # which may be flushed to zero
+      continue  # rows that mix entries this large are compared up to 1e3 above
+    if kind == '1e-40':  # XLA may flush subnormal numbers to zero
       out = jax.tree.map(lambda x: np.where(np.abs(x) < 1e-37, 0, x), out)
       changed = with_rows(tree, rows, 'zeros')
     check(form, changed, out)
@@ -246,7 +246,7 @@ def test_vmap_is_a_loop(form):
 
 @forms
 def test_derivatives_along_the_updates(form):
-  """Homogeneous, but for the static clip: there, up to the threshold."""
+  """Pre-aggregators are homogeneous; the static clip is below its threshold."""
   tree = jax.tree.map(jnp.asarray, pool.stack('pair', 11))
   if form[0] == 'static_clip':
     tree = jax.tree.map(lambda x: x / 100, tree)

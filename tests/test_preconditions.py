@@ -1,4 +1,4 @@
-"""Values that rules refuse, and the last ones that they take."""
+"""Values that rules refuse, and the extreme values that they accept."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What rules promise of rows that hold anything: see `cases.Spec.promise`."""
+"""Promises of the rules about arbitrary rows: see `cases.Spec.promise`."""
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,15 @@ from pool import ACCEPTED, REJECTED, at_random, with_rows
 import lca
 
 KINDS = [*REJECTED, *ACCEPTED, 'copies']
-# With fewer rows left than they select, these average what is left.
+# If fewer rows are left than these rules select, they average those.
 AVERAGES_THE_FEW = [
   case
   for case in ROBUST
   if case.name in ('multi_krum', 'cge', 'mda', 'smea', 'dnc', 'caf', 'bulyan')
   or case.name == 'bulyan_trimmed'
 ]
-# Float64 is followed up to rows of 1e3 times the others' norm: beyond, these
-# fall under the bounds below alone.
+# These rules follow the float64 oracle for rows up to 1e3 times the others'
+# norm. Beyond that, only the bounds below are tested.
 CONTINUOUS = ('geometric_median', 'caf', 'dnc')
 HULL = cases_of('model', names=['median', 'trimmed_mean'])
 
@@ -60,7 +60,7 @@ def test_any_rows_are_survived(case, kind):
       assert np.all(rejected == (kind in REJECTED))
     if kind in ('1e4', '1e10') and case.name in CONTINUOUS:
       continue
-    # XLA may flush subnormal numbers to zero, which no test should forbid.
+    # XLA may flush subnormal numbers to zero, and the test accepts both.
     if kind == '1e-40':
       changed = with_rows(tree, rows, 'zeros')
       out = jax.tree.map(lambda x: np.where(np.abs(x) < 1e-37, 0, x), out)
@@ -70,7 +70,7 @@ def test_any_rows_are_survived(case, kind):
 @cases(argvalues=[case for case in FULL if case.by == 'model'])
 @pytest.mark.parametrize('size', [1e3, 1e7, 1e10, 1e14])
 def test_a_row_as_long_as_may_be_hides_no_other(case, size):
-  """One row is nearly rejected, the others in directions of their own."""
+  """One row is nearly rejected; the other bad rows have other directions."""
   x = pool.stack('leaf', 11)
   rows = np.arange(case.bad_rows(11))
   x[rows] = 0
@@ -80,9 +80,9 @@ def test_a_row_as_long_as_may_be_hides_no_other(case, size):
 
 
 def assert_bounded_by_the_honest(case, out, updates, rows):
-  """In every layer, by 4 n of the longest honest update.
+  """Checks that each layer is at most 4 n times as long as honest ones.
 
-  What can be proved lies between once (cge) and 2 n times (medoid).
+  The bounds that can be proved lie between 1 (cge) and 2 n (medoid).
   """
   honest = np.setdiff1d(np.arange(11), rows)
   arrays = [array for _, array in oracles.leaves(updates)]
@@ -118,9 +118,9 @@ def test_one_bad_entry_rejects_its_scope_alone(case):
   out, info = case(tree)
   if 'rejected' in info:
     bad = np.asarray(info['rejected'])
-    if case.name == 'lasa':  # which says so leaf by leaf
+    if case.name == 'lasa':  # its info has one row per leaf
       bad = bad if case.by == 'leaf' else np.any(bad, axis=0)
-    assert np.sum(bad) == 1  # of all layers
+    assert np.sum(bad) == 1  # over all layers
   check(case, tree, out, info)
 
 
@@ -162,12 +162,12 @@ def test_one_left_is_the_answer(case):
 @given(data=st.data())
 @cases(argvalues=mostly_once(ROBUST))
 def test_the_answer_is_made_of_acceptable_rows(case, data):
-  """Whatever f rows hold, and wherever they are."""
+  """The result mixes rows that are not rejected, whatever f rows hold."""
   tree, rows = draw_updates(case, data)
   out, info = case(tree)
   if case.spec.promise == 'full':
     assert_bounded_by_the_honest(case, out, tree, rows)
-  # What may be mixed: the rows said to be selected, or those not rejected.
+  # The rows that may be mixed: the selected ones, or those not rejected.
   selected = np.reshape(
     info.get('selected', acceptable(tree, case.by)), (-1, 11)
   )
@@ -180,8 +180,8 @@ def test_the_answer_is_made_of_acceptable_rows(case, data):
     if case.exact:
       assert np.sum(took) == 1
       np.testing.assert_allclose(leaf, chosen[0], rtol=0, atol=1e-37)
-    elif case.name != 'fltrust':  # which may lengthen rows: see below
-      # Clips shrink rows towards 0, averages stay between them.
+    elif case.name != 'fltrust':  # fltrust may lengthen rows: see below
+      # Clips shrink rows towards 0, and averages lie between rows.
       slack = 1e-5 * np.max(np.abs(chosen), axis=0) + 1e-37
       chosen = np.concatenate([chosen, 0 * chosen[:1]])
       assert np.all(leaf <= np.max(chosen, axis=0) + slack)
@@ -189,14 +189,14 @@ def test_the_answer_is_made_of_acceptable_rows(case, data):
 
 
 def acceptable(tree, by):
-  """`[layers, n]`: which rows are not rejected."""
+  """Returns the `[layers, n]` mask of the rows that are not rejected."""
   arrays = [array for _, array in oracles.leaves(tree)]
   scopes = [[arrays[p] for p in group] for group in oracles.groups(tree, by)]
   return np.array([~oracles.rejected(oracles.rows_of(x)) for x in scopes])
 
 
 def draw_updates(case, data):
-  """Updates of which some rows, as many as the rule tolerates, are anything."""
+  """Draws updates in which up to as many rows as tolerated are arbitrary."""
   n = 11
   f = data.draw(st.integers(1, case.bad_rows(n)), 'f')
   rows = data.draw(st.permutations(range(n)), 'rows')[:f]
@@ -225,7 +225,7 @@ def draw_updates(case, data):
 @given(data=st.data())
 @cases(argvalues=cases_of('model', 'leaf', names=['geometric_median']))
 def test_a_minority_moves_the_geometric_median_so_far(case, data):
-  """No further from a point than 2 (n - f) / (n - 2 f) honest distances."""
+  """The update moves at most 2 (n - f) / (n - 2 f) times honest distances."""
   tree, rows = draw_updates(case, data)
   out, _ = case(tree)
   honest = np.setdiff1d(np.arange(11), rows)
@@ -259,7 +259,7 @@ def test_fltrust_is_never_longer_than_the_server(case, data):
 
 
 def test_fltrust_does_not_lengthen_rows_of_lost_squares():
-  """float32 knows of the last row's entries one square, of 20,000."""
+  """In float32, only one square of the last row's 20,000 is not zero."""
   server = np.zeros(20_000, np.float32)
   server[0] = 1
   x = np.stack([server, server, np.full_like(server, 1e-19)])
@@ -309,7 +309,7 @@ def test_every_coordinate_lies_between_honest_ones(case, data):
     low, high = np.min(own[honest], axis=0), np.max(own[honest], axis=0)
     slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))  # a float32 mean
     if case.name == 'median':
-      slack = 0  # the middle one of eleven
+      slack = 0  # the median of eleven entries is one of them
     assert np.all(leaf >= low - slack) and np.all(leaf <= high + slack)
 
 
@@ -354,7 +354,7 @@ def test_one_client_moves_the_sign_majority():
 
 
 def test_one_client_moves_foolsgold():
-  """It is unlike all others, and so the most trusted one."""
+  """A client that resembles no other has the highest trust."""
   x = pool.stack('leaf', 11)
   x[3] *= 1e6
   out = lca.foolsgold(jnp.asarray(x))
@@ -373,7 +373,7 @@ def test_fltrust_is_lost_without_its_server(bad):
 @pytest.mark.parametrize('value', [1.5e19, 1e30, 3e38, np.nan, np.inf])
 @pytest.mark.parametrize('before', [None, 'nnm', 'clip_to_median_norm'])
 def test_rejected_rows_are_in_no_derivative(before, value):
-  """The honest rows' is what it is without them."""
+  """Derivatives with respect to honest rows do not depend on rejected rows."""
   x = jnp.asarray(pool.stack('leaf', 9))
   bad = jnp.insert(x, jnp.array([2, 6]), value, axis=0)
   where = np.array([i for i in range(11) if i not in (2, 7)])

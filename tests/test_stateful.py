@@ -1,4 +1,4 @@
-"""Aggregators with a memory, round after round."""
+"""Aggregators with a state, over several rounds."""
 
 import functools
 
@@ -18,7 +18,7 @@ import lca
 
 FORMS = [(name, by) for name in MADE for by in ('model', 'leaf')]
 forms = pytest.mark.parametrize('form', FORMS, ids='-'.join)
-# Sums of rounded products, five rounds of them.
+# The error of sums of rounded products, over five rounds.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
 
@@ -39,7 +39,7 @@ def init(form, tree):
 
 
 def rounds(name, n=11, bad=None, count=5):
-  """One tree a round; from the second one on, with bad rows if asked for."""
+  """Yields one tree per round; from the second on with bad rows if asked."""
   for seed in range(count):
     tree = pool.stack(name, n, seed)
     if bad is not None and seed:
@@ -84,7 +84,7 @@ def test_any_rows_are_survived(form, kind):
 @given(data=st.data())
 @forms
 def test_the_answer_stays_within_reach(form, data):
-  """Whatever four rows hold: as long as the clips let it be."""
+  """The update is bounded by the clips, whatever four rows hold."""
   seed = data.draw(st.integers(0, 9), 'seed')
   tree = pool.stack('cnn', 11, seed)
   rows = data.draw(st.permutations(range(11)), 'rows')[:4]
@@ -112,7 +112,7 @@ def test_the_answer_stays_within_reach(form, data):
 
 @forms
 def test_nothing_left(form):
-  """Centred clipping stays where it is; an average of nobody is NaN."""
+  """Without usable rows, centred clipping keeps v; averages are NaN."""
   state = before = None
   for i, tree in enumerate(rounds('cnn', count=3)):
     state = init(form, tree) if state is None else state
@@ -124,7 +124,7 @@ def test_nothing_left(form):
         jax.tree.map(np.testing.assert_array_equal, out, before)
       else:
         assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(out))
-    else:  # the round after is none the worse for it
+    else:  # the next round is not affected
       assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(out))
     before = out
 
@@ -158,7 +158,7 @@ def test_states_keep_their_structure_and_dtypes_are_the_leaves(form):
 
 @forms
 def test_rounds_may_be_scanned(form):
-  """No round recompiles; the loop that XLA sees gives what Python's does."""
+  """The rounds of a `lax.scan` follow the oracle as those of a Python loop."""
   trees = list(rounds('pair', count=3))
   batch = jax.tree.map(lambda *x: np.stack(x), *trees)
 
@@ -238,7 +238,7 @@ def test_layerwise_of_one_leaf_is_the_aggregator():
       CLOSE(out, want)
 
 
-# What one alone does -------------------------------------------------------
+# Preconditions -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`explain` and the names of rules."""
+"""Tests of `explain` and of the names of rules."""
 
 import functools
 
@@ -11,7 +11,7 @@ from compositions import RULES, every_rule, explain, same, stack
 import lca
 
 EQUAL = np.testing.assert_array_equal
-# Clips are quotients of rounded norms, averages sums of rounded products.
+# Clips are quotients of rounded norms; averages are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
@@ -96,5 +96,5 @@ def test_names_say_the_composition():
 
 
 def test_explain_needs_a_rule():
-  with pytest.raises(TypeError, match='explain needs a rule .*, got int'):
+  with pytest.raises(TypeError, match=r'explain needs a rule .*, got int'):
     lca.explain(3)

@@ -1,7 +1,7 @@
 """Every rule without jit, and with JAX looking for NaN.
 
-Both are how a researcher debugs. On finite updates no rule makes a NaN on its
-way, and none needs to be compiled.
+Researchers debug in both ways. On finite updates no rule produces an
+intermediate NaN, and every rule works without compilation.
 """
 
 import functools
@@ -49,7 +49,7 @@ def tree():
 
 
 def same(mode, function, tolerance=2e-6):
-  """Under a mode the function returns what it returns compiled."""
+  """Checks that the function gives the same result in a mode as compiled."""
   want = jax.jit(function)(tree())
   with mode():
     got = function(tree())
@@ -85,7 +85,7 @@ def test_aggregators(name, mode):
 
   def rounds(x):
     state = aggregator.init(jax.tree.map(lambda leaf: leaf[0], x))
-    for power in (1, 2, 3):  # the layers' shares of the norms vary
+    for power in (1, 2, 3):  # the layers' shares of the norm vary
       rows = jax.tree.map(lambda leaf, by=power: leaf**by, x)
       update, state = aggregator.update(rows, state)
     return update

@@ -1,4 +1,4 @@
-"""`make_aggregator`: from names and options to an aggregator."""
+"""Tests of `make_aggregator`: from names and options to an aggregator."""
 
 import functools
 
@@ -13,7 +13,7 @@ import lca
 
 
 def test_make_aggregator_takes_the_layers_of_legato_from_the_scope():
-  with pytest.raises(TypeError, match="got 'by', .*'scope'"):
+  with pytest.raises(TypeError, match=r"got 'by', .*'scope'"):
     lca.make_aggregator({'name': 'legato', 'by': 'leaf'})
 
 
@@ -47,7 +47,7 @@ def test_make_aggregator_options_arrive():
 
 
 def test_make_aggregator_gives_the_distance_to_those_that_have_one():
-  """Alike before a rule, one without a distance, and one with a state."""
+  """The distance reaches `pre`, whether or not the rule has a distance."""
   x = jnp.asarray(pool.stack('leaf', 11))
   keys = {'pre': ('nnm',), 'f': 2, 'distance': 'cosine', 'clip': None}
   nnm = functools.partial(lca.cosine(lca.nnm, clip=None), f=2)

@@ -1,4 +1,4 @@
-"""Gram rules with options; what a round brings to aggregators and rules."""
+"""Gram rules with options; the arguments that a round brings."""
 
 import inspect
 

@@ -1,13 +1,13 @@
 """Slow, obvious float64 versions of the rules, written from the papers.
 
 Nothing here imports jax or lca. A tree is a nested dict, or a list, of arrays
-`[n, ...]`. A rule is a function of rows `[n, d]` in float64: to scores `[n]`
-or to weights `[n]`, of those that mix clients; to one row `[d]`, of those that
-work on every coordinate; to a matrix `[k, n]` of weights, of those that give
-clients back. What the papers leave open (zero rows, rejected rows, medians,
-ties) follows the definitions stated in `lca`'s documentation, not its code.
+`[n, ...]`. A rule is a function of rows `[n, d]` in float64. It returns scores
+`[n]` or weights `[n]` if it mixes clients, one row `[d]` if it works on every
+coordinate, and a matrix `[k, n]` of weights if it is a pre-aggregator. What the
+papers leave open (zero rows, rejected rows, medians, ties) follows the
+definitions in `lca`'s documentation, not its code.
 
-There is one file for each family; tests reach everything as `oracles.NAME`.
+There is one file for each family; tests use everything as `oracles.NAME`.
 """
 
 # ruff: noqa: F403

@@ -7,18 +7,21 @@ from oracles.trees import leaves, rebuild
 
 
 def norms(rows, *, f, kind='euclidean'):
-  """Of each row, whatever f is; rejected ones last."""
+  """Returns the scores of CGE: the norms, whatever f is; +inf if rejected."""
   assert kind == 'euclidean'
   return lengths(rows)
 
 
 def pivot_distances(rows, *, f, pivot=0, kind='euclidean', power=2):
-  """Of each row to the trusted one, whatever f is."""
+  """Returns the scores of MoNNA: distances to the pivot, whatever f is."""
   return distance_matrix(rows, kind, power)[pivot]
 
 
 def mean(tree, weights=None):
-  """Eq. 2 of the paper: the plain or weighted mean; a NaN stays a NaN."""
+  """Returns the plain or weighted mean (Eq. 2 of the layerwise cosine paper).
+
+  A NaN in a row makes the mean NaN.
+  """
   answer = []
   for _, array in leaves(tree):
     n = len(array)

@@ -1,4 +1,4 @@
-"""Bulyan: a selection, then a rule on every coordinate of the selected."""
+"""Bulyan: a selection, then a statistic of every coordinate of the selected."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from oracles.rows import distance_matrix, equal_weights, mix, rejected
 
 
 def trimmed_scores(rows, *, trim=None, **hyper):
-  """Those of Krum, whatever is trimmed afterwards."""
+  """Returns the scores of Krum, which do not depend on the trimming."""
   return krum_scores(rows, **hyper)
 
 
 def bulyan_members(
   rows, *, f, kind='euclidean', power=2, prefer=None, slack=0.0
 ):
-  """Krum again and again on what is left, n - 2f times: in that order.
+  """Returns the n - 2f winners of Krum, each on the rows left by those before.
 
-  With `prefer`, a client of that set is taken where its score is within
-  `slack` of the lowest.
+  With `prefer`, a client of that set is selected if its score is within `slack`
+  of the lowest.
   """
   n = len(rows)
   bad = rejected(rows)
@@ -34,25 +34,25 @@ def bulyan_members(
       if not bad[i]
     }
     best = min(scores.values())
-    liked = [
+    preferred = [
       i for i in scores if prefer and i in prefer and scores[i] <= best + slack
     ]
-    winner = min(liked or scores, key=lambda i: (scores[i], i))
+    winner = min(preferred or scores, key=lambda i: (scores[i], i))
     remaining.remove(winner)
     chosen.append(winner)
   return chosen
 
 
 def bulyan(rows, members, *, f, **unused):
-  """The second stage of El Mhamdi et al., on the members' (clipped) rows."""
-  own, theta = rows[list(members)], len(rows) - 2 * f
+  """Returns the second stage of El Mhamdi et al. on the members' rows."""
+  theta = len(rows) - 2 * f
   if len(members) < theta:
     return mix(rows, equal_weights(len(rows), members))
-  return mean_of_nearest(own, theta - 2 * f)
+  return mean_of_nearest(rows[list(members)], theta - 2 * f)
 
 
 def bulyan_trimmed(rows, members, *, f, m, trim=None, **unused):
-  """The trimmed mean of the m best, or the mean of fewer."""
+  """Returns the trimmed mean of the m best, or the mean of fewer rows."""
   if len(members) < m:
     return mix(rows, equal_weights(len(rows), members))
   return trimmed_mean(rows[list(members)], f=f if trim is None else trim)

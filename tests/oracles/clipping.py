@@ -1,4 +1,4 @@
-"""Clips: rows -> a matrix `[n, n]` of weights, trees, or one row."""
+"""Clips: functions from rows to weights `[n, n]`, from trees, or to one row."""
 
 import math
 
@@ -9,13 +9,13 @@ from oracles.trees import leaves, rebuild, rows_of
 
 
 def static_clip_matrix(rows, *, threshold):
-  """Every row at most as long as the threshold; a rejected one is nothing."""
+  """Clips every row to the threshold; a rejected row becomes zero."""
   size = lengths(rows)
   return np.diag([min(1, threshold / max(s, 1e-300)) for s in size])
 
 
 def arc_matrix(rows, *, f):
-  """Clipped to the (k + 1)-th largest norm, k = floor(2 (f / n) (n - f))."""
+  """Clips to the (k + 1)-th largest norm, k = floor(2 (f / n) (n - f))."""
   n = len(rows)
   k = 2 * f * (n - f) // n
   size = lengths(rows)
@@ -28,7 +28,10 @@ def arc_matrix(rows, *, f):
 
 
 def centered_clip(rows, state, *, threshold, num_iters=1, init='last'):
-  """Karimireddy et al.; the state is the last aggregate, None at first."""
+  """Returns the update of Karimireddy et al. and the state, which are equal.
+
+  The state is the last aggregate, None before the first round.
+  """
   good = ~rejected(rows)
   v = np.zeros(rows.shape[1])
   if init == 'last' and state is not None:
@@ -45,7 +48,7 @@ def centered_clip(rows, state, *, threshold, num_iters=1, init='last'):
 
 
 def clip_to_median_norm(tree, kind='interpolated'):
-  """Every row scaled down to the median norm; rejected rows are NaN."""
+  """Clips every row to the median norm; rejected rows become NaN."""
   arrays = [array for _, array in leaves(tree)]
   rows = rows_of(arrays)
   bad, factors = rejected(rows), clip_factors(rows, kind)

@@ -8,11 +8,12 @@ from oracles.rows import distance_matrix, lengths, median, rejected
 
 
 def two_clusters(matrix, slack=0.0, limit=3000):
-  """Average linkage: all the ways in which it may end in two clusters.
+  """Returns all pairs of clusters in which average linkage may end.
 
-  The two clusters of the least mean distance between their members merge, as
-  long as there are more than two. Pairs within `slack` of the nearest count as
-  tied, and every way to break a tie is followed. None if there are too many.
+  Average linkage merges the two clusters of the least mean distance between
+  their members, as long as there are more than two. Distances within `slack` of
+  the least count as tied, and every way to break a tie is followed. The result
+  is None if there are more than `limit` ways.
   """
   ends = {frozenset(frozenset([i]) for i in range(len(matrix)))}
   for _ in range(len(matrix) - 2):
@@ -24,7 +25,7 @@ def two_clusters(matrix, slack=0.0, limit=3000):
       }
       least = min(pairs.values())
       ties = [pair for pair, d in pairs.items() if d <= least + slack]
-      # Copies of one point end in one cluster, in whatever order they merge.
+      # Copies of one point end in one cluster, whatever the order of merges.
       for a, b in ties[:1] if least == 0 else ties:
         following.add(clusters - {a, b} | {a | b})
     ends = following
@@ -34,12 +35,12 @@ def two_clusters(matrix, slack=0.0, limit=3000):
 
 
 def larger(clusters):
-  """The larger cluster; of two as large, the one with the lowest index."""
+  """Returns the larger cluster; in a tie, the one with the lowest index."""
   return min(clusters, key=lambda members: (-len(members), min(members)))
 
 
 def larger_clusters(matrix, members, slack=0.0):
-  """Masks [n] of what the larger cluster of the members may be; or None."""
+  """Returns `[n]` masks of the possible larger clusters, or None if many."""
   if len(members) == 0:
     return [np.zeros(len(matrix), bool)]
   ends = two_clusters(matrix[np.ix_(members, members)], slack)
@@ -54,14 +55,14 @@ def larger_clusters(matrix, members, slack=0.0):
 
 
 def sign_shares(rows):
-  """`[n, 3]`: the shares of positive, negative and zero entries."""
+  """Returns `[n, 3]` shares of positive, negative and zero entries."""
   count = max(1, rows.shape[1])
   tests = (rows > 0, rows < 0, rows == 0)
   return np.stack([np.sum(test, axis=1) / count for test in tests], axis=1)
 
 
 def sign_guard_choices(rows, *, lower=0.1, upper=3.0, slack=0.0):
-  """(norm filter [n], what the sign filter may be: masks, or None).
+  """Returns the norm filter `[n]` and all possible sign filters, or None.
 
   The signs are counted over all coordinates.
   """
@@ -80,9 +81,9 @@ def sign_guard_choices(rows, *, lower=0.1, upper=3.0, slack=0.0):
 def clipped_clustering_choices(
   rows, state, *, window=1000, threshold=None, slack=0.0
 ):
-  """(what the larger cluster may be, clip factors [n], state).
+  """Returns all possible larger clusters, the clip factors `[n]` and the state.
 
-  The state is the list of the last rounds' norms, those of the last one first.
+  The state lists the norms of the last rounds, newest round first.
   """
   good = np.flatnonzero(~rejected(rows))
   size = lengths(rows)

@@ -1,10 +1,10 @@
-"""Rules on every coordinate: rows -> one row `[d]`."""
+"""Coordinate-wise rules: functions from rows to one row `[d]`."""
 
 import numpy as np
 
 
 def in_order(rows):
-  """Every column sorted, NaN with +inf."""
+  """Sorts every column, with NaN as +inf."""
   return np.sort(np.where(np.isnan(rows), np.inf, rows), axis=0)
 
 
@@ -17,13 +17,16 @@ def coordinate_median(rows, *, median='interpolated'):
 
 
 def trimmed_mean(rows, *, f, f_above=None):
-  """Without the f lowest and the f_above highest entries of every column."""
+  """Averages without the f lowest and the f_above highest of every column."""
   f_above = f if f_above is None else f_above
   return np.mean(in_order(rows)[f : len(rows) - f_above], axis=0)
 
 
 def nearest_to_the_median(rows, count):
-  """`[n, d]` weights: `count` entries a column, the last ones sharing a tie."""
+  """Returns `[n, d]` weights on the `count` nearest entries of every column.
+
+  Entries that tie for the last places share these places.
+  """
   with np.errstate(invalid='ignore'):
     gaps = np.abs(rows - coordinate_median(rows))
   gaps = np.where(np.isfinite(rows), gaps, np.inf)
@@ -35,17 +38,17 @@ def nearest_to_the_median(rows, count):
 
 
 def mean_of_nearest(rows, count):
-  """The mean of the `count` entries that are nearest to the column's median."""
+  """Averages the `count` entries of every column nearest to its median."""
   weights = nearest_to_the_median(rows, count)
   used = np.where(weights > 0, rows, 0)
   return np.sum(weights * used, axis=0) / count
 
 
 def doubtful_columns(rows, count):
-  """Where rounding may change who is among the `count` nearest.
+  """Returns a mask of columns where rounding may decide the `count` nearest.
 
-  The last one in and the first one out are equally far, within float32's
-  error, and differ in value.
+  In these columns, the last entry included and the first one left out are
+  equally far from the median, up to float32's error, and differ in value.
   """
   if count == len(rows):
     return np.zeros(rows.shape[1], bool)
@@ -66,7 +69,7 @@ def meamed(rows, *, f):
 
 
 def sign_majority(rows, *, theta):
-  """RLR: the mean, turned around where fewer than theta clients agree."""
+  """Returns RLR: the mean, negated where fewer than theta clients agree."""
   agree = np.abs(np.sum(np.sign(rows), axis=0)) >= theta
   return np.where(agree, 1, -1) * np.mean(rows, axis=0)
 

@@ -1,4 +1,4 @@
-"""Rules and pre-aggregators in every group of a tree, clipped if asked."""
+"""Layerwise and cosine forms of rules and pre-aggregators."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ MATRICES = {
 
 
 def pre_aggregate(name, tree, hyper, *, kind='euclidean', by='model'):
-  """A pre-aggregator in every group; under cosine, of clipped rows."""
+  """Applies a pre-aggregator to every group; under cosine, to clipped rows."""
   arrays = [array for _, array in leaves(tree)]
   answer = [None] * len(arrays)
   for positions in groups(tree, by):
@@ -28,12 +28,12 @@ def pre_aggregate(name, tree, hyper, *, kind='euclidean', by='model'):
       matrix = MATRICES[name](rows, **hyper)
     factors = clip_factors(rows) if kind == 'cosine' else np.ones(len(rows))
     for p in positions:
-      with np.errstate(invalid='ignore'):  # rejected rows: 0 * inf, unused
-        own = rows_of([arrays[p]]) * factors[:, None]
+      with np.errstate(invalid='ignore'):  # 0 * inf in rejected rows, unused
+        leaf_rows = rows_of([arrays[p]]) * factors[:, None]
       mixed = [
-        np.full(own.shape[1], np.nan)
+        np.full(leaf_rows.shape[1], np.nan)
         if np.any(np.isnan(weights))
-        else weighted_sum(own, weights)
+        else weighted_sum(leaf_rows, weights)
         for weights in matrix
       ]
       answer[p] = np.reshape(mixed, (len(matrix), *arrays[p].shape[1:]))
@@ -43,34 +43,34 @@ def pre_aggregate(name, tree, hyper, *, kind='euclidean', by='model'):
 def combine(
   arrays, weights, *, clip=None, clip_by='scope', median_kind='interpolated'
 ):
-  """Arrays of one group mixed by weights, clipped to the median if asked."""
+  """Mixes the arrays of one group by weights, with or without a clip."""
   rows = rows_of(arrays)
   answer = []
   for array in arrays:
-    own = rows_of([array])
+    leaf_rows = rows_of([array])
     scaled = np.array(weights, float)
     if clip is not None:
-      scope = rows if clip_by == 'scope' else own
+      scope = rows if clip_by == 'scope' else leaf_rows
       bad = rejected(rows)
       keep = [i for i in range(len(rows)) if not bad[i]]
       factors = np.zeros(len(rows))
       factors[keep] = clip_factors(scope[keep], median_kind)
       scaled = scaled * factors
-      # A row clipped to nothing still counts: the answer is 0, not NaN.
+      # A row clipped to zero still counts: the result is 0, not NaN.
       if np.any(weights) and not np.any(scaled):
         answer.append(np.zeros(array.shape[1:]))
         continue
-    answer.append(mix(own, scaled).reshape(array.shape[1:]))
+    answer.append(mix(leaf_rows, scaled).reshape(array.shape[1:]))
   return answer
 
 
 def aggregate(name, tree, hyper, *, kind='euclidean', by='model', **clip):
-  """The rule in every group: the aggregate, float64."""
+  """Applies a rule to every group; returns the aggregate in float64."""
   arrays = [array for _, array in leaves(tree)]
   answer = [None] * len(arrays)
   for positions in groups(tree, by):
-    own = [arrays[p] for p in positions]
-    weights = weights_of(name, rows_of(own), hyper, kind)
-    for p, out in zip(positions, combine(own, weights, **clip), strict=True):
+    group = [arrays[p] for p in positions]
+    weights = weights_of(name, rows_of(group), hyper, kind)
+    for p, out in zip(positions, combine(group, weights, **clip), strict=True):
       answer[p] = out
   return rebuild(tree, answer)

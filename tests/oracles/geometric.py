@@ -1,4 +1,4 @@
-"""The geometric median: rows -> weights `[n]`."""
+"""The geometric median: a function from rows to weights `[n]`."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from oracles.rows import in_few_coordinates, rejected
 
 
 def geometric_median_weights(rows, *, nu=1e-6, steps=20_000, **unused):
-  """Weiszfeld's iteration until it stands still.
+  """Iterates Weiszfeld's algorithm until convergence.
 
-  The weights at the point where the sum of the distances is least; those of
-  rows nearer than nu are what nu gives them.
+  Returns the weights at the point with the least sum of distances. Rows nearer
+  than nu have the weight of a row at distance nu.
   """
   good = ~rejected(rows)
   weights = np.zeros(len(rows))
@@ -29,5 +29,5 @@ def geometric_median_weights(rows, *, nu=1e-6, steps=20_000, **unused):
 
 
 def sum_of_distances(rows, point):
-  """What the geometric median has least of, over the rows not rejected."""
+  """Returns the objective of the geometric median, over rows not rejected."""
   return float(np.sum(np.linalg.norm(rows[~rejected(rows)] - point, axis=1)))

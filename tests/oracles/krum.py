@@ -1,4 +1,4 @@
-"""Krum and the medoid: rows -> scores `[n]`, lower is better."""
+"""Krum and the medoid: functions from rows to scores `[n]`, lower is better."""
 
 import math
 
@@ -8,7 +8,10 @@ from oracles.rows import distance_matrix, rejected
 
 
 def krum_scores(rows, *, f, num_neighbors=None, kind='euclidean', power=2):
-  """The sum of the n - f - 2 smallest distances to the others."""
+  """Returns s(i) of Krum: sums of the n - f - 2 smallest distances to others.
+
+  Sections 2.4 and 4.3 of the layerwise cosine paper.
+  """
   n = len(rows)
   matrix = distance_matrix(rows, kind, power)
   k = n - f - 2 if num_neighbors is None else num_neighbors
@@ -20,7 +23,11 @@ def krum_scores(rows, *, f, num_neighbors=None, kind='euclidean', power=2):
 
 
 def medoid_scores(rows, *, kind='euclidean', power=1):
-  """The sum of the distances to the others; rejected rows are nobody."""
+  """Returns sums of distances to the others, without rejected rows.
+
+  "GeoMed" of section 4.3 of the layerwise cosine paper, with `power=2` as in
+  the paper's formula or `power=1` as in its code.
+  """
   n = len(rows)
   bad = rejected(rows)
   matrix = distance_matrix(rows, kind, power)

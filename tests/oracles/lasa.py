@@ -1,4 +1,4 @@
-"""LASA, on the arrays of a scope."""
+"""LASA: a function of the arrays of one scope."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from oracles.trees import rows_of
 
 
 def sparsified(arrays, sparsity):
-  """Per client, the kernels' entries above the k-th largest magnitude."""
+  """Zeroes each client's kernel entries up to the k-th largest magnitude."""
   kernels = [i for i, array in enumerate(arrays) if array.ndim >= 3]
   if not kernels or sparsity == 0:
     return arrays
@@ -17,13 +17,13 @@ def sparsified(arrays, sparsity):
     k = int(len(sizes) * (1 - sparsity))
     kth_largest = np.sort(sizes)[::-1][k - 1] if k else np.inf
     for i in kernels:
-      own = answer[i][client]
-      answer[i][client] = np.where(np.abs(own) > kth_largest, own, 0)
+      row = answer[i][client]
+      answer[i][client] = np.where(np.abs(row) > kth_largest, row, 0)
   return answer
 
 
 def lasa(arrays, *, sparsity=0.3, norm_bound=2.0, sign_bound=1.0):
-  """Clip, sparsify; then per leaf, average those of usual norm and signs."""
+  """Clips and sparsifies; averages, per leaf, clients near the medians."""
   rows = rows_of(arrays)
   good = np.flatnonzero(~rejected(rows))
   if not len(good):
@@ -35,13 +35,13 @@ def lasa(arrays, *, sparsity=0.3, norm_bound=2.0, sign_bound=1.0):
     clipped.append(array[good] * column[good])
   answer = []
   for array in sparsified(clipped, sparsity):
-    own = rows_of([array])
-    size = np.sqrt([squared_norm(row) for row in own])
-    signs = np.sign(own)
+    leaf_rows = rows_of([array])
+    size = np.sqrt([squared_norm(row) for row in leaf_rows])
+    signs = np.sign(leaf_rows)
     nonzero = np.sum(np.abs(signs), axis=1)
     purity = np.sum(signs, axis=1) / np.maximum(nonzero, 1)
-    usual = np.ones(len(own), bool)
+    kept = np.ones(len(leaf_rows), bool)
     for value, bound in ((size, norm_bound), (purity, sign_bound)):
-      usual &= np.abs(value - median(value)) <= bound * np.std(value)
-    answer.append(np.mean(array[usual] if np.any(usual) else array, axis=0))
+      kept &= np.abs(value - median(value)) <= bound * np.std(value)
+    answer.append(np.mean(array[kept] if np.any(kept) else array, axis=0))
   return answer

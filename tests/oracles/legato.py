@@ -1,4 +1,4 @@
-"""LEGATO: Algorithm 2 of the paper, with the log of everybody's gradients."""
+"""LEGATO: Algorithm 2 of the paper, with the log of all workers' gradients."""
 
 import math
 
@@ -18,12 +18,12 @@ def legato(
   normalize='sum',
   divisor='past',
 ):
-  """One round: (the update, the log, the factors [layers]).
+  """Runs one round; returns the update, the log and the factors `[layers]`.
 
-  The log lists the last rounds, this one included and the oldest first: each
-  as (the gradients of all workers, a list of arrays `[n, ...]`; who is not
-  rejected, [n]). It is empty at first, and a round in which everybody is
-  rejected leaves it as it was.
+  The log lists the last rounds, oldest first, this one included. A round is a
+  pair: the gradients of all workers, a list of arrays `[n, ...]`, and the mask
+  `[n]` of workers that are not rejected. The log is empty at first. A round in
+  which all workers are rejected leaves the log unchanged.
   """
   arrays = [array for _, array in leaves(tree)]
   layers = groups(tree, by)
@@ -49,10 +49,10 @@ def legato(
 
 
 def legato_gradient(entry, worker, position):
-  """One worker's gradient of one leaf in one round of the log.
+  """Returns one worker's gradient of one leaf in one round of the log.
 
-  Of a rejected worker nothing is there, and the others count for more: the
-  mean of a round is that of the workers it has.
+  The gradient of a rejected worker is zero, and the others are scaled up, so
+  that the mean over all workers is the mean over those not rejected.
   """
   arrays, accepted = entry
   if not accepted[worker]:
@@ -61,7 +61,7 @@ def legato_gradient(entry, worker, position):
 
 
 def legato_norms(log, layers, norm='frobenius'):
-  """Lines 7 to 14, Eq. 2: `[rounds, layers]` of the log."""
+  """Returns the `[rounds, layers]` norms of the log (lines 7 to 14, Eq. 2)."""
   order = {'frobenius': 'fro', 'spectral': 2}[norm]
   table = np.zeros((len(log), len(layers)))
   for i, (arrays, accepted) in enumerate(log):
@@ -74,16 +74,16 @@ def legato_norms(log, layers, norm='frobenius'):
 
 
 def legato_factors(table, normalize='sum', floor=1e-6):
-  """Lines 15 to 17: `[layers]` of the norms `[rounds, layers]`.
+  """Returns `[layers]` factors from `[rounds, layers]` norms (lines 15 to 17).
 
-  The floor keeps a layer without variance from being divided by zero: it is a
-  share of the largest of the layers' mean norms.
+  The floor, relative to the largest of the layers' mean norms, prevents a
+  division by zero for a layer with constant norms.
   """
   if len(table) < 2:
     return np.ones(table.shape[1])
   deviation = np.sqrt(np.var(table, axis=0))
   deviation = deviation + floor * np.max(np.mean(table, axis=0))
-  if not np.any(deviation):  # nobody sent anything
+  if not np.any(deviation):  # all updates are zero
     deviation = np.ones(table.shape[1])
   factors = 1 / deviation
   return factors / {'sum': np.sum, 'max': np.max}[normalize](factors)

@@ -1,4 +1,4 @@
-"""Pre-aggregators that mix: rows -> a matrix `[k, n]` of weights."""
+"""Pre-aggregators that mix: functions from rows to weights `[k, n]`."""
 
 import numpy as np
 
@@ -6,19 +6,19 @@ from oracles.rows import distance_matrix, equal_weights, rejected, select
 
 
 def nnm_matrix(rows, *, f, kind='euclidean'):
-  """Row i: equal weights on the n - f nearest to client i."""
+  """Returns a matrix: row i has equal weights on the n - f nearest to i."""
   n = len(rows)
   bad = rejected(rows)
   matrix = distance_matrix(rows, kind)
   answer = np.full((n, n), np.nan)
   for i in np.flatnonzero(~bad):
-    own = np.where(np.arange(n) == i, -1, matrix[i])  # itself before all others
-    answer[i] = equal_weights(n, select(own, bad, n - f))
+    distances = np.where(np.arange(n) == i, -1, matrix[i])  # itself first
+    answer[i] = equal_weights(n, select(distances, bad, n - f))
   return answer
 
 
 def bucketing_matrix(rows, *, order, bucket_size=2):
-  """Consecutive groups of the clients in the given order."""
+  """Returns equal weights on consecutive groups of the clients in `order`."""
   bad = rejected(rows)
   answer = []
   for start in range(0, len(rows), bucket_size):

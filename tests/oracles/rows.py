@@ -1,4 +1,4 @@
-"""Rows `[n, d]`: norms, distances, who is rejected, medians, sums."""
+"""Rows `[n, d]`: norms, distances, rejected rows, medians and sums."""
 
 import math
 
@@ -16,7 +16,7 @@ def squared_norm(row):
 
 
 def rejected(rows):
-  """True where a row holds a NaN or an inf, or its norm is out of range."""
+  """Returns a mask of rows with a NaN or an inf, or with too large a norm."""
   answer = []
   for row in rows:
     bad = not np.all(np.isfinite(row))
@@ -36,7 +36,7 @@ def distance(a, b, kind, power):
 
 
 def distance_matrix(rows, kind='euclidean', power=2):
-  """`[n, n]`; +inf wherever a rejected row takes part, 0 on the diagonal."""
+  """Returns `[n, n]` distances: +inf for rejected rows, 0 on the diagonal."""
   n = len(rows)
   bad = rejected(rows)
   matrix = np.zeros((n, n))
@@ -51,14 +51,14 @@ def distance_matrix(rows, kind='euclidean', power=2):
 
 
 def median(values, kind='interpolated'):
-  """The middle; of an even count the middle pair's mean, or one of the two."""
+  """Returns the median; `kind` decides for an even number of values."""
   values = sorted(values)
   low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
   return {'lower': low, 'upper': high, 'interpolated': (low + high) / 2}[kind]
 
 
 def clip_factors(rows, kind='interpolated'):
-  """What scales each row to at most the median of the norms; 0 if rejected."""
+  """Returns factors that clip each row to the median norm; 0 if rejected."""
   bad = rejected(rows)
   factors = np.zeros(len(rows))
   norms = {
@@ -72,20 +72,20 @@ def clip_factors(rows, kind='interpolated'):
 
 
 def lengths(rows):
-  """The norms; +inf for rejected rows."""
+  """Returns the norms; +inf for rejected rows."""
   plain = [math.sqrt(squared_norm(row)) for row in rows]
   return np.where(rejected(rows), math.inf, plain)
 
 
 def equal_weights(n, chosen):
-  """Equal weights on the chosen of n clients; NaN if there are none."""
+  """Returns equal weights on the chosen of n clients; NaN if there are none."""
   weights = np.zeros(n)
   weights[list(chosen)] = 1
   return weights / len(chosen) if len(chosen) else np.full(n, np.nan)
 
 
 def in_few_coordinates(rows):
-  """Rows as far apart as these, in the coordinates of the span of the good."""
+  """Returns rows with the same distances, in coordinates of the rows' span."""
   if rows.shape[1] <= len(rows):
     return rows
   good = ~rejected(rows)
@@ -95,7 +95,7 @@ def in_few_coordinates(rows):
 
 
 def weighted_sum(rows, weights):
-  """The sum of `weights[i] * rows[i]`, where a zero weight means absent."""
+  """Returns the sum of `weights[i] * rows[i]` over nonzero weights."""
   total = np.zeros(rows.shape[1])
   for weight, row in zip(weights, rows, strict=True):
     if weight != 0:
@@ -104,14 +104,17 @@ def weighted_sum(rows, weights):
 
 
 def mix(rows, weights):
-  """The weighted sum; NaN where nobody has any weight."""
+  """Returns the weighted sum; NaN if all weights are zero."""
   if not np.any(weights):
     return np.full(rows.shape[1], np.nan)
   return weighted_sum(rows, weights)
 
 
 def select(scores, bad, m):
-  """The m best of the rows not rejected, the lowest index first in a tie."""
+  """Returns the m rows of lowest score, without rejected ones.
+
+  In a tie the lowest index comes first.
+  """
   order = sorted(
     (i for i in range(len(scores)) if not bad[i]),
     key=lambda i: (scores[i], i),
@@ -120,6 +123,6 @@ def select(scores, bad, m):
 
 
 def cosine_similarity(a, b):
-  """0 where a row is zero."""
+  """Returns the cosine of two rows; 0 if a row is zero."""
   size = math.sqrt(squared_norm(a)), math.sqrt(squared_norm(b))
   return float(np.dot(a / size[0], b / size[1])) if all(size) else 0.0

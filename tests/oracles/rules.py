@@ -1,4 +1,4 @@
-"""Rules by name: rows -> scores or weights `[n]`."""
+"""Rules by name: functions from rows to scores or weights `[n]`."""
 
 import numpy as np
 
@@ -32,7 +32,7 @@ WEIGHTS = {
 
 
 def scores_of(name, rows, hyper, kind):
-  """(scores, how many rows the rule takes)."""
+  """Returns the scores, and how many rows the rule selects."""
   hyper = dict(hyper)
   m = hyper.pop('m', 1)
   if name in TAKES_ALL_BUT_F:
@@ -43,7 +43,7 @@ def scores_of(name, rows, hyper, kind):
 
 
 def weights_of(name, rows, hyper, kind='euclidean'):
-  """The weights [n] before any clip, by the papers' definitions."""
+  """Returns the `[n]` weights before any clip, by the papers' definitions."""
   n = len(rows)
   if name == 'mean':
     return np.full(n, 1 / n)

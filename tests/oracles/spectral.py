@@ -8,7 +8,7 @@ from oracles.rows import in_few_coordinates, rejected
 
 
 def outlyingness(rows, *, f, filter_fraction=1.0, kind='euclidean'):
-  """DnC: squared projections on the direction in which rows vary the most."""
+  """Returns the scores of DnC: squared projections on the top direction."""
   assert kind == 'euclidean'
   good = ~rejected(rows)
   scores = np.full(len(rows), math.inf)
@@ -22,9 +22,9 @@ def outlyingness(rows, *, f, filter_fraction=1.0, kind='euclidean'):
 
 
 def caf_steps(rows, *, f, farthest='remaining'):
-  """The filter's (largest variance, weights), one a step.
+  """Returns one pair (largest variance, weights) for each step of the filter.
 
-  With f = 0, or 2 f rows rejected, nothing is to be filtered: one step.
+  If f = 0, or 2 f rows are rejected, nothing is filtered and there is one step.
   """
   n, good = len(rows), ~rejected(rows)
   rows = in_few_coordinates(rows)
@@ -43,14 +43,14 @@ def caf_steps(rows, *, f, farthest='remaining'):
     scaled = np.sqrt(weights)[:, None] * centred
     _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
     steps.append((float(singular[0]) ** 2, weights))
-    seen = c > 0 if farthest == 'remaining' else good
-    tau = np.where(seen, (centred @ directions[0]) ** 2, 0)
-    if np.max(tau) == 0:  # all that is left agrees
+    included = c > 0 if farthest == 'remaining' else good
+    tau = np.where(included, (centred @ directions[0]) ** 2, 0)
+    if np.max(tau) == 0:  # all remaining rows are equal
       break
     c = c * (1 - tau / np.max(tau))
   return steps
 
 
 def caf_weights(rows, **hyper):
-  """Those of the step in which the largest variance is least."""
+  """Returns the weights of the step with the least largest variance."""
   return min(caf_steps(rows, **hyper), key=lambda step: step[0])[1]

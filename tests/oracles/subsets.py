@@ -1,4 +1,4 @@
-"""Rules over subsets: the members who have least of an objective."""
+"""Rules over subsets: the members that minimise an objective."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from oracles.rows import distance_matrix, in_few_coordinates, rejected
 
 
 def diameter(rows, kind='euclidean'):
-  """The largest distance between two members."""
+  """Returns the objective of MDA: the largest distance between two members."""
   matrix = distance_matrix(rows, kind)
 
   def objective(members):
@@ -18,15 +18,15 @@ def diameter(rows, kind='euclidean'):
 
 
 def largest_variance(rows, kind='euclidean'):
-  """The largest eigenvalue of the members' covariance matrix."""
+  """Returns the objective of SMEA: the top eigenvalue of the covariance."""
   assert kind == 'euclidean'
   rows = in_few_coordinates(rows)
 
   def objective(members):
-    own = rows[list(members)]
-    centred = own - np.mean(own, axis=0)
+    chosen = rows[list(members)]
+    centred = chosen - np.mean(chosen, axis=0)
     largest = np.linalg.norm(centred, ord=2) if centred.size else 0.0
-    return float(largest) ** 2 / len(own)
+    return float(largest) ** 2 / len(chosen)
 
   return objective
 
@@ -35,7 +35,7 @@ OBJECTIVES = {'mda': diameter, 'smea': largest_variance}
 
 
 def best_subset(name, rows, f, kind):
-  """Members of the best: all that is left where that is n - f or fewer."""
+  """Returns the best n - f members, or all rows left if they are fewer."""
   left = np.flatnonzero(~rejected(rows))
   size = min(len(rows) - f, len(left))
   objective = OBJECTIVES[name](rows, kind)

@@ -6,7 +6,7 @@ COLLECTIONS = ('params', 'batch_stats')
 
 
 def leaves(tree, path=()):
-  """The leaves in order, as (path, array); dictionaries in sorted order."""
+  """Returns the leaves in order, as (path, array); dicts in sorted order."""
   if isinstance(tree, dict):
     return [x for k in sorted(tree) for x in leaves(tree[k], (*path, k))]
   if isinstance(tree, (list, tuple)):
@@ -15,7 +15,7 @@ def leaves(tree, path=()):
 
 
 def rebuild(tree, arrays):
-  """`tree` with its leaves, in order, replaced by `arrays`."""
+  """Returns `tree` with its leaves, in order, replaced by `arrays`."""
   if isinstance(tree, dict):
     return {k: rebuild(tree[k], arrays) for k in sorted(tree)}
   if isinstance(tree, (list, tuple)):
@@ -24,7 +24,7 @@ def rebuild(tree, arrays):
 
 
 def group_of(path, by):
-  """The name of the group of one leaf."""
+  """Returns the group of one leaf in the scope `by`."""
   inside = path[1:] if path and path[0] in COLLECTIONS else path
   if by == 'model':
     return 'model'
@@ -38,14 +38,14 @@ def group_of(path, by):
 
 
 def groups(tree, by):
-  """Lists of leaf positions, one a group, in order of first appearance."""
-  found = {}
+  """Returns lists of leaf positions, one per group, by first appearance."""
+  positions_of = {}
   for position, (path, _) in enumerate(leaves(tree)):
-    found.setdefault(group_of(path, by), []).append(position)
-  return list(found.values())
+    positions_of.setdefault(group_of(path, by), []).append(position)
+  return list(positions_of.values())
 
 
 def rows_of(arrays):
-  """Arrays `[n, ...]` side by side as rows `[n, d]`."""
+  """Returns arrays `[n, ...]`, flattened and concatenated to rows `[n, d]`."""
   n = len(arrays[0])
   return np.concatenate([a.reshape(n, -1) for a in arrays], axis=1)

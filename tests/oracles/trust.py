@@ -1,4 +1,4 @@
-"""FoolsGold and FLTrust: rows -> weights `[n]`."""
+"""FoolsGold and FLTrust: functions from rows to weights `[n]`."""
 
 import math
 
@@ -13,7 +13,7 @@ from oracles.rows import (
 
 
 def foolsgold_dissimilarities(rows):
-  """`[n]`: 1 less the largest similarity to another, in [0, 1]."""
+  """Returns `[n]`: 1 minus the largest pardoned cosine, in [0, 1]."""
   n = len(rows)
   good = np.flatnonzero(~rejected(rows))
   cs = np.zeros((n, n))
@@ -33,7 +33,7 @@ def foolsgold_dissimilarities(rows):
 
 
 def foolsgold_weights(rows):
-  """Algorithm 1 of Fung et al. on this round's updates alone."""
+  """Returns the weights of Algorithm 1 of Fung et al. for this round alone."""
   n = len(rows)
   good = np.flatnonzero(~rejected(rows))
   alpha = foolsgold_dissimilarities(rows)
@@ -47,7 +47,7 @@ def foolsgold_weights(rows):
 
 
 def fltrust_weights(rows, *, server):
-  """Cao et al.: the clients' trust, and lengths made to be the server's."""
+  """Returns the weights of Cao et al.: trust times the rescaling of lengths."""
   n = len(rows)
   bad = rejected(rows)
   trust, size = np.zeros(n), np.ones(n)

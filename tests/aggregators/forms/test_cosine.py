@@ -1,4 +1,4 @@
-"""`cosine`."""
+"""Tests of `cosine`."""
 
 import functools
 
@@ -13,7 +13,7 @@ from compositions import RULES, call, every_rule, explain, same, stack, uneven
 import lca
 
 EQUAL = np.testing.assert_array_equal
-# Clips are quotients of rounded norms, averages sums of rounded products.
+# Clips are quotients of rounded norms; averages are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
@@ -51,7 +51,7 @@ def test_cosine_is_the_cosine_distance_on_clipped_updates(name):
 def test_clips_follow_the_oracle(name, by, options):
   rule, hyper = RULES[name]
   tree = uneven('pair')
-  tree['bias'][5] = np.nan  # an odd number is left in one layer
+  tree['bias'][5] = np.nan  # one layer then has an odd number of rows
   tree['kernel'][7] *= 1e3
   form = jax.jit(
     functools.partial(lca.layerwise(lca.cosine(rule, **options), by), **hyper)
@@ -70,7 +70,7 @@ def test_clips_follow_the_oracle(name, by, options):
 
 
 def test_the_options_of_the_clip_differ():
-  """So that none of them passes for another above."""
+  """The options give different results, so the tests above tell them apart."""
   tree = uneven('pair')
   forms = [
     {'clip': None},
@@ -135,7 +135,7 @@ def test_lengths_do_not_change_who_is_selected(name):
 
 @every_rule
 def test_a_silent_client_is_not_central(name):
-  """With cos = 0 for a zero row, it would be the nearest to all others."""
+  """With cos = 0, a zero row would be the nearest to all others."""
   rule, hyper = RULES[name]
   x = jnp.concatenate([jnp.zeros((1, 11)), jnp.eye(11)[:10]])
   _, info = explain(lca.cosine(rule), x, **hyper)

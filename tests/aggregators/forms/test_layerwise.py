@@ -1,4 +1,4 @@
-"""`layerwise`."""
+"""Tests of `layerwise`."""
 
 import functools
 
@@ -13,7 +13,7 @@ from compositions import RULES, call, every_rule, explain, same, stack
 import lca
 
 EQUAL = np.testing.assert_array_equal
-# Clips are quotients of rounded norms, averages sums of rounded products.
+# Clips are quotients of rounded norms; averages are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
@@ -49,7 +49,7 @@ def test_layerwise_is_the_rule_on_every_leaf(name):
 
 
 def test_layers_disagree_in_the_pool():
-  """So that layerwise differs from plain in the tests above."""
+  """Layers select different clients, so layerwise differs from plain above."""
   _, info = explain(lca.layerwise(lca.krum), stack('cnn'), f=2)
   chosen = np.argmax(info['selected'], axis=1)
   assert len(set(chosen.tolist())) > 2
@@ -74,10 +74,10 @@ def test_scopes(by, layers):
   assert len(groups) == layers
   got, info = explain(lca.layerwise(lca.krum, by=by), tree, f=2)
   leaves, outs = jax.tree.leaves(tree), jax.tree.leaves(got)
-  for layer, positions in enumerate(groups):
-    own = [leaves[p] for p in positions]
-    want, one = explain(lca.krum, own, f=2)
-    EQUAL(info['selected'][layer], one['selected'])
+  for index, positions in enumerate(groups):
+    layer = [leaves[p] for p in positions]
+    want, one = explain(lca.krum, layer, f=2)
+    EQUAL(info['selected'][index], one['selected'])
     same([outs[p] for p in positions], want)
 
 
@@ -149,7 +149,7 @@ def test_layerwise_of_a_new_gram_rule():
   for key, leaf in pool.stack('pair', 11).items():
     norms = np.linalg.norm(leaf.reshape(11, -1), axis=1)
     EQUAL(out[key], leaf[np.argsort(norms)[1]])
-  assert 'scores' not in info  # what does not apply is absent
+  assert 'scores' not in info  # the rule has no scores
   assert info['weights'].shape == (2, 11)
 
 
@@ -158,7 +158,7 @@ def test_layerwise_rejects_layer_by_layer():
   bad = tree | {'bias': tree['bias'].at[3].set(jnp.nan)}
   out, info = explain(lca.layerwise(lca.krum), bad, f=2)
   want = call(lca.layerwise(lca.krum), tree, f=2)
-  EQUAL(out['kernel'], want['kernel'])  # unmoved by the other layer's NaN
+  EQUAL(out['kernel'], want['kernel'])  # the NaN is in the other layer
   assert np.argwhere(info['rejected']).tolist() == [[0, 3]]
 
 

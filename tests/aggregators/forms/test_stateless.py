@@ -1,4 +1,4 @@
-"""`stateless`: a rule as an aggregator."""
+"""Tests of `stateless`, which makes an aggregator from a rule."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What MoNNA alone does."""
+"""Tests of MoNNA."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ import lca
 
 
 def test_a_row_is_its_own_nearest():
-  """Under the cosine distance, others of one direction are as near."""
+  """A row selects itself first, also among rows at cosine distance 0."""
   x = jnp.array([[1.0], [1], [1], [1], [0.1]])
   nearest = lca.nnm(x, f=1, distance='cosine')
   np.testing.assert_allclose(nearest[4], (3 + 0.1) / 4, rtol=1e-6)

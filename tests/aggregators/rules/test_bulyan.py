@@ -1,4 +1,4 @@
-"""What the Bulyans alone do."""
+"""Tests of `bulyan` and `bulyan_trimmed`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,11 +46,11 @@ def test_bulyan_follows_the_oracle(n, f, power):
 
 
 def test_bulyan_takes_the_lowest_index_in_a_tie():
-  """Copies of two points: all of those that are selected tie at each step."""
+  """With copies of two points, all candidates tie at every step."""
   x = np.array([[0.0]] * 7 + [[1.0]] * 4)
   _, info = lca.explain(lca.bulyan)(jnp.asarray(x), f=2)
-  # Three zeros win; four zeros and four ones tie, and a zero wins; three zeros
-  # lose to four ones; and the rest are ties again.
+  # Three zeros win. Then four zeros and four ones tie, and a zero wins. Then
+  # three zeros lose to four ones. The remaining steps are ties again.
   assert oracles.bulyan_members(x, f=2) == [0, 1, 2, 3, 7, 4, 5]
   assert np.flatnonzero(info['selected']).tolist() == [0, 1, 2, 3, 4, 5, 7]
   _, info = lca.explain(lca.bulyan)(jnp.ones((11, 1)), f=2)
@@ -59,7 +59,7 @@ def test_bulyan_takes_the_lowest_index_in_a_tie():
 
 @pytest.mark.parametrize('count', range(12))
 def test_bulyan_with_rejected_rows(count):
-  """Up to f of them change who is selected, more leave a plain mean."""
+  """Up to f rejected rows change the selection; more leave a plain mean."""
   x = pool.stack('leaf', 11)
   x[np.random.default_rng(count).permutation(11)[:count]] = np.nan
   rows = x.astype(float)

@@ -1,4 +1,4 @@
-"""What each clip alone does."""
+"""Tests of the clips and of centred clipping."""
 
 import functools
 
@@ -12,7 +12,7 @@ from pool import with_rows
 
 import lca
 
-# Clips are quotients of rounded norms, averages sums of rounded products.
+# Clips are quotients of rounded norms; averages are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
@@ -49,7 +49,7 @@ def test_clip_to_median_norm_refuses():
 @pytest.mark.quick
 @pytest.mark.parametrize('n', [10, 25])
 def test_arc_clips_as_many_as_the_paper_says(n):
-  """floor(2 (f / n) (n - f)), of which many are whole before the floor."""
+  """k = floor(2 (f / n) (n - f)), which is often whole before the floor."""
   x = np.arange(1.0, n + 1, dtype=np.float32)[:, None]
   for f in range((n + 1) // 2):
     out = np.asarray(lca.arc(jnp.asarray(x), f=f))
@@ -60,7 +60,7 @@ def test_arc_clips_nothing_to_an_infinite_threshold():
   x = np.array([[1.0], [2], [3], [4], [50], [np.inf]], np.float32)
   out = lca.arc(jnp.asarray(x).at[3:].set(jnp.inf), f=1)
   np.testing.assert_array_equal(out, [[1], [2], [3], *[[np.nan]] * 3])
-  # One of them infinite: k = 1, so the second largest norm is the threshold.
+  # With one infinite row, k = 1: the second largest norm is the threshold.
   np.testing.assert_array_equal(
     lca.arc(jnp.asarray(x), f=1), [[1], [2], [3], [4], [50], [np.nan]]
   )
@@ -73,7 +73,7 @@ def test_static_clip_of_zeros_and_short_rows():
   CLOSE(out, [[0, 0], [3, 4], [3, 4], [0, 0]])
 
 
-# Sums of rounded products, five rounds of them.
+# The error of sums of rounded products, over several iterations.
 CLOSE_AFTER_STEPS = functools.partial(
   np.testing.assert_allclose, rtol=2e-5, atol=1e-5
 )

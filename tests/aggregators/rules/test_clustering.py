@@ -1,4 +1,4 @@
-"""What SignGuard and clipped clustering alone do."""
+"""Tests of SignGuard and of clipped clustering."""
 
 import functools
 
@@ -21,7 +21,7 @@ def test_sign_guard_filters_by_norm_and_by_signs():
   x = rng.normal(size=(12, 400)).astype(np.float32) + np.float32(1)
   x[1] *= 4  # too long
   x[2] *= 0.05  # too short
-  x[3:6] *= -1  # of other signs
+  x[3:6] *= -1  # with other signs
   x[7] *= 2  # long, and clipped
   rows = x.astype(float)
   (clusters,) = oracles.sign_guard_choices(rows)[1]
@@ -33,7 +33,7 @@ def test_sign_guard_filters_by_norm_and_by_signs():
   assert clip[7] < 1
   want = np.mean(clip[kept, None] * rows[kept], axis=0)
   np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
-  # A tenth of the coordinates, 40 of them, say the same.
+  # A tenth of the coordinates, 40 of them, leads to the same decision.
   _, info = lca.explain(lca.sign_guard)(jnp.asarray(x), key=jax.random.key(0))
   selected = np.flatnonzero(info['selected'])
   assert set(selected) <= set(kept) and len(selected) >= 4
@@ -73,7 +73,7 @@ def test_sign_guard_of_two_as_large_takes_the_first():
   assert np.flatnonzero(info['selected']).tolist() == [0, 2]
 
 
-# Sums of rounded products, five rounds of them.
+# The error of sums of rounded products, over several rounds.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
 
@@ -86,8 +86,8 @@ def test_clipped_clustering_remembers_the_norms():
   state = pair.init(jnp.zeros(1))
   for values, want in [
     ([1.0, 1, 1], 1),
-    ([4.0, 4, 4], 2.5),  # half of the ring is ones
-    ([4.0, 4, 4], 4),  # those are forgotten
+    ([4.0, 4, 4], 2.5),  # half of the window is ones
+    ([4.0, 4, 4], 4),  # the ones have left the window
   ]:
     out, state = pair.update(jnp.array(values)[:, None], state)
     CLOSE(out, [want])
@@ -98,14 +98,14 @@ def test_clipped_clustering_takes_the_larger_cluster():
   pair = lca.clipped_clustering()
   _, _, info = lca.explain(pair)(x, pair.init(x[0]))
   assert np.flatnonzero(info['selected']).tolist() == [1, 2, 3]
-  # Of two as large, the one with client 0.
+  # In a tie, the cluster with client 0 is the larger one.
   _, _, info = lca.explain(pair)(x[:4].at[3].set(x[4]), pair.init(x[0]))
   assert np.flatnonzero(info['selected']).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize('seed', range(5))
 def test_rounding_breaks_no_ties(seed):
-  """Clients on a grid, at distances of which many are the same."""
+  """Clients lie on a grid, so that many distances are equal."""
   rng = np.random.default_rng(seed)
   places = rng.integers(0, 5, size=(11, 2))
   apart = np.linalg.norm(places[:, None] - places, axis=-1)
@@ -118,7 +118,7 @@ def test_rounding_breaks_no_ties(seed):
 
 
 def test_rejected_norms_do_not_count():
-  """Of the last two rounds, those of rows not rejected do."""
+  """The median is over the accepted norms of the last two rounds."""
   pair = lca.clipped_clustering(window=10)
   oracle = None
   state = pair.init(jnp.zeros(1))
@@ -137,7 +137,7 @@ def test_rejected_norms_do_not_count():
 
 
 def test_a_minority_never_makes_most_of_the_memory():
-  """However many norms fit, and wherever the liars stand."""
+  """The update stays bounded for every window and every place of the liar."""
   x = jnp.array([[1e15, 0], [1, 0], [1, 0.1]])
   for window in (3, 4, 5, 8):
     pair = lca.clipped_clustering(window=window)

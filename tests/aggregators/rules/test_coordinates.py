@@ -1,4 +1,4 @@
-"""What the rules on coordinates alone do."""
+"""Tests of the coordinate-wise rules."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ def test_meamed_may_measure_from_another_median(middle):
 @pytest.mark.parametrize('kind', ['interpolated', 'lower', 'upper'])
 @pytest.mark.parametrize('n', [1, 2, 3, 4, 5, 8, 11, 12, 25, 26])
 def test_median_is_exact(n, kind):
-  """With ties, infinities and NaN among the entries, for every n."""
+  """The entries include ties, infinities and NaN, for every n."""
   rng = np.random.default_rng(n)
   x = rng.integers(-2, 3, size=(n, 40)).astype(np.float32)
   x[rng.random(x.shape) < 0.1] = np.inf
@@ -36,7 +36,7 @@ def test_median_is_exact(n, kind):
   x[rng.random(x.shape) < 0.05] = np.nan
   out = np.asarray(lca.median(jnp.asarray(x), median=kind))
   want = oracles.coordinate_median(x.astype(float), median=kind)
-  # A NaN that is chosen may come out as NaN or as the inf it sorts with.
+  # A selected NaN may be returned as NaN or as the inf that it sorts with.
   unclear = np.isnan(x).any(axis=0) & ~np.isfinite(want)
   assert not np.any(np.isfinite(out[unclear]))
   np.testing.assert_array_equal(out[~unclear], want[~unclear])
@@ -85,7 +85,7 @@ def test_what_is_trimmed_leaves_no_trace(large):
 
 @pytest.mark.parametrize(('n', 'f'), [(3, 1), (4, 1), (7, 2), (11, 4), (12, 5)])
 def test_meamed_shares_the_last_places(n, f):
-  """Small whole numbers: their distances to the median are exact, and tie."""
+  """Small whole numbers have exact distances to the median, with ties."""
   rng = np.random.default_rng(n)
   x = rng.integers(-3, 4, size=(n, 60)).astype(np.float32)
   out = lca.meamed(jnp.asarray(x), f=f)

@@ -1,4 +1,4 @@
-"""What the geometric median alone does."""
+"""Tests of the geometric median."""
 
 import functools
 
@@ -15,7 +15,7 @@ import lca
 
 
 def test_the_geometric_median_may_start_from_zero():
-  """After one step each row has one over its own length."""
+  """After one step, each row's weight is proportional to 1 / its norm."""
   x = pool.stack('leaf', 11)
   out = lca.geometric_median(jnp.asarray(x), init='zero', num_iters=1)
   weights = 1 / np.linalg.norm(x.astype(float), axis=1)
@@ -47,18 +47,19 @@ def test_geometric_median_ends_where_the_sum_of_distances_is_least(init):
   rows = x.astype(float)
   best = oracles.geometric_median_weights(rows) @ rows
   got = oracles.sum_of_distances(rows, np.asarray(out, float))
-  # Flat around its minimum, where float32 tells sums of distances apart.
+  # The objective is flat near its minimum: float32 resolves the sum of
+  # distances, not the point.
   assert got <= oracles.sum_of_distances(rows, best) * (1 + 1e-6)
 
 
 def test_a_median_among_many_has_a_derivative():
-  """Of an even number of scalars every point between the middle two is one."""
+  """For an even number of scalars, there are many geometric medians."""
   x = jnp.array([[0.0], [1], [2], [3]])
   one = jnp.ones((4, 1))
   rule = functools.partial(lca.geometric_median, tol=1e-6)
   gradient = jax.jit(jax.grad(lambda x: rule(x)[0]))(x)
   assert np.all(np.isfinite(gradient))
-  # All rows moved alike move it, too, wherever it lies.
+  # If all rows move alike, so does the median, wherever it lies.
   moved = jax.jit(lambda x: jax.jvp(rule, (x,), (one,))[1])(x)
   np.testing.assert_allclose(moved, [1], rtol=1e-4)
 
@@ -83,7 +84,7 @@ def test_geometric_median_on_a_line_is_the_median():
 
 
 def test_geometric_median_in_one_step():
-  """From equal weights: each at one over its distance to the mean."""
+  """From equal weights, weights become 1 / the distance to the mean."""
   x = pool.stack('leaf', 11)
   out = lca.geometric_median(jnp.asarray(x), num_iters=1, init='mean')
   rows = x.astype(float)

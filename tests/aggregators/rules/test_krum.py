@@ -1,4 +1,4 @@
-"""What Krum, multi-Krum and the medoid alone do."""
+"""Tests of Krum, Multi-Krum and the medoid."""
 
 import functools
 
@@ -21,7 +21,7 @@ def test_krum_options_follow_the_oracle(f, num_neighbors, power):
   hyper = {'f': f, 'num_neighbors': num_neighbors, 'power': power}
   out, info = lca.explain(lca.krum)(jnp.asarray(x), **hyper)
   scores = oracles.krum_scores(x.astype(float), **hyper)
-  # Squared distances of norms near 10: seven digits, one lost to cancelling.
+  # Squared distances of norms near 10 have seven digits; one is cancelled.
   np.testing.assert_allclose(info['scores'], scores, rtol=2e-6)
   np.testing.assert_array_equal(out, x[np.argmin(scores)])
   out, info = lca.explain(lca.multi_krum)(jnp.asarray(x), m=3, **hyper)
@@ -48,7 +48,7 @@ def test_medoid_powers_follow_the_oracle(power):
   out = lca.medoid(jnp.asarray(x), power=power)
   scores = oracles.medoid_scores(x.astype(float), power=power)
   np.testing.assert_array_equal(out, x[np.argmin(scores)])
-  assert out[0] == {1: 2, 2: 3}[power]  # the middle; nearest to the mean, 21
+  assert out[0] == {1: 2, 2: 3}[power]  # the middle; the nearest to the mean 21
 
 
 def test_multi_krum_of_one_is_krum():

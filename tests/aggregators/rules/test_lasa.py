@@ -1,4 +1,4 @@
-"""What LASA alone does."""
+"""Tests of LASA."""
 
 import functools
 
@@ -49,13 +49,13 @@ def test_lasa_follows_the_oracle_in_float64(half):
       for leaf, want in zip(
         jax.tree.leaves(out), oracles.lasa(arrays, sparsity=0.5), strict=True
       ):
-        # The norms that clip are sums over all leaves, in each its own dtype.
+        # Clip norms sum over all leaves, and each leaf has its own dtype.
         tolerance = 1e-6 if half else 1e-12
         np.testing.assert_allclose(leaf, want, rtol=tolerance, atol=tolerance)
 
 
 def test_an_infinite_bound_of_lasa_leaves_the_other_one():
-  x = jnp.abs(jnp.asarray(pool.stack('leaf', 11)))  # of one purity
+  x = jnp.abs(jnp.asarray(pool.stack('leaf', 11)))  # all purities are 1
   kept, same = (
     lca.explain(lca.lasa)(x, norm_bound=1.0, sign_bound=bound)[1]['selected']
     for bound in (np.inf, 1e30)
@@ -70,7 +70,8 @@ def test_lasa_sparsifies_kernels_alone_and_together():
   tree = {'a': {'kernel': large, 'bias': small[0, :1]}, 'b': {'kernel': small}}
   tree = jax.tree.map(lambda x: np.repeat(x, 3, axis=0), tree)
   out = lca.lasa(tree, sparsity=0.5)
-  # Ten of twenty: above the tenth largest there are nine, all in one kernel.
+  # Ten of twenty entries are zeroed. Above the tenth largest entry there are
+  # nine entries, all in one kernel.
   assert np.sum(np.asarray(out['a']['kernel']) != 0) == 9
   assert np.asarray(out['a']['kernel'])[0, 0] == 0
   assert not np.any(out['b']['kernel'])

@@ -1,4 +1,4 @@
-"""LEGATO against Algorithm 2 with the log of everybody's gradients."""
+"""LEGATO against Algorithm 2 with the log of all workers' gradients."""
 
 import functools
 import warnings
@@ -27,7 +27,7 @@ SHAPES = {
 }
 NUM_LEAVES, NUM_MODULES = 5, 3
 N = 7
-# Sums of seven rounded numbers, of up to some tens.
+# The error of sums of seven rounded numbers, of magnitude up to some tens.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-5)
 EQUAL = np.testing.assert_array_equal
 
@@ -50,7 +50,7 @@ OTHER = {
   'divisor': 'window',
 }
 ALL_WINDOWS = [Hyper(window) for window in range(1, 11)]
-# Each of them in two windows: on its own, and with all the others.
+# Each option in two windows: alone, and together with all the others.
 EVERY_OPTION = [
   *(Hyper(8, **{name: value}) for name, value in OTHER.items()),
   Hyper(3, **OTHER),
@@ -60,14 +60,14 @@ hypers = functools.partial(pytest.mark.parametrize, 'hyper', ids=str)
 
 
 def tree_of(leaf):
-  """What `leaf` makes of every shape of one client's update."""
+  """Returns the tree of `leaf(shape)` for every shape of a client's update."""
   return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def gradients(count, n=N, seed=0, dtype=np.float32):
-  """One tree a round: every leaf has a scale that changes, and every client.
+  """Returns one tree per round, with random scales of leaves and clients.
 
-  So the layers' shares of the norm vary by tens of percent.
+  The layers' shares of the norm then vary by tens of percent.
   """
   rng = np.random.default_rng([seed, n])
 
@@ -97,7 +97,7 @@ def init(hyper, tree):
 
 @functools.cache
 def step(hyper):
-  """`(updates, state) -> (update, state, info)`."""
+  """Returns a jitted `(updates, state) -> (update, state, info)`."""
   explain = lca.explain(lca.legato(**hyper._asdict()))
 
   def traced(updates, state):
@@ -108,7 +108,7 @@ def step(hyper):
 
 
 def run(hyper, trees, function=None):
-  """`(update, state, info)` of every round."""
+  """Yields `(update, state, info)` of every round."""
   state = init(hyper, trees[0])
   for tree in trees:
     update, state, info = (function or step(hyper))(tree, state)
@@ -122,12 +122,12 @@ def finite(tree):
 # Following the oracle ------------------------------------------------------
 
 
-# Norms are roots of sums of some hundred rounded squares.
+# The relative error of norms: roots of sums of some hundred rounded squares.
 ROUNDING = {np.float32: 1e-6, np.float64: 1e-14}
 
 
 def oracle(hyper, trees):
-  """(update, factors, norms `[rounds, layers]`, log) of every round."""
+  """Yields (update, factors, norms `[rounds, layers]`, log) of every round."""
   log = []
   for tree in trees:
     update, log, factors = oracles.legato(tree, log, **hyper._asdict())
@@ -136,10 +136,10 @@ def oracle(hyper, trees):
 
 
 def sensitivity(norms):
-  """By what a relative error of the norms grows in the factors.
+  """Returns by how much the factors amplify a relative error of the norms.
 
-  A deviation is a difference of norms: it loses what they exceed it by. Where
-  they do not vary at all it is the floor, 1e-6 of the largest.
+  A deviation is a difference of norms, which is smaller than the norms. If the
+  norms are constant, the deviation is the floor, 1e-6 of the largest norm.
   """
   if len(norms) < 2:
     return 0
@@ -148,7 +148,7 @@ def sensitivity(norms):
 
 
 def scales(log):
-  """The largest entry of every leaf in the log."""
+  """Returns the largest entry of every leaf in the log."""
   return [
     max(np.max(np.abs(arrays[p][accepted])) for arrays, accepted in log)
     for p in range(NUM_LEAVES)
@@ -156,11 +156,11 @@ def scales(log):
 
 
 def follow(hyper, trees, dtype=np.float32):
-  """Every round is the oracle's; returns the largest sensitivity."""
+  """Compares every round with the oracle; returns the largest sensitivity."""
   worst = 0
   rounds = zip(run(hyper, trees), oracle(hyper, trees), strict=True)
   for (update, state, _), (want, factors, norms, log) in rounds:
-    # Of a quotient, whose numerator and denominator have the norms' error.
+    # The factor is a quotient; numerator and denominator have the norms' error.
     slack = 2 * ROUNDING[dtype] * sensitivity(norms)
     worst = max(worst, sensitivity(norms))
     np.testing.assert_allclose(state.factors, factors, rtol=slack)
@@ -168,7 +168,7 @@ def follow(hyper, trees, dtype=np.float32):
     wants = [array for _, array in oracles.leaves(want)]
     for leaf, array, scale in zip(leaves, wants, scales(log), strict=True):
       assert leaf.dtype == dtype
-      # What the factors weigh is as large as the gradients in the log.
+      # The factors weigh entries as large as the gradients in the log.
       atol = (slack + ROUNDING[dtype]) * scale
       np.testing.assert_allclose(leaf, array, rtol=0, atol=atol)
   return worst
@@ -176,7 +176,7 @@ def follow(hyper, trees, dtype=np.float32):
 
 @hypers(argvalues=[*ALL_WINDOWS, *EVERY_OPTION])
 def test_follows_the_oracle_round_after_round(hyper):
-  # Else the tolerance would let anything pass.
+  # With a larger sensitivity, the tolerance would accept any factors.
   assert follow(hyper, gradients(30)) < 1e3
 
 
@@ -187,7 +187,7 @@ def test_follows_the_oracle_in_float64(hyper):
 
 
 def test_the_readings_differ():
-  """So that the comparisons above do tell them apart."""
+  """The options give different results, so the tests above tell them apart."""
   trees = gradients(6)
   updates = []
   for hyper in [Hyper(8)] + [Hyper(8, **{k: v}) for k, v in OTHER.items()]:
@@ -200,17 +200,17 @@ def test_the_readings_differ():
 
 @pytest.mark.quick
 def test_a_run_by_hand():
-  """One client, two layers of one number, and P the shares of the norm.
+  """One client has two layers of one number; P are the shares of the norm.
 
   The floor, 1e-6 of a mean near 0.8, moves factors by 4e-6 of themselves.
   """
   rounds = [(3.0, 4.0), (8.0, 6.0), (0.0, 5.0)]  # P: (.6, .8) (.8, .6) (0, 1)
   for options, wants in [
-    # Deviations (.1, .1), then, of the last two rounds, (.4, .2).
+    # The deviations are (.1, .1), then, over the last two rounds, (.4, .2).
     ({'window': 2}, [(3, 4), (5.5, 5), (16 / 3, 16 / 3)]),
     ({'window': 2, 'normalize': 'max'}, [(3, 4), (8, 6), (4, 5)]),
     ({'window': 3, 'divisor': 'window'}, [(3, 4), (4.75, 4)]),
-    ({'window': 3, 'by': 'model'}, rounds),  # one layer: its factor is 1
+    ({'window': 3, 'by': 'model'}, rounds),  # with one layer, its factor is 1
     ({'window': 1}, rounds),
   ]:
     agg = lca.legato(**options)
@@ -226,7 +226,7 @@ def test_a_run_by_hand():
 
 @pytest.mark.parametrize(('norm', 'want'), [('frobenius', 2), ('spectral', 1)])
 def test_norms_by_hand(norm, want):
-  """Of four orthogonal unit rows, and their norms' sum is 4 sqrt(2)."""
+  """Layer a has four orthogonal unit rows; all norms sum to 4 sqrt(2)."""
   tree = {'a': jnp.eye(4), 'b': jnp.ones(4)}
   agg = lca.legato(window=1, norm=norm)
   state = agg.init({'a': jnp.zeros(4), 'b': jnp.zeros(())})
@@ -235,10 +235,10 @@ def test_norms_by_hand(norm, want):
 
 
 def test_a_layer_that_does_not_vary_keeps_its_present():
-  """Norms (2, 1, 2) and (2, 2, 1) of 3: the others lean on their past.
+  """The norms are (2, 1, 2) / 3 and (2, 2, 1) / 3: layer 0 does not vary.
 
-  The first's deviation is the floor, 1e-6 * 2/3, the others' 1/6: factors of
-  1 - 8e-6 and 4e-6.
+  The deviation of layer 0 is the floor, 1e-6 * 2/3, the others' is 1/6: the
+  factors are 1 - 8e-6 and 4e-6.
   """
   agg = lca.legato(window=2)
   run_round = jax.jit(agg.update)
@@ -297,7 +297,7 @@ def test_the_state_does_not_grow_with_the_clients(hyper):
 
 @hypers(argvalues=TYPICAL)
 def test_no_round_recompiles(hyper):
-  """Nor does a state that `init` made jitted, or a past of other values."""
+  """One trace serves all rounds, and a state that jitted `init` made."""
   trees = gradients(9)
   for _ in run(hyper, trees):
     pass
@@ -312,7 +312,7 @@ def test_jit_is_eager(hyper):
   for out, want in zip(
     run(hyper, trees), run(hyper, trees, eager), strict=True
   ):
-    # XLA sums in another order; see `sensitivity`.
+    # XLA sums in another order; `sensitivity` says how errors grow.
     jax.tree.map(functools.partial(CLOSE, rtol=1e-4, atol=1e-4), out, want)
 
 
@@ -354,7 +354,7 @@ def test_exports_for_every_platform(hyper):
 
 
 def spoiled(tree, row):
-  """One NaN is enough, whatever the layer it is in."""
+  """Returns the tree with one NaN in one layer of a row."""
   kernel = tree['params']['conv']['kernel'].copy()
   kernel[row, 1, 1, 0, 1] = np.nan
   conv = tree['params']['conv'] | {'kernel': kernel}
@@ -381,7 +381,7 @@ def test_a_rejected_worker_is_as_good_as_absent(hyper):
     for (update, state, _), (want, want_state, _) in zip(
       run(hyper, spoilt), wants, strict=True
     ):
-      # Sums of six and of seven terms are rounded differently.
+      # Sums of six and of seven terms have different rounding.
       close = functools.partial(CLOSE, rtol=1e-4, atol=1e-5)
       jax.tree.map(close, (update, state), (want, want_state))
 
@@ -416,7 +416,7 @@ def test_finite_rows_count(hyper, value):
 
 @hypers(argvalues=TYPICAL)
 def test_many_long_rows_do_not_overflow(hyper):
-  """Each is accepted; the squares of forty together exceed float32."""
+  """Each row is accepted, but the squares of forty rows overflow float32."""
   trees = []
   for seed, tree in enumerate(gradients(5, n=40)):
     rng = np.random.default_rng(seed)
@@ -440,9 +440,9 @@ def test_many_long_rows_do_not_overflow(hyper):
 @pytest.mark.parametrize('normalize', ['sum', 'max'])
 @pytest.mark.parametrize('value', [0.0, 1e-25])
 def test_nothing_sent(normalize, value):
-  """Squares of 1e-25 are zero in float32; what does not vary is kept.
+  """Squares of 1e-25 are zero in float32; no layer varies.
 
-  No layer varies, so all factors are alike.
+  So all factors are equal, and the update is what was sent.
   """
   share = {'sum': 1 / NUM_LEAVES, 'max': 1}[normalize]
   hyper = Hyper(3, normalize=normalize)
@@ -462,9 +462,9 @@ def test_a_round_of_zeros_counts(hyper):
 
 
 def test_rounds_that_are_all_alike():
-  """Past and present agree, and so does whatever lies between.
+  """Past and present are equal, and so is every mixture of them.
 
-  Two or four equal numbers have their mean exactly: the deviations are 0.
+  The mean of two or four equal numbers is exact: the deviations are 0.
   """
   (tree,) = gradients(1)
   for i, (update, state, _) in enumerate(run(Hyper(4), [tree] * 7)):
@@ -479,7 +479,7 @@ def test_rounds_that_are_all_alike():
 
 @hypers(argvalues=TYPICAL)
 def test_linear_in_the_present_with_the_factors_held(hyper):
-  """Updates turned around have the same norms, and so the same factors."""
+  """Negated updates have the same norms, and so the same factors."""
   *before, last = gradients(7)
   *_, (_, state, _) = run(hyper, before)
   plus, after, info = step(hyper)(last, state)
@@ -500,8 +500,8 @@ def test_linear_in_the_present_with_the_factors_held(hyper):
 def test_differentiates_with_the_factors_held(hyper):
   *before, last, direction = gradients(7)
   *_, (_, state, _) = run(hyper, before)
-  held = lambda tree: step(hyper)(tree, state)[0]  # noqa: E731
-  _, moved = jax.jvp(held, (last,), (direction,))
+  update = lambda tree: step(hyper)(tree, state)[0]  # noqa: E731
+  _, moved = jax.jvp(update, (last,), (direction,))
   _, after, _ = step(hyper)(last, state)
   leaves = jax.tree.leaves(moved), jax.tree.leaves(direction)
   groups = oracles.groups(last, hyper.by)
@@ -525,7 +525,7 @@ def test_the_order_of_the_clients_does_not_matter(hyper):
 
 
 def test_the_log_is_not_copied():
-  """Of a state that is given away; copies were half the time of an update."""
+  """The log of a donated state is not copied, which took half of the time."""
   params = {'b': jnp.zeros(10), 'w': jnp.zeros(100_000)}
   agg = lca.legato(window=20)
   state = agg.init(params)
@@ -571,7 +571,7 @@ def test_follows_a_pre_aggregator():
   clipped = list(map(clip, trees))
   for tree, (want, *_) in zip(trees, run(Hyper(4), clipped), strict=True):
     out, state = update(tree, state)
-    # Norms as in `test_jit_is_eager`.
+    # The norms have other rounding, as in `test_jit_is_eager`.
     jax.tree.map(functools.partial(CLOSE, rtol=1e-4, atol=1e-4), out, want)
 
 
@@ -607,7 +607,7 @@ def test_leaves_must_agree_on_the_clients(norm):
     (Hyper(2, by='module'), True),
     (Hyper(5), False),
     (Hyper(10), False),
-    (Hyper(1), False),  # the plain mean
+    (Hyper(1), False),  # the update is the plain mean
     (Hyper(2, normalize='max'), False),
     (Hyper(3, by='module'), False),
     (Hyper(2, by='model'), False),

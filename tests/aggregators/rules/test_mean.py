@@ -1,4 +1,4 @@
-"""What the mean alone does."""
+"""Tests of the mean."""
 
 import functools
 

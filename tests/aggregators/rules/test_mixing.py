@@ -1,4 +1,4 @@
-"""What NNM and bucketing alone do."""
+"""Tests of NNM and bucketing."""
 
 import functools
 
@@ -12,7 +12,7 @@ import pytest
 import lca
 
 KEY = jax.random.key(5)
-# Weights are quotients of rounded norms, rows sums of rounded products.
+# Weights are quotients of rounded norms; rows are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
@@ -46,10 +46,10 @@ def test_nnm_takes_itself_and_the_lowest_index():
   CLOSE(out[0], [0])
   CLOSE(out[3], [(10 + 11 + 1) / 3])
   tied = jnp.array([[0.0], [2], [-2], [4], [50]])
-  # Client 1 has 0 and 4 at distance 2; client 0 has 2 and -2.
+  # Client 1 averages 2, 0 and 4; client 0 averages 0, 2 and -2.
   CLOSE(lca.nnm(tied, f=2)[:2, 0], [0, 2])
   few = lca.nnm(jnp.array([[0.0], [2], [-2], [2], [-2]]), f=2)
-  CLOSE(few[0], [0])  # 0, 2 and -2, the first two of the four
+  CLOSE(few[0], [0])  # 0, 2 and -2, the first two of four at one distance
   np.testing.assert_allclose(few[1], [4 / 3], rtol=1e-6)
 
 

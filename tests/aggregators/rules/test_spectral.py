@@ -1,4 +1,4 @@
-"""What CAF and DnC alone do."""
+"""Tests of CAF and DnC."""
 
 import functools
 import re
@@ -64,7 +64,7 @@ def _legato_of_spectral_norms(updates):
   ],
 )
 def test_eigenvectors_are_found_one_matrix_at_a_time(update):
-  """Two batches at once wait for each other on a CPU of two cores."""
+  """Two batched `eigh` at once can wait for each other on a two-core CPU."""
   tree = jax.tree.map(lambda x: np.stack([x] * 11), pool.stack('pair', 11))
   text = jax.jit(update).lower(tree).as_text()
   calls = [line for line in text.splitlines() if '_ssyevd' in line]
@@ -85,7 +85,7 @@ def test_dnc_filters_a_fraction(fraction):
   np.testing.assert_allclose(info['weights'], weights, rtol=1e-6)
   np.testing.assert_allclose(out, weights @ rows, rtol=1e-5, atol=2e-6)
   scores = oracles.outlyingness(rows, f=3)
-  # Squares of projections on a direction known to some 1e-5.
+  # Squares of projections on a direction with an error of about 1e-5.
   np.testing.assert_allclose(
     info['scores'], scores, rtol=1e-3, atol=1e-4 * np.max(scores)
   )
@@ -104,7 +104,7 @@ def test_dnc_of_draws_intersects_what_each_keeps():
     assert set(info) >= {'weights', 'selected', 'rejected'}
     assert 'scores' not in info
     selected = np.asarray(info['selected'])
-    # All four draws drop the same two, who are far out in every coordinate.
+    # All four draws drop the same two clients, far out in every coordinate.
     assert np.flatnonzero(~selected).tolist() == [2, 6]
     np.testing.assert_allclose(info['weights'], selected / 9, rtol=1e-6)
     outs.append(out)
@@ -114,7 +114,7 @@ def test_dnc_of_draws_intersects_what_each_keeps():
 
 
 def test_dnc_of_draws_that_share_nobody_is_nan():
-  """Each of forty draws of one coordinate drops two of five."""
+  """Each of forty draws of one coordinate drops two of five clients."""
   x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 400)), jnp.float32)
   hyper = {'f': 2, 'num_iters': 40, 'subsample_dim': 1}
   out, info = lca.explain(lca.dnc)(x, key=jax.random.key(0), **hyper)

@@ -1,4 +1,4 @@
-"""What FoolsGold and FLTrust alone do."""
+"""Tests of FoolsGold and FLTrust."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def test_fltrust_by_hand():
 
 
 def test_fltrust_is_as_long_as_the_servers_update():
-  """With the trust held fixed, its derivative along that one is itself."""
+  """With the trust held constant, the derivative along g is the update."""
   x, server = jnp.asarray(pool.stack('leaf', 11)), jnp.ones(50)
   out, tangent = jax.jvp(
     lambda s: lca.fltrust(x, server_update=s), (server,), (server,)
@@ -69,7 +69,7 @@ def test_fltrust_is_as_long_as_the_servers_update():
   _, across = jax.jvp(
     lambda s: lca.fltrust(x, server_update=s),
     (server,),
-    (server.at[::2].set(-1),),  # of the same length to first order
+    (server.at[::2].set(-1),),  # leaves the length unchanged to first order
   )
   np.testing.assert_allclose(across, np.zeros(50), atol=1e-6)
 
