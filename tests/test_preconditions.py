@@ -7,7 +7,7 @@ import pytest
 
 import lca
 
-# stateless and make_aggregator ---------------------------------------------
+# Averages and rules over subsets -------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_the_mean_of_clipped_rows_survives_any(kind):
   assert length <= 2 * (1 + 1e-5)
 
 
-# Rules on coordinates ------------------------------------------------------
+# Coordinate-wise rules -----------------------------------------------------
 
 
 @cases(argvalues=HULL)

@@ -122,14 +122,12 @@ class GramRule(Rule[P]):
   ):
     """Makes the rule; `gram_rule` describes the arguments."""
     functools.update_wrapper(self, weigh)
-    without_derivatives = (
+    hold_constant = (
       with_constant_rejected_weights
       if differentiable_verdict
       else with_constant_verdict
     )
-    self.weigh: Callable[Concatenate[Gram, P], Verdict] = without_derivatives(
-      weigh
-    )
+    self.weigh: Callable[Concatenate[Gram, P], Verdict] = hold_constant(weigh)
     self.combine = combine
     self.needs: Needs = needs
     # Without the updates, the weights are the same for every coordinate.
@@ -195,8 +193,8 @@ def gram_rule(weigh: Any = None, /, **options: Any) -> Any:
     weigh: `(gram, *, **hyper) -> Verdict`. Its hyper-parameters become the
       rule's. If one of them is called `distance`, `lca.cosine` accepts the
       rule.
-    combine: how the rows and the verdict make the update
-      (`lca.aggregators.verdict`). `mix_rows`, the default, sums the rows, each
+    combine: function that makes the update from the rows and the verdict, one
+      of `lca.aggregators.verdict`. `mix_rows`, the default, sums the rows, each
       times its weight; `scale_rows` multiplies each row by its own factor;
       `StatisticOfSelected` takes a coordinate-wise statistic of the rows with a
       positive weight.
@@ -365,6 +363,7 @@ def explain(rule: Any) -> Any:
     update = rule.update
     if isinstance(update, ExplainedUpdate):
       return update.explain
+    # A plain update may name only some of the arguments that a round brings.
     parameters = inspect.signature(update).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     named = ROUND_BRINGS if takes_all else [p.name for p in parameters]
@@ -382,6 +381,7 @@ def explain(rule: Any) -> Any:
     raise TypeError(
       'explain needs a rule or an Aggregator, got ' + type(rule).__name__
     )
+  # A plain function has nothing to report.
   return lambda updates, *args, **hyper: (rule(updates, *args, **hyper), {})
 
 

@@ -58,9 +58,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   if name in RULES:
     if 'weights' in inspect.signature(rule).parameters:
       weights = keys.pop('weights', 'uniform')
-      if weights == 'uniform':
+      if weights == 'uniform':  # bound, so that no weights come with a round
         keys['weights'] = None
-      elif weights != 'examples':  # the numbers of examples come with a round
+      elif weights != 'examples':  # 'examples' come with each round
         raise ValueError(
           f"weights must be 'uniform' or 'examples', got {weights!r}"
         )
@@ -68,6 +68,8 @@ def make(config: Mapping[str, Any]) -> Aggregator:
     if scope != 'model':
       rule = layerwise(rule, by=scope)
     return stateless(rule, **keys)
+  # A rule with a state. If it takes its layers itself, as `legato` does, only
+  # the pre-aggregators need a layerwise form.
   takes = options_of(rule)
   if 'by' in takes:
     if 'by' in keys:

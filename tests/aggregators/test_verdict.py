@@ -82,7 +82,7 @@ def test_derivatives_run_through_the_verdict_on_demand(differentiable):
   EQUAL(slope[:, 0], [12, 27] if differentiable else [4, 9])  # x^3 or c x
 
 
-# What a round brings -------------------------------------------------------
+# Arguments that a round brings ---------------------------------------------
 
 BROUGHT = {
   'key': jax.random.key(0),

@@ -84,6 +84,7 @@ def chain(*steps: Any) -> Any:
 
     takes_scope = getattr(last.update, 'takes_scope', False)
     return Aggregator(last.init, ExplainedUpdate(explain_update, takes_scope))
+  # A weighted sum of weighted sums is a weighted sum of the original rows.
   rules = [_rule_of(step) for step in steps]
   if all(isinstance(rule, GramRule) and rule.weighs_rows for rule in rules):
     return _mixed_chain(steps)

@@ -90,7 +90,7 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
     return _layerwise_aggregator(rule, key)
   if isinstance(rule, Chain):  # the steps run one by one, on the same layers
     return Chain([layerwise(step, by) for step in rule.steps])
-  if isinstance(rule, Rule) and rule.coordinatewise:
+  if isinstance(rule, Rule) and rule.coordinatewise:  # LF = F
     return rule
   return Layerwise(rule, key)
 
@@ -117,6 +117,7 @@ class Layerwise(Rule[P]):
   ) -> tuple[Update, Info]:
     geometry.num_clients(updates)
     layers = Layers(updates, self._key)
+    # LF: the rule F on the rows V_{1,j}, ..., V_{n,j} of each layer j.
     if isinstance(self.rule, GramRule):
       parts, info = self.rule.explain_layers(
         layers.split(updates), *args, **hyper

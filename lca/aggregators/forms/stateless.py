@@ -57,9 +57,10 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
   required = {k for k, p in parameters.items() if p.default is p.empty}
   bound = {k for k, value in hyper.items() if value is not None}
   if missing := sorted(required - bound - set(ROUND_BRINGS)):
-    raise TypeError(f'{name} needs a value for {missing}')
+    raise TypeError(f'{name} needs {missing}, which have no default')
   wanted = [k for k in ROUND_BRINGS if k in parameters and k not in hyper]
 
+  # Descriptions of runs find `rule` and `hyper` in this closure by name.
   def explain_update(updates, state, **brought):
     given = {k: brought[k] for k in wanted if brought.get(k) is not None}
     for lacking in sorted(required & set(wanted) - set(given)):

@@ -105,7 +105,7 @@ def monna(
   check_integers('monna', pivot=pivot)
   if not 0 <= pivot < n:
     raise ValueError(f'monna needs 0 <= pivot < n, got n={n}, pivot={pivot}')
-  scores = geometry.distances(gram, distance, power)[pivot]
+  scores = geometry.distances(gram, distance, power)[pivot]  # [n]
   scores_with_pivot_first = scores.at[pivot].set(-1)
   verdict = select_lowest(gram, scores_with_pivot_first, n - f)
   trusted = ~geometry.rejected_rows(gram)[pivot]

@@ -70,7 +70,7 @@ def krum(
     gradient descent, NeurIPS 2017.
   """
   scores = krum_scores('krum', gram, f, num_neighbors, distance, power)
-  return select_lowest(gram, scores, 1)
+  return select_lowest(gram, scores, 1)  # argmin_i s(i)
 
 
 @gram_rule
@@ -133,7 +133,7 @@ def multi_krum(
       f'multi_krum needs 1 <= m <= n - f, got n={len(gram)}, f={f}, m={m}'
     )
   scores = krum_scores('multi_krum', gram, f, num_neighbors, distance, power)
-  return select_lowest(gram, scores, m)
+  return select_lowest(gram, scores, m)  # the mean over V
 
 
 @gram_rule
@@ -195,7 +195,8 @@ def medoid(
   rejected = geometry.rejected_rows(gram)
   if distance == 'cosine' or (distance, power) == ('euclidean', 1):
     distances = _relative_to_a_middle_row(distances, rejected, distance)
-  # Division before the sum: the sum of many distances near the limit overflows.
+  # GeoMed's sums. Each distance is divided by n before the sum, as the sum of
+  # many distances near float32's limit would overflow.
   scores = jnp.sum(jnp.where(rejected, 0, distances / len(gram)), axis=1)
   return select_lowest(gram, jnp.where(rejected, jnp.inf, scores), 1)
 
@@ -245,5 +246,6 @@ def krum_scores(
       f'num_neighbors={k}'
     )
   distances = geometry.distances(gram, distance, power)
+  # s(i): the sum of the k smallest distances d(x_i, x_j) to the others.
   others = jnp.where(jnp.eye(n, dtype=bool), jnp.inf, distances)
   return jnp.sum(order_statistics.sort(others)[:, :k], axis=1)

@@ -51,4 +51,4 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
       f'mean needs one weight per client, weights of shape ({n},), got '
       f'shape {weights.shape}'
     )
-  return Verdict(weights / jnp.sum(weights))
+  return Verdict(weights / jnp.sum(weights))  # Eq. 2 with equal weights

@@ -122,10 +122,11 @@ def caf(
     # The largest deviation gives weight 0 exactly: compiled, the quotient of
     # equal numbers may differ from 1 by a rounding error.
     is_farthest = squares >= (1 - 1e-6) * largest
-    kept = jnp.where(is_farthest, 0, 1 - squares / largest)
+    kept = jnp.where(is_farthest, 0, 1 - squares / largest)  # of c_i
     return weights * kept, weights, jnp.minimum(value, least), best
 
   def filtering(carry):
+    # Stops once sum_i c_i <= n - 2f, or if no weight has changed.
     weights, last, *_ = carry
     return (jnp.sum(weights) > n - 2 * f) & jnp.any(weights != last)
 

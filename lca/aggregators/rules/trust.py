@@ -132,7 +132,7 @@ def fltrust(updates: Updates, *, server_update: Update) -> tuple[Update, Info]:
   )
   safe_norms = jnp.where(ignored, 1, norms)
   cosines = inner / safe_norms / jnp.where(constant_norm > 0, constant_norm, 1)
-  trust = jnp.maximum(cosines, 0)
+  trust = jnp.maximum(cosines, 0)  # t_i
   trust = jnp.where(jnp.isinf(constant_norm), jnp.nan, trust)
   # The factors ||g|| / ||x_i|| keep the derivative of ||g||.
   factors = jnp.where(ignored, 0, server_norm / safe_norms)

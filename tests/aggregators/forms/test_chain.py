@@ -1,4 +1,4 @@
-"""`chain`."""
+"""Tests of `chain`."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ from pool import ACCEPTED, REJECTED
 import lca
 
 KEY = jax.random.key(5)
-# Weights are quotients of rounded norms, rows sums of rounded products.
+# Weights are quotients of rounded norms; rows are sums of rounded products.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
@@ -39,7 +39,7 @@ def test_chain_is_calling_in_sequence(name, kind):
 
 
 def close_by_objective(name, mixed, own, got, want):
-  """Mixed clients are close to each other: who is selected may differ."""
+  """Mixed clients are close to each other: another one may be selected."""
   try:
     jax.tree.map(CLOSE, got, want)
   except AssertionError:
@@ -146,7 +146,7 @@ def test_layerwise_of_a_chain_and_a_chain_of_layerwise():
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_full_rule_after_nnm_is_full(case, data):
-  """Four rows of anything: finite, and of a length that honest rows bound."""
+  """With up to four arbitrary rows, the update is finite and bounded."""
   x = pool.stack('leaf', 11, data.draw(st.integers(0, 9), 'seed'))
   rows = data.draw(st.permutations(range(11)), 'rows')[: case.bad_rows(11)]
   anything = st.one_of(
@@ -158,8 +158,8 @@ def test_a_full_rule_after_nnm_is_full(case, data):
   out, _ = run_after_nnm(case, hyper.get('f', 4))(x, case.extra(x))
   assert np.all(np.isfinite(out))
   honest = np.delete(x, rows, axis=0).astype(float)
-  # Of an honest row nnm makes at most three times the longest, of which the
-  # rule makes 4 n times.
+  # nnm makes an honest row at most three times as long as the longest one. The
+  # rule's update is at most 4 n times as long as that.
   size = 3 * 4 * 11 * np.max(np.linalg.norm(honest, axis=1))
   assert np.linalg.norm(np.asarray(out, float)) <= size
 
@@ -172,7 +172,7 @@ def run_after_nnm(case, f):
 
 
 def test_cases_run_without_nnm():
-  """So that the chain above is what differs."""
+  """Without nnm the result differs, so that the test above tests the chain."""
   case = Case('krum', 'euclidean', 'model')
   x = pool.stack('leaf', 11)
   mixed, _ = run_after_nnm(case, 4)(x, {})

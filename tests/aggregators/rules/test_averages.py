@@ -8,7 +8,7 @@ import pytest
 
 import lca
 
-# Options that give other definitions ---------------------------------------
+# Ties ----------------------------------------------------------------------
 
 
 def test_a_row_is_its_own_nearest():
@@ -20,7 +20,7 @@ def test_a_row_is_its_own_nearest():
   np.testing.assert_allclose(monna, nearest[4], rtol=1e-6)
 
 
-# stateless and make_aggregator ---------------------------------------------
+# The pivot -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', ['euclidean', 'cosine'])

@@ -43,7 +43,7 @@ def test_clip_to_median_norm_refuses():
     lca.clip_to_median_norm(jnp.ones((3, 2)), median='upper')
 
 
-# The oracles ---------------------------------------------------------------
+# arc and static_clip -------------------------------------------------------
 
 
 @pytest.mark.quick
@@ -79,7 +79,7 @@ CLOSE_AFTER_STEPS = functools.partial(
 )
 
 
-# What one alone does -------------------------------------------------------
+# centered_clip -------------------------------------------------------------
 
 
 @pytest.mark.parametrize('start', ['zero', 'mean'])

@@ -13,7 +13,7 @@ from stateful_cases import Oracle
 import lca
 from lca.aggregators.rules.clustering import larger_cluster
 
-# Similarity, trust, signs --------------------------------------------------
+# SignGuard -----------------------------------------------------------------
 
 
 def test_sign_guard_filters_by_norm_and_by_signs():
@@ -77,7 +77,7 @@ def test_sign_guard_of_two_as_large_takes_the_first():
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
 
-# What one alone does -------------------------------------------------------
+# Clipped clustering --------------------------------------------------------
 
 
 @pytest.mark.quick

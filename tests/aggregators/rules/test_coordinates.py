@@ -22,7 +22,7 @@ def test_meamed_may_measure_from_another_median(middle):
   np.testing.assert_allclose(out, want, rtol=1e-5, atol=2e-6)
 
 
-# Rules on coordinates ------------------------------------------------------
+# Against the oracles -------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', ['interpolated', 'lower', 'upper'])

@@ -10,7 +10,7 @@ import pytest
 
 import lca
 
-# What one rule alone does --------------------------------------------------
+# Options and ties ----------------------------------------------------------
 
 
 @pytest.mark.parametrize('power', [1, 2, 4])

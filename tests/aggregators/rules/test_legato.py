@@ -474,7 +474,7 @@ def test_rounds_that_are_all_alike():
       CLOSE(state.factors, np.full(NUM_LEAVES, 1 / NUM_LEAVES))
 
 
-# What holds whatever the updates -------------------------------------------
+# Properties that hold for all updates --------------------------------------
 
 
 @hypers(argvalues=TYPICAL)

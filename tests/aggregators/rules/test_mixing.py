@@ -16,7 +16,7 @@ KEY = jax.random.key(5)
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
 
 
-# The oracles ---------------------------------------------------------------
+# Buckets and neighbours ----------------------------------------------------
 
 
 @pytest.mark.quick

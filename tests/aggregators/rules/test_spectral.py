@@ -25,7 +25,7 @@ def test_dnc_draws_from_every_leaf(leaf):
   assert np.flatnonzero(~info['selected']).tolist() == [4]
 
 
-# Spectral rules ------------------------------------------------------------
+# CAF and DnC ---------------------------------------------------------------
 
 
 def test_caf_that_filters_nobody_is_the_mean():

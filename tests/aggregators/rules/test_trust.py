@@ -22,7 +22,7 @@ def test_rejected_rows_are_not_in_the_derivative_of_the_server_s_length():
   np.testing.assert_allclose(of(bad), of(x), rtol=1e-5)
 
 
-# Preconditions of the other rules ------------------------------------------
+# Preconditions -------------------------------------------------------------
 
 
 def test_fltrust_asks_for_the_servers_update():
@@ -32,7 +32,7 @@ def test_fltrust_asks_for_the_servers_update():
     lca.fltrust(jnp.ones((6, 2)), server_update=jnp.ones(3))
 
 
-# Similarity, trust, signs --------------------------------------------------
+# Weights -------------------------------------------------------------------
 
 
 def test_foolsgold_silences_those_who_agree_too_well():
