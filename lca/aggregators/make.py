@@ -58,9 +58,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   if name in RULES:
     if 'weights' in inspect.signature(rule).parameters:
       weights = keys.pop('weights', 'uniform')
-      if weights == 'uniform':  # bound, so that no weights come with a round
-        keys['weights'] = None
-      elif weights != 'examples':  # 'examples' come with each round
+      if weights == 'uniform':
+        keys['weights'] = None  # bound: the round's weights are not passed on
+      elif weights != 'examples':  # the round brings the numbers of examples
         raise ValueError(
           f"weights must be 'uniform' or 'examples', got {weights!r}"
         )

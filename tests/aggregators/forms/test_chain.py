@@ -146,7 +146,7 @@ def test_layerwise_of_a_chain_and_a_chain_of_layerwise():
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_a_full_rule_after_nnm_is_full(case, data):
-  """With up to four arbitrary rows, the update is finite and bounded."""
+  """The update is finite and bounded beside up to four arbitrary rows."""
   x = pool.stack('leaf', 11, data.draw(st.integers(0, 9), 'seed'))
   rows = data.draw(st.permutations(range(11)), 'rows')[: case.bad_rows(11)]
   anything = st.one_of(
@@ -172,7 +172,7 @@ def run_after_nnm(case, f):
 
 
 def test_cases_run_without_nnm():
-  """Without nnm the result differs, so that the test above tests the chain."""
+  """The result differs without nnm, so the test above does test the chain."""
   case = Case('krum', 'euclidean', 'model')
   x = pool.stack('leaf', 11)
   mixed, _ = run_after_nnm(case, 4)(x, {})

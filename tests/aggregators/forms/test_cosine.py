@@ -135,7 +135,7 @@ def test_lengths_do_not_change_who_is_selected(name):
 
 @every_rule
 def test_a_silent_client_is_not_central(name):
-  """With cos = 0, a zero row would be the nearest to all others."""
+  """A zero row would be the nearest to all others if its cosine were 0."""
   rule, hyper = RULES[name]
   x = jnp.concatenate([jnp.zeros((1, 11)), jnp.eye(11)[:10]])
   _, info = explain(lca.cosine(rule), x, **hyper)

@@ -46,7 +46,7 @@ def test_bulyan_follows_the_oracle(n, f, power):
 
 
 def test_bulyan_takes_the_lowest_index_in_a_tie():
-  """With copies of two points, all candidates tie at every step."""
+  """All rows are copies of two points: candidates tie at every step."""
   x = np.array([[0.0]] * 7 + [[1.0]] * 4)
   _, info = lca.explain(lca.bulyan)(jnp.asarray(x), f=2)
   # Three zeros win. Then four zeros and four ones tie, and a zero wins. Then

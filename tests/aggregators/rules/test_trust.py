@@ -60,7 +60,7 @@ def test_fltrust_by_hand():
 
 
 def test_fltrust_is_as_long_as_the_servers_update():
-  """With the trust held constant, the derivative along g is the update."""
+  """The derivative along g, at constant trust, is the update itself."""
   x, server = jnp.asarray(pool.stack('leaf', 11)), jnp.ones(50)
   out, tangent = jax.jvp(
     lambda s: lca.fltrust(x, server_update=s), (server,), (server,)
