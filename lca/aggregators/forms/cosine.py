@@ -53,7 +53,7 @@ def cosine(
 
   Args:
     rule: a rule with a `distance` keyword.
-    clip: `'median'`, or None for no clip (the ablation of section 5.2).
+    clip: `'median'`, or None for no clip (section 5.2 says how this fails).
     clip_by: `'scope'` clips each row to the median norm of what the rule sees,
       the layer under `layerwise`; `'leaf'` clips each leaf to the median norm
       of that leaf, as the published code does.
