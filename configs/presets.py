@@ -37,7 +37,7 @@ RULE_OPTIONS = {
   'medoid': {'power': 1},
   'mean': {'weights': 'uniform'},  # or 'examples', the clients' sizes
   'multi_krum': {'m': 5},
-  'sign_majority': {'theta': placeholder(int)},  # None: the user must set it
+  'sign_majority': {'theta': None},  # the user must set it
   'static_clip': {'threshold': 1.0},
 }
 
@@ -86,6 +86,8 @@ def _options(registry: Registry, name: str, f: Any) -> dict[str, Any]:
   changed = {'f': f} | RULE_OPTIONS.get(name, {})
   parameters = registry.parameters(name)
   keys = _defaults(registry, name, changed.keys() & parameters.keys())
+  # A None becomes a placeholder in `_defaults`, a new one for each config.
+  changed = {k: v for k, v in changed.items() if v is not None}
   keys |= {k: v for k, v in changed.items() if k in keys or k != 'f'}
   return {'name': name} | keys
 

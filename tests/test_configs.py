@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FieldReference
 
 from configs import (
   celeba,
@@ -22,6 +23,7 @@ from configs import (
   legato_mnist,
   tables,
 )
+from configs import presets as preset_table
 from lca import aggregators, attacks
 from lca.data import partitions
 from lca.experiment import optimizers
@@ -177,10 +179,34 @@ def test_one_attacker_comes_where_clients_are_drawn():
 
 def test_f_must_be_set_where_the_draw_decides():
   config = digits.get_config('trimmed_mean,label_flipping_sampled')
-  with pytest.raises(TypeError, match=r"trimmed_mean needs \['f'\]"):
+  with pytest.raises(TypeError, match=r'needs a value for aggregator.f, '):
     aggregators.make(config.aggregator)
   config.aggregator.f = 2
   aggregators.make(config.aggregator)
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    preset_table.aggregators,
+    preset_table.pre_aggregators,
+    preset_table.partitions,
+    preset_table.models,
+    preset_table.servers,
+  ],
+  ids=lambda make: make.__name__,
+)
+def test_configs_share_no_value_that_is_to_be_set(make):
+  def references(options):
+    return {
+      id(value): (value, name)  # the value, so that no other takes its id
+      for name, keys in options.items()
+      for value in keys.values()
+      if isinstance(value, FieldReference)
+    }
+
+  one, two = references(make()), references(make())
+  assert not one.keys() & two.keys()
 
 
 def test_fltrust_holds_examples_out():

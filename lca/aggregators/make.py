@@ -8,7 +8,8 @@ from typing import Any
 from lca.aggregators.base import Aggregator
 from lca.aggregators.forms import chain, cosine, layerwise, stateless
 from lca.aggregators.rules import AGGREGATORS, PRE_AGGREGATORS, RULES
-from lca.registry import check_options, options_of, unknown
+from lca.registry import REQUIRED, check_options, options_of, unknown
+from lca.stacked.trees import grouping
 
 _CLIP_KEYS = ('clip', 'clip_by', 'median')  # options of `lca.cosine`
 
@@ -53,6 +54,11 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   if name not in RULES and name not in AGGREGATORS:
     raise ValueError(unknown('rule', name, {'rule': [*RULES, *AGGREGATORS]}))
   rule = RULES[name] if name in RULES else AGGREGATORS[name]
+  try:
+    grouping(scope)
+  except ValueError as error:
+    raise ValueError(f'aggregator.scope: {error}') from None
+  _check_set(name, rule, keys)
   before, keys = _split_pre_aggregators(keys, rule)
   rule, keys = _with_distance(rule, keys)
   if name in RULES:
@@ -83,6 +89,18 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   if 'by' in takes or scope == 'model':
     return aggregator
   return layerwise(aggregator, by=scope)
+
+
+def _check_set(
+  name: str, rule: Callable[..., Any], keys: Mapping[str, Any]
+) -> None:
+  """Refuses a None in the place of a value that the rule has no default for."""
+  for key, parameter in options_of(rule, of_data=True).items():
+    if parameter.default is REQUIRED and keys.get(key, 0) is None:
+      raise TypeError(
+        f'{name} needs a value for aggregator.{key}, got None: set it; presets '
+        'leave f open where the draw decides how many clients attack'
+      )
 
 
 def _split_pre_aggregators(

@@ -156,7 +156,9 @@ class FederatedDataset:
     # Negative ids are refused because NumPy would count them from the end.
     unknown = ids[(ids < 0) | (ids >= len(self._indices_by_id))]
     if unknown.size:
-      raise ValueError(f'client {unknown[0]} is not in [0, {self.num_clients})')
+      raise ValueError(
+        f'client {unknown[0]} is not in [0, {len(self._indices_by_id)})'
+      )
     train = self.dataset.train
     shape = (len(ids) if rows is None else rows, self.max_examples)
     spec = train.input_spec

@@ -203,7 +203,8 @@ def _cache(builder, directory: Path, decode: Decode | None = None) -> None:
   missing = {'train', 'test'} - set(builder.info.splits)
   if missing:
     raise ValueError(
-      f'{builder.name} has no split {missing}, only {set(builder.info.splits)}'
+      f'{builder.name} has no split {", ".join(sorted(missing))}, only '
+      f'{", ".join(sorted(builder.info.splits))}'
     )
   num_classes = builder.info.features['label'].num_classes
   with cache.writing(directory, num_classes=num_classes) as draft:

@@ -46,7 +46,10 @@ def check_layers(layers: str | None, rule: Mapping[str, Any]) -> None:
       because its factors belong to the layers of `aggregator.scope`.
   """
   if layers:
-    aggregators.layer_names({}, layers)  # raises for an unknown scope
+    try:
+      aggregators.layer_names({}, layers)
+    except ValueError as error:
+      raise ValueError(f'eval.layers: {error}') from None
   if layers and rule['name'] == 'legato' and rule['scope'] != layers:
     raise ValueError(
       f'eval.layers={layers!r} must be the same as '

@@ -120,7 +120,9 @@ def set_key(config: ConfigDict, key: str, value: str) -> None:
   try:
     override(config, [f'--config.{key}={value}'])
   except ValueError:
-    raise ValueError(f'{key} is a {kind.__name__}, got {value!r}') from None
+    raise ValueError(
+      f'{key} must be of type {kind.__name__}, got {value!r}'
+    ) from None
 
 
 def check_key(config: ConfigDict, key: str) -> None:

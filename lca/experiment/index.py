@@ -138,10 +138,12 @@ def _add(
   for name, run in known.items():
     if (workdir / run / 'config.json').exists():
       begun.setdefault(line_of(name), []).append(workdir / run)
+  lines: dict[str, dict[pathlib.Path, Mapping[str, Any]]] = {}
   for name, config in configs.items():
-    line = line_of(name)
+    lines.setdefault(line_of(name), {})[workdir / ids[name]] = config
+  for line, new in lines.items():
     others = {path: rundir.read_config(path) for path in begun.get(line, ())}
-    identity.check_same_line(line, others | {workdir / ids[name]: config})
+    identity.check_same_line(line, others | new)
   files.write(
     workdir / 'sweep.json',
     json.dumps({**known, **ids}, indent=1, sort_keys=True) + '\n',

@@ -151,6 +151,10 @@ class Data:
   root_examples: int = 0
   partition: str = 'iid'
 
+  def __post_init__(self):
+    if self.name is None:
+      raise ValueError("data.name must be set, to 'digits' for instance")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Client:

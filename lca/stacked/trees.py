@@ -119,7 +119,7 @@ def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
     by: the scope of a layer, as in `lca.layerwise`.
   """
   return [
-    '/'.join(key) if isinstance(key, tuple) else str(key)
+    ('/'.join(key) or 'model') if isinstance(key, tuple) else str(key)
     for key in group_leaves(tree, grouping(by))
   ]
 

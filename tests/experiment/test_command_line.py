@@ -54,7 +54,9 @@ def test_a_placeholder_may_be_none(key):
 def test_other_keys_are_not_none():
   with pytest.raises(ValueError, match=r'config\.num_rounds=None.*int'):
     command_line.override(config(), ['--config.num_rounds=None'])
-  with pytest.raises(ValueError, match="num_rounds is a int, got 'None'"):
+  with pytest.raises(
+    ValueError, match="num_rounds must be of type int, got 'None'"
+  ):
     command_line.set_key(config(), 'num_rounds', 'None')
 
 

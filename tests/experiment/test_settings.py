@@ -71,6 +71,27 @@ def test_options_of_a_registered_data_set_are_keys(monkeypatch):
     settings.from_config(config(**{'data.size': 80}))
 
 
+@pytest.mark.parametrize(
+  ('presets', 'changes', 'message'),
+  [
+    ('krum', {'data.name': None}, 'data.name must be set'),
+    (
+      'krum,label_flipping_sampled',
+      {},
+      'krum needs a value for aggregator.f, got None',
+    ),
+    ('sign_majority', {}, 'needs a value for aggregator.theta, got None'),
+    ('krum', {'aggregator.scope': 'layer'}, '^aggregator.scope: scope must be'),
+    ('krum', {'eval.layers': 'layer'}, '^eval.layers: scope must be'),
+  ],
+)
+def test_a_value_that_lacks_or_is_unknown_is_named_by_its_key(
+  presets, changes, message
+):
+  with pytest.raises((TypeError, ValueError), match=message):
+    settings.from_config(config(presets, **changes))
+
+
 def test_an_option_of_a_data_set_may_not_take_a_shared_name(monkeypatch):
   monkeypatch.setitem(data.SOURCES, 'points', lambda *, num_clients=3: points())
   message = "'points' has the options num_clients, .*rename"

@@ -59,13 +59,17 @@ def test_values_are_of_their_keys_type():
   config = sweep.choose(RUNS, ['median'], values=values)['a/median/0']
   assert config.client.learning_rate == 0.5
   assert config.data.name == 'other'
-  with pytest.raises(ValueError, match=r"num_rounds is a int, got 'many'"):
+  with pytest.raises(
+    ValueError, match=r"num_rounds must be of type int, got 'many'"
+  ):
     sweep.choose(RUNS, values={'num_rounds': 'many'})
   values = {'attack.sampled': 'False', 'model.features': '(4, 8)'}
   config = sweep.choose({'a': tiny('krum,zero')}, values=values)['a/0']
   assert config.attack.sampled is False
   assert config.model.features == (4, 8)
-  with pytest.raises(ValueError, match=r"num_rounds is a int, got '0\.5'"):
+  with pytest.raises(
+    ValueError, match=r"num_rounds must be of type int, got '0\.5'"
+  ):
     sweep.choose(RUNS, values={'num_rounds': '0.5'})
   with pytest.raises(ValueError, match='no config key rounds'):
     sweep.choose(RUNS, values={'rounds': '3'})

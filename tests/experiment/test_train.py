@@ -322,7 +322,7 @@ def test_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
   [
     ({'crop': 300}, r'model\.crop=300 is larger than model\.resize=256'),
     ({'batch_stats': 'means'}, r"model\.batch_stats must be .* got 'means'"),
-    ({'batch_stats': 'server'}, r"='server' needs data\.root_examples"),
+    ({'batch_stats': 'server'}, r"='server' needs .*data\.root_examples"),
   ],
 )
 def test_a_models_typos_cost_no_data(tmp_path, monkeypatch, changes, message):
