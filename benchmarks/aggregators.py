@@ -4,11 +4,11 @@
 
 The input is n = 100 stacked float32 updates of the layerwise cosine paper's CNN
 (tree a) and of an EfficientNet-B0 with a new head of 10 classes (tree b);
---trees=c adds LEGATO's CNN. f = 1 and m = 5 as in the layerwise cosine paper,
-and f = 10 for the coordinate-wise rules. Each rule is measured in every form
-that it has, and aggregators with the state of 12 rounds. byzfl, byzpy,
-flex-clash and PyTorch run beside lca where they are installed: on the same
-values, in the same process, with as many threads.
+--trees=c adds LEGATO's CNN. The rules have f = 1 and m = 5 as in the layerwise
+cosine paper, and coordinate-wise rules f = 10. Each rule is measured in every
+form that it has. Aggregators start from the state that they have after 12
+rounds. byzfl, byzpy, flex-clash and PyTorch run beside lca if they are
+installed: on the same values, in the same process, with as many threads.
 
 The forms of a rule and the other systems take turns, so that a drift of the
 machine's speed affects all of them. A time is the median of the calls after a
@@ -81,8 +81,8 @@ def measure(
   """Calls the contenders in turns, and returns a row of the table for each.
 
   Args:
-    contenders: to time.
-    repeats: calls of each contender after its first one.
+    contenders: the contenders to time.
+    repeats: number of calls of each contender after its first call.
     budget: seconds for the calls of a contender.
   """
   first = [_seconds(contender) for contender in contenders]
@@ -100,7 +100,7 @@ def measure(
 def _seconds(contender: Contender) -> float | None:
   """Returns the seconds of one call, or None if there is nothing to call.
 
-  A call that raises becomes the contender's error, and is not made again.
+  If the call raises, the contender gets the error and is not called again.
   """
   if contender.call is None:
     return None
@@ -124,7 +124,7 @@ def _row(
     **contender.facts,
   }
   if 'error' not in row:
-    # With no other calls the first one counts.
+    # If there are no other calls, the first call counts.
     row['first_call_alone'] = not times
     times = times or [alone]
     row['ms'] = 1000 * statistics.median(times)
@@ -181,7 +181,7 @@ def _calls(leaves, n):
   if not _torch():
     return {}
   hyper = {'f': 1, 'f_many': max(1, n // 10), 'm': 5, 'threshold': THRESHOLD}
-  # PyTorch reads the arrays of one device. Those there already are not copied.
+  # PyTorch reads arrays of one device. Arrays on this device are not copied.
   leaves = jax.device_put(leaves, jax.devices()[0])
   return others.calls(others.Data(leaves), hyper)
 
@@ -210,8 +210,8 @@ def _show(tree: str, rows: Sequence[Row]) -> None:
 def _limit_memory() -> None:
   """Makes allocations beyond 0.9 of the memory fail.
 
-  Then a call that needs too much is an error in its row, and the system does
-  not kill the process.
+  A call that needs too much memory then raises an error, which goes into its
+  row. Without the limit the system would kill the process.
   """
   total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -1,6 +1,7 @@
 """Makes the calls to time: all forms of all rules, other systems, limits.
 
-The limits are how fast this machine reads memory and multiplies matrices.
+The limits are the speeds at which this machine reads memory and multiplies
+matrices.
 """
 
 import dataclasses
@@ -60,8 +61,8 @@ def compiled(
     rule: see `Contender`.
     form: see `Contender`.
     facts: see `Contender`.
-    function: to compile.
-    args: of every call.
+    function: the function to compile.
+    args: the arguments of every call.
 
   Returns:
     A contender, without a call if the function does not compile.
@@ -105,14 +106,15 @@ class Case:
   """A rule with its hyper-parameters.
 
   Attributes:
-    label: the rule's name, and after a comma what is special about the case.
+    label: the rule's name; if a rule has several cases, a comma and the
+      difference of this case follow.
     hyper: hyper-parameters, which are bound when the rule is compiled.
-    brings: the arguments `key` and `server_update`, if the rule takes them from
-      the round.
-    kind: `'rule'`; `'pre'`, which returns stacked updates; `'aggregator'`, a
-      factory; or `'chain'`, a pre-aggregator and Krum.
-    most_layers: on trees of more layers the layerwise forms are left out,
-      because one call would take minutes.
+    brings: the names of those arguments that the round passes to the rule:
+      `'key'`, `'server_update'` or neither.
+    kind: `'rule'`; `'pre'`, a rule that returns stacked updates;
+      `'aggregator'`, a factory; or `'chain'`, a pre-aggregator and Krum.
+    most_layers: the largest number of layers with which the layerwise forms are
+      timed. On larger trees one call would take minutes.
   """
 
   label: str
@@ -191,7 +193,8 @@ def find_rule(case: Case) -> Callable[..., Any]:
 def forms(case: Case, rule: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
   """Yields the forms that a rule has: plain, layerwise, cosine and both.
 
-  Rules that take `by` are layerwise by this option, and have one form here.
+  A rule with an option `by` is layerwise itself, and only its plain form is
+  yielded.
   """
   by_layer_itself = 'by' in inspect.signature(rule).parameters
   if case.kind == 'aggregator':
@@ -213,9 +216,9 @@ def forms(case: Case, rule: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _or_error(make, rule):
-  """Returns `make(rule)`, or if it raises, a rule that raises the same error.
+  """Returns `make(rule)`; if this raises, a rule that raises the same error.
 
-  The error then becomes a row, as an error in compiling does.
+  The error is then reported in a row, like an error in compiling.
   """
   try:
     return make(rule)
@@ -263,7 +266,7 @@ def _with_key(update, updates, state):
 
 
 _ROUNDS = 12
-"""Rounds after which LEGATO's log, and other short memories, are full."""
+"""The number of rounds that fills LEGATO's log and other short memories."""
 
 
 def _state_after_rounds(function, state, updates):
@@ -304,8 +307,8 @@ def kernels(updates: Any, calls: others.Calls) -> list[Contender]:
 def limits(with_torch: bool) -> list[Contender]:
   """Makes the calls that show how fast this machine reads and multiplies.
 
-  `read` is a product of a large matrix and a vector, which takes the time of
-  reading the matrix, and `matmul` a product of two square matrices.
+  `read` is the product of a large matrix and a vector, which takes as long as
+  reading the matrix. `matmul` is the product of two square matrices.
   """
   by_row, whole = P(sharding.AXIS), P()
   square = np.ones((figures.MATMUL, figures.MATMUL), np.float32)

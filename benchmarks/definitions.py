@@ -3,11 +3,11 @@
     python -m benchmarks.definitions [--output FILE]
 
 Both calls of a row are Python expressions. They are evaluated as printed, on
-the same random float32 updates, and their results are compared. If two calls
-that should be equal are not, or the reverse, the row is marked and the program
-fails. A system that is not installed has a row that says so. Systems without a
-package (Blades, LASA, FoolsGold, the published code of the layerwise cosine
-paper) are used if their source is on PYTHONPATH.
+the same random float32 updates, and their results are compared. If two results
+that should be equal differ, or if two that should differ are equal, the row is
+marked and the program fails. The row of a system that is not installed says so.
+Systems without a package (Blades, LASA, FoolsGold, the published code of the
+layerwise cosine paper) are used if their source is on PYTHONPATH.
 """
 
 import argparse
@@ -77,9 +77,9 @@ class Trial(NamedTuple):
 def make_trial(n: int, seed: int) -> Trial:
   """Makes clients that differ along a few directions; f push against the rest.
 
-  With few directions the distances are unequal. Rules that rank clients by
-  another power of the distance, or by another number of neighbours, then select
-  other clients.
+  With few directions the distances are unequal. Two rules that rank clients by
+  different powers of the distance, or by different numbers of neighbours, then
+  select different clients.
   """
   rng = np.random.default_rng([n, seed])
   d = int(np.prod(KERNEL)) + BIAS
@@ -131,7 +131,7 @@ def our_names(trial: Trial) -> Names:
 
 
 def _tensors(rows):
-  """Returns a new tensor for each row: several systems write into theirs."""
+  """Returns a new tensor for each row: some systems write into their inputs."""
   import torch
 
   return [torch.tensor(row) for row in rows]
@@ -313,10 +313,10 @@ class System(NamedTuple):
   """Another system.
 
   Attributes:
-    module: its module, which is looked for to see if it is installed.
-    names: returns the names that its expressions may use, for a trial.
+    module: the system's module; if Python finds it, the system is installed.
+    names: maps a trial to the names that the system's expressions may use.
     pairs: the calls to compare.
-    package: name of its distribution; None for a system without one.
+    package: name of the system's distribution; None if it has none.
   """
 
   module: str

@@ -69,8 +69,8 @@ class Results:
   def floor(self, row: Row) -> float | None:
     """Returns the milliseconds that a kernel takes at this machine's limit.
 
-    The limit of inner products is arithmetic, that of a weighted sum reading
-    the rows whose weight is not zero, and writing the result.
+    Inner products are limited by arithmetic. A weighted sum is limited by
+    reading the rows of nonzero weight and writing the result.
     """
     if row['rule'] == 'gram':
       return _divided(self.gram_flops, self.arithmetic())
@@ -209,7 +209,7 @@ def goals(results: Mapping[str, Results]) -> list[Goal]:
   """Returns all goals of the trees that were measured.
 
   Args:
-    results: by tree.
+    results: the results of each tree, by the tree's name.
   """
   all_goals = []
   for tree, of in results.items():
@@ -237,7 +237,7 @@ def _kernel_goals(tree: str, of: Results) -> list[Goal]:
 
 def _speed_goals(of: Results) -> list[Goal]:
   best = 'layerwise cosine'
-  # How many times as fast as another system a rule is to be.
+  # The last number says how many times as fast as the other system lca must be.
   bounds = (
     ('krum', 'plain', 'byzfl', 5),
     ('krum', 'plain', 'flexclash', 25),
@@ -289,9 +289,10 @@ def _memory_goals(tree: str, of: Results) -> list[Goal]:
 
 
 def _most(of, tree, text, bound, figure, kinds=('rule', 'aggregator', 'pre')):
-  """Returns a goal for the greatest number of all rows of some kinds.
+  """Returns a goal for the largest number among the rows of some kinds.
 
-  Its remark says which row it is of, and how many rows miss the bound.
+  The goal's remark names the row with this number, and says how many rows miss
+  the bound.
   """
   figures = [
     (value, f'{row["rule"]}, {row["form"]}')

@@ -2,17 +2,18 @@
 
 byzfl takes one tensor `[n, parameters]`, byzpy a list of flat tensors, and
 flex-clash (distributed as flexclash) a list of tensors for each client. The
-time of a call includes what the system does with these inside it, and not what
-it takes to build them. "torch" is what a PyTorch user would write. "torch by
-client" is layerwise cosine Krum on the clients' lists of tensors, from which
-the layerwise cosine paper's published code starts, too.
+time of a call includes conversions of these inputs inside the call, and leaves
+out the time to build the inputs. "torch" is the code that a PyTorch user would
+write. "torch by client" is layerwise cosine Krum on the clients' lists of
+tensors, which are also the input of the layerwise cosine paper's code.
 
-The systems' definitions differ. byzfl and byzpy sum n - f - 1 neighbours in
-Krum; byzfl's Multi-Krum averages n - f clients, and flex-clash's takes their
-median; byzfl's geometric median stops after 3 iterations.
+The systems' definitions differ. In Krum, byzfl and byzpy sum the distances to
+n - f - 1 neighbours. In Multi-Krum, byzfl averages n - f clients, and
+flex-clash takes the median of m clients. byzfl's geometric median stops after 3
+iterations.
 
-Two rules are left out: flex-clash's Bulyan, whose result is wrong, and byzfl's
-SMEA, of which a call takes minutes.
+Two rules are left out: flex-clash's Bulyan, because its result is wrong, and
+byzfl's SMEA, because a call takes minutes.
 """
 
 import importlib
@@ -24,13 +25,13 @@ import numpy as np
 
 Call = Callable[[], Any]
 Calls = dict[tuple[str, str], dict[str, Call]]
-"""The calls by system, by a rule and its form."""
+"""The calls of a rule and its form, `(rule, form)`, by the system's name."""
 
 SYSTEMS = ('byzfl', 'byzpy', 'flexclash', 'torch')
 
 
 def installed(system: str) -> bool:
-  """Returns True if a system is installed, and PyTorch, which it runs on."""
+  """Returns True if a system and PyTorch, which it needs, are installed."""
   return all(importlib.util.find_spec(name) for name in (system, 'torch'))
 
 
@@ -96,8 +97,8 @@ def _byzfl(data, f, f_many, m, threshold):
     'nnm': byzfl.NNM(f),
     'bucketing': byzfl.Bucketing(2),
   }
-  # These rules write into a tensor that they are given. From a list they make
-  # a tensor of their own.
+  # These rules overwrite a tensor that is their argument. They copy the rows of
+  # a list into a new tensor first.
   in_place = {'static_clip': byzfl.Clipping(threshold), 'arc': byzfl.ARC(f)}
   return _plain('byzfl', rules, data.flat) | _plain(
     'byzfl', in_place, data.rows

@@ -40,7 +40,7 @@ def seconds_of(presets: str) -> dict[str, list[float]]:
   """Returns the seconds of each round and of each test of the model.
 
   Args:
-    presets: of configs/legato_mnist.py.
+    presets: names of presets of configs/legato_mnist.py, joined by commas.
   """
   config = legato_mnist.get_config(presets)
   config.data.name = _DATA.value

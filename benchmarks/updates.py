@@ -67,11 +67,11 @@ AGGREGATORS[krum_with_grams.__name__] = krum_with_grams
 
 
 def rounds_of(config: ConfigDict, num_rounds: int):
-  """Yields, for each round, what was sent.
+  """Yields the Gram matrices of the updates that are sent in each round.
 
   Args:
-    config: of a run. Its aggregator is replaced.
-    num_rounds: how many rounds are run.
+    config: a run's config; the run's aggregator is replaced.
+    num_rounds: number of rounds to run.
 
   Yields:
     The Gram matrices `[n, n]` by layer, with that of the whole model under the

@@ -1,7 +1,7 @@
 """Checks of the values of options, such as those of attacks and models.
 
-A flag on the command line gives a value as text, so that the checks of numbers
-convert text, too.
+A flag on the command line gives a value as text. The checks of numbers
+therefore convert text, too.
 """
 
 import math
@@ -15,7 +15,8 @@ from jax.core import Tracer
 Check = Callable[[str, Any], Any]
 """`check(name, value)` returns the value, converted.
 
-It raises a ValueError that names both if the value is not allowed.
+The check raises a ValueError with the name and the value if the value is not
+allowed.
 """
 
 

@@ -178,9 +178,9 @@ def check_options(
 
 
 def type_of(parameter: inspect.Parameter) -> type | None:
-  """Returns the one type that an option is annotated with, None put aside.
+  """Returns the single type of an option's annotation, not counting None.
 
-  An option without an annotation, or with several types, gives None.
+  The result is None for an option without an annotation or with several types.
 
   Examples:
     >>> def function(a: int | None = None, b: str = '', c=0): ...

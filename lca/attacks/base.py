@@ -27,8 +27,8 @@ class Attack(NamedTuple):
     on_labels: changes labels before the training: `(labels [n, S], *,
       byzantine [n], client_ids [n], num_classes, key) -> labels`.
     on_updates: changes updates after the training: `(updates, *, byzantine
-      [n], key, aggregate) -> updates`. A client that does not answer is a row
-      of NaN, and remains one. `aggregate` is the server's own aggregation in
+      [n], key, aggregate) -> updates`. The row of a client that does not answer
+      is NaN, and must stay NaN. `aggregate` is the server's own aggregation in
       this round, a function from stacked updates to one update.
   """
 
@@ -59,7 +59,7 @@ def update_attack(
 
   Args:
     **checks: for each option to check, by its name, a function of
-      `lca.options`. None is not checked where it is the option's default.
+      `lca.options`. The value None is accepted if it is the option's default.
 
   Returns:
     A decorator. The decorated function raises a ValueError if the updates are
@@ -156,9 +156,8 @@ def replace(
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
-    rows: the new rows: a single update, leaves `[...]`, that all Byzantine
-      clients send, or stacked updates, leaves `[n, ...]`, of which their rows
-      are taken.
+    rows: a single update, leaves `[...]`, that all Byzantine clients send; or
+      stacked updates, leaves `[n, ...]`, whose Byzantine rows are the new rows.
 
   Returns:
     Stacked updates in the dtypes of `updates`. Honest rows are unchanged bit

@@ -102,7 +102,7 @@ def alie(
   key: jax.Array | None = None,
   z: float | None = None,
 ) -> Updates:
-  r"""A Little Is Enough: sends the honest mean less a few honest deviations.
+  r"""A Little Is Enough: sends the honest mean less z standard deviations.
 
   .. math:: \hat x_b = \mu - z \sigma
 
@@ -117,9 +117,9 @@ def alie(
   must lie farther from the mean than the attackers, so that both together are
   a majority.
 
-  The argument of :math:`\Phi^{-1}` must lie inside (0, 1). So :math:`n - m - s`
-  is clipped to between half a client and :math:`n - m` less half a client; it
-  needs clipping if the attackers are a majority already, for example.
+  The argument of :math:`\Phi^{-1}` must lie inside (0, 1). Therefore
+  :math:`n - m - s` is clipped to :math:`[1/2, n - m - 1/2]`. The clipping takes
+  effect if the attackers are a majority already, for example.
 
   With one attacker the paper's :math:`z_{\max}` is no attack. It is 0 for odd
   n, so the honest mean is sent, and slightly negative for even n (-0.013 for

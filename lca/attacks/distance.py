@@ -1,4 +1,4 @@
-"""Min-Max and Min-Sum: the farthest rows that honest distances still excuse."""
+"""Min-Max and Min-Sum: rows as far away as the honest rows' distances allow."""
 
 from typing import Literal
 
@@ -92,7 +92,7 @@ def min_sum(
   r"""Min-Sum: bounds the sum of squared distances to the honest rows.
 
   The attackers move from the honest mean :math:`\mu` along a direction p, until
-  the sum is as large as the largest one of an honest row:
+  their sum is as large as the largest sum of an honest row:
 
   .. math:: \hat x_b = \mu + \gamma p, \qquad \gamma = \max \gamma : \;
       \sum_{i \in H} \|\mu + \gamma p - x_i\|^2 \le

@@ -1,4 +1,4 @@
-"""Label flipping, and model replacement, which boosts what it trains."""
+"""Label flipping, and model replacement, which multiplies trained updates."""
 
 from typing import Literal
 
@@ -121,7 +121,7 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
 
   Raises:
     ValueError: `flip_fraction` lies outside [0, 1], or `boost` is neither a
-      finite number nor a known word.
+      finite number nor `'replace'` or `'n'`.
 
   Examples:
     >>> from lca import attacks

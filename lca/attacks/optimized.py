@@ -124,7 +124,7 @@ def optimized(
     return replace(updates, byzantine, row)
 
   def distance(strength):
-    """Returns how far the aggregate is then from the honest mean."""
+    """Returns how far x(strength) moves the aggregate from the honest mean."""
     update = aggregate(attacked(strength))
     moved = jax.tree.map(lambda x, y: x.astype(y.dtype) - y, update, mean)
     squared = geometry.gram(geometry.one_client(moved))[0, 0]

@@ -93,8 +93,8 @@ def centred_gram(
 ) -> Gram:
   """Returns the inner products of the centred honest rows and of other rows.
 
-  Honest updates may be much closer to each other than to zero. Without
-  subtracting their mean, distances from inner products would cancel in float32.
+  Honest updates may be much closer to each other than to zero. If their mean
+  were not subtracted first, rounding errors would then exceed their distances.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.

@@ -120,8 +120,9 @@ class Archives:
   def reading(self, *names: str) -> Iterator[None]:
     """Adds the names of files to errors that occur while reading them.
 
-    Wrap it around code that parses the content of files. Errors of gzip, tar,
-    zip and of the parser become ValueErrors that begin with the files' names.
+    The context is for code that parses the content of files. Errors of gzip,
+    tar, zip and of the parser become ValueErrors that begin with the files'
+    names.
 
     Args:
       *names: the published names of the files that are read.

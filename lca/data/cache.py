@@ -56,7 +56,8 @@ class Array:
     """Flushes the file to disk and returns its entry in the index.
 
     Raises:
-      ValueError: the number of appended rows is not that of the shape.
+      ValueError: the number of appended rows differs from the first axis of the
+        array's shape.
     """
     if self._rows != self._shape[0]:
       raise ValueError(

@@ -125,8 +125,8 @@ def load_tfds(
       )
     arrays = Path(builder.data_dir) / 'arrays'
     if not arrays.exists():
-      # If the folder is missing, TFDS ignores it and tries to download the
-      # files, without internet for minutes.
+      # If the folder is missing, TFDS ignores `archive_dir` and tries to
+      # download the files, which takes minutes to fail without internet.
       if (
         archive_dir is not None and not Path(archive_dir).expanduser().is_dir()
       ):
@@ -147,8 +147,8 @@ def _explaining_tensorflow(name: str) -> Iterator[None]:
   """Tells how to install TensorFlow if its absence has caused an error.
 
   Raises:
-    ModuleNotFoundError: TensorFlow is missing, in place of whatever error the
-      wrapped code has made of this.
+    ModuleNotFoundError: TensorFlow is missing. This error replaces the one that
+      the wrapped code raised for this reason.
   """
   try:
     yield

@@ -23,8 +23,8 @@ def names(workdir: str | os.PathLike) -> dict[str, str]:
     workdir: directory of the sweep.
 
   Returns:
-    By the name of each run, its directory's name within the workdir. There are
-    none before the sweep has started.
+    The name of each run's directory within the workdir, by the run's name. The
+    result is empty before the sweep has started.
 
   Raises:
     ValueError: the index is damaged.
@@ -52,8 +52,8 @@ def by_line(workdir: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
     workdir: directory of the sweep.
 
   Returns:
-    By the name of each line, the directories of the runs of all its seeds,
-    whether they are finished or not.
+    The directories of the runs of all seeds of a line, finished or not, by the
+    line's name.
 
   Raises:
     ValueError: the index is damaged.
@@ -127,9 +127,9 @@ def _add(
   """Adds runs to the index, if their configs agree with those of their line.
 
   Args:
-    workdir: of the sweep, locked.
-    ids: of the runs, by name.
-    configs: of the runs, by name, as nested dicts that were read from JSON.
+    workdir: the sweep's directory, which the caller has locked.
+    ids: the runs' ids, by name.
+    configs: the runs' configs, by name, as nested dicts read from JSON.
   """
   known = names(workdir)
   # Runs that an earlier sweep has recorded but not begun are not compared: they

@@ -10,18 +10,18 @@ the name of the run's directory:
 metrics.csv        one row for each round of each run: `run` (the id), `round`,
                    and then the columns of all runs. An entry is empty where the
                    run has no such number.
-summaries.json     the summary of each run, by id; null is what is not finite
+summaries.json     the summary of each run, by id; null stands for a NaN or inf
 configs.json       the config of each run, by id
-environments.json  `environments` lists the environments (versions, devices,
-                   commit), equal ones once. `runs` gives, by id, the positions
-                   in this list of the environments that the run ran in.
+environments.json  `environments` lists the different environments (versions,
+                   devices, commit). `runs` gives, by a run's id, the positions
+                   in this list of the environments that the run had.
 columns.json       the columns of each run's own metrics.csv, by id
 sweep.json         the sweep's index: the id of each run, by the run's name
 format.json        the name and the version of this format
 verbatim/ID/FILE   a file of a run that the files above do not give back byte
                    for byte, such as a config that a person has edited
 
-With pandas, the last test accuracy of every run, by the run's name:
+pandas reads the last test accuracy of every run, by the run's name, like this:
 
     with zipfile.ZipFile('attacks.zip') as packed:
       metrics = pandas.read_csv(packed.open('metrics.csv'), dtype={'run': str})
@@ -89,13 +89,13 @@ def pack(
   if not finished:
     raise ValueError(
       f'{workdir} holds no finished run to pack, and {unfinished} unfinished '
-      'runs; --workdir is to be the workdir of a sweep'
+      'runs; --workdir must be the workdir of a sweep'
     )
   content = io.BytesIO()
   with zipfile.ZipFile(content, 'w') as packed:
     for name, text in sorted(_members(workdir, finished).items()):
-      # The time, the system and the rights are fixed: zipfile would write those
-      # of this moment, and equal runs would not give equal bytes.
+      # zipfile would store the present time, the operating system and the
+      # rights. They are fixed here, so that equal runs give equal bytes.
       entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
       entry.create_system, entry.external_attr = 3, 0o644 << 16
       packed.writestr(entry, text, zipfile.ZIP_DEFLATED, compresslevel=9)
@@ -103,7 +103,7 @@ def pack(
   with open(files.draft(file), 'wb') as draft:
     draft.write(content.getvalue())
     draft.flush()
-    os.fsync(draft.fileno())  # before the file has its name
+    os.fsync(draft.fileno())  # the bytes are on disk before the renaming
   os.replace(draft.name, file)
   return len(finished), unfinished
 
@@ -113,7 +113,7 @@ def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
   originals, configs, summaries, columns, positions = {}, {}, {}, {}, {}
   environments, rows = [], []
   for run in runs:
-    # These raise an error with the remedy if a file is damaged.
+    # Both calls raise an error with a remedy if a file is damaged.
     rundir.read_config(workdir / run)
     summary.read_metrics(workdir / run)
     texts = {name: (workdir / run / name).read_bytes() for name in _RUN_FILES}
@@ -196,7 +196,7 @@ def add(file: str | os.PathLike, workdir: str | os.PathLike) -> int:
 
 
 def is_packed(workdir: str | os.PathLike) -> bool:
-  """Returns True if a workdir is a file, or would be one by its suffix .zip."""
+  """Returns True if a workdir is a file, or is missing and ends with .zip."""
   workdir = pathlib.Path(workdir).expanduser()
   return not workdir.is_dir() and (
     workdir.is_file() or workdir.suffix == '.zip'

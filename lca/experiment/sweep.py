@@ -13,8 +13,8 @@ The directory of a run is named by what its config computes (see
 `WORKDIR/sweep.json` holds the directory of each name. Finished runs are
 skipped, stopped runs go on, and failed runs are tried once more at the end.
 
---packed starts from the finished runs in a file of `lca.report --pack`: those
-that the workdir does not have are put there, and are not run again.
+--packed starts from the finished runs in a file of `lca.report --pack`. The
+runs that the workdir lacks are put there first, and are not run again.
 """
 
 import concurrent.futures
@@ -54,7 +54,7 @@ def load(
   """Returns the configs in a sweep's file, by name.
 
   Args:
-    path: of the file.
+    path: path of the file.
     scale: one of the file's sizes; None takes the file's default.
 
   Raises:
@@ -85,8 +85,9 @@ def choose(
     runs: configs by name.
     only: regular expressions. A run is chosen if each of them matches a whole
       part of its name; the parts stand between `/`.
-    seeds: that every chosen run is made with.
-    values: to set in every config, as text, by key. `seed` is not allowed.
+    seeds: the seeds that every chosen run is made with.
+    values: texts of the values to set in every config, by key. The key `seed`
+      is not allowed.
 
   Returns:
     Configs by name. The seed is added to the name as its last part.
@@ -108,7 +109,9 @@ def choose(
         seeded.seed = seed
         chosen[f'{name}/{seed}'] = seeded.lock()
   if not chosen:
-    raise ValueError(f'no run has parts like {list(only)}: {sorted(runs)}')
+    raise ValueError(
+      f'no run has parts like {list(only)}; the runs are {sorted(runs)}'
+    )
   return chosen
 
 
@@ -127,11 +130,12 @@ def run_all(
     runs: configs by name.
     workdir: directory for the runs' directories. The output of a run is in a
       `.log` file beside its directory until the run is finished.
-    jobs: how many runs are under way at the same time. Each has a process of
-      its own, and its share of the cores and of the memory.
+    jobs: number of runs at the same time. Each run has a process of its own,
+      and its share of the cores and of the memory.
     stopping: called every second. Once it returns True, the runs under way stop
       after their round, and no other run starts.
-    load: files that each process executes first, for what they register.
+    load: files that each process executes first, because they register
+      functions that the runs use.
     grace: seconds that a run has to stop, see `host.Stopping`.
 
   Returns:
@@ -154,7 +158,7 @@ def run_all(
       done = directory.finished(config.num_rounds) or _in_a_process(
         (config.to_dict(), path, (job, jobs), load, grace), stopping
       )
-      # The last line of its output tells why a run has failed.
+      # If the run has failed, the last line of its output says why.
       log = path.with_suffix('.log')
       failed = not done and log.exists()
       lines = log.read_text().splitlines() if failed else []
@@ -182,7 +186,7 @@ def _in_a_process(
   """Calls `_train` in a new process; returns True if the run was finished.
 
   Args:
-    arguments: of `_train`, without the last one.
+    arguments: the arguments of `_train`, without the last one.
     stopping: see `run_all`.
   """
   if stopping():
@@ -192,7 +196,7 @@ def _in_a_process(
   with receiver, sender:
     process = context.Process(target=_train, args=(*arguments, receiver))
     process.start()
-    receiver.close()  # or the sender would not notice that the process ended
+    receiver.close()  # so that sending fails once the process has ended
     told = False
     while process.is_alive():
       process.join(1)
@@ -214,16 +218,16 @@ def _train(
   """Runs a config. This is all that a run's process does.
 
   Args:
-    config: of the run, as nested dicts.
+    config: the run's config, as nested dicts.
     path: directory of the run.
-    job: number of this job, and how many jobs run at the same time.
+    job: index of this job, and the number of jobs that run at the same time.
     load: see `run_all`.
     grace: see `run_all`.
     sweep: end of a pipe on which the sweep's process asks the run to stop.
   """
   stopping = host.Stopping(grace)
   threading.Thread(target=_listen, args=(sweep, stopping), daemon=True).start()
-  # Orbax would log its progress, and its errors a second time.
+  # Without this, Orbax logs its progress, and repeats errors in the log.
   logging.set_verbosity(logging.FATAL)
   host.use_all_cores(*job)
   log = path.with_suffix('.log')
@@ -235,7 +239,7 @@ def _train(
   stopping.take_signals()
   if stopping() or train.run(experiment, stopping) is None:
     sys.exit(host.STOPPED)
-  # Checkpoints are to go on from, which a finished run does not.
+  # A finished run needs no checkpoints: it is never continued.
   shutil.rmtree(path / 'checkpoints')
   log.unlink()
 
@@ -265,7 +269,7 @@ def main(argv: list[str]) -> None:
     runs = load(args.config, args.scale)
     for text in seeds:
       if not text.isdecimal():
-        raise ValueError(f'--seeds={text} is no integer of at least 0')
+        raise ValueError(f'--seeds={text} must be an integer of at least 0')
     for item in args.set:
       if '=' not in item:
         raise ValueError(f'--set={item} is no KEY=VALUE')

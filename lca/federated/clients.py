@@ -28,7 +28,7 @@ LossFn = Callable[
 `(variables, inputs [b, ...], labels [b], keys [b], mask [b]) -> (losses [b],
 updated)`. `updated` holds the collections of variables beside the parameters
 that the batch has changed, such as `batch_stats`. Rows outside the mask do not
-affect it.
+affect `updated`.
 """
 
 _NOISE = 2**32 - 1  # folded into the key of dropout and other noise in a loss
@@ -45,9 +45,9 @@ class LocalGradient:
       at once. A batch is split into microbatches of nearly equal size, and
       their gradients are summed. Small microbatches need less memory. They are
       faster on CPUs, because they stay in cache and a short last batch costs
-      less. None does not split the batch. A model with batch statistics must
-      not split it, because its statistics are those of the whole batch. For
-      other models, the result changes only by rounding.
+      less. None does not split the batch. With batch statistics, which are
+      those of a whole batch, a batch must not be split. Without them, splitting
+      changes the result only by rounding.
     update_dtype: dtype of the update to send, such as `'bfloat16'`, which
       halves the memory of all clients' updates on the server. None keeps the
       dtypes of the variables.
@@ -202,7 +202,7 @@ class LocalTraining(LocalGradient):
     return self.to_update_dtype(update), loss / num_used
 
   def _step(self, data, key, order, i, carry):
-    """Takes step i of an epoch; the carry holds the summed loss, too."""
+    """Takes step i of an epoch, and adds its loss to the sum in the carry."""
     variables, opt_state, total = carry
     start = i * self.batch_size
     stop = jnp.minimum(start + self.batch_size, data.num_examples)

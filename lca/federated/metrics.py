@@ -109,7 +109,7 @@ def nonfinite(result: RoundResult) -> jax.Array:
 
 @METRICS.register
 def dropped(result: RoundResult) -> jax.Array | None:
-  """Counts the clients that did not answer, in runs in which some may not."""
+  """Counts clients that did not answer; None if all clients always answer."""
   return None if result.answered is None else jnp.sum(~result.answered)
 
 

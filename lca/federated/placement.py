@@ -2,10 +2,10 @@
 
 A round spreads arrays over the devices in three ways:
 
-- everywhere: every device has a copy, as of the model that clients start from;
-- by client: each device has some rows, as of examples and updates in training;
-- by coordinate: each device has some coordinates of all rows, as of everything
-  in the server's step (see `lca.stacked.sharding`).
+- everywhere: every device has a copy (the model that clients start from);
+- by client: each device has some rows (examples, and updates in training);
+- by coordinate: each device has some coordinates of all rows (all arrays in the
+  server's step; see `lca.stacked.sharding`).
 """
 
 import dataclasses
@@ -134,8 +134,8 @@ def train_clients(
   Returns:
     A jitted function `(variables, data, client_ids, key) -> (updates, losses)`.
     `data` and `client_ids` are stacked over `n` clients; `n` must be a multiple
-    of the devices (see `place_clients`). The id of a client is folded into
-    `key` for its training. The updates, leaves `[n, ...]`, and the mean
+    of the number of devices (see `place_clients`). The id of a client is folded
+    into `key` for its training. The updates, leaves `[n, ...]`, and the mean
     training losses, `[n]`, are spread by client.
 
   Raises:
@@ -171,8 +171,8 @@ def train_clients(
 def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
   """Puts arrays `[n, ...]` on the mesh, spread by client.
 
-  Rows of zeros are added until the number of rows is a multiple of the devices.
-  They are clients without examples, which take no steps.
+  Rows of zeros are added until the number of rows is a multiple of the number
+  of devices. These rows are clients without examples, which take no steps.
 
   Args:
     tree: pytree of host arrays.

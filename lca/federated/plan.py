@@ -94,12 +94,13 @@ def on_paper(
 ) -> Plan:
   """Estimates the memory of a round from a few numbers.
 
-  The estimate leaves out what the compiler adds, and rows that an attack makes.
+  The estimate leaves out memory that the compiler adds, and the rows that an
+  attack makes.
 
   Args:
     clients: clients in a round.
     parameters: parameters of the model, and its batch statistics.
-    examples: examples of the client that holds most.
+    examples: number of examples of the client that holds most examples.
     example_bytes: bytes of an input and its label.
     devices: devices of the mesh.
     chunk_size: clients that a device trains at once.
@@ -167,8 +168,8 @@ def of(simulation: Simulation) -> Plan:
   """Returns the memory that a round of a simulation needs; compiles the round.
 
   Args:
-    simulation: the simulation. Its compiled programs tell `training` and
-      `server`; the other numbers are counted.
+    simulation: the simulation. The compiler reports `training` and `server` for
+      its programs; the other numbers follow from the shapes of its arrays.
 
   Returns:
     The plan. `training` is infinite if the compiler refused the program because
@@ -273,12 +274,13 @@ def _largest_chunk(simulation: Simulation, plan: Plan, limit: float) -> int:
   one = _training_bytes(simulation, 1) if width > 1 else math.inf
   if max(one, plan.server) > room:
     return 0
-  # Each further client needs the same. If the compiler refused the whole chunk,
-  # assume that each needs no more than a single client.
+  # Each further client of a chunk is taken to need the same memory. If the
+  # compiler refused the whole chunk, a single client's need is taken for it.
   refused = math.isinf(plan.training)
   further = one if refused else (plan.training - one) / (width - 1)
-  # A shorter last chunk, of `clients % w`, is a program of its own beside the
-  # others. The factor 1.1 allows for growth that is not quite linear.
+  # A shorter last chunk, of `clients % w` clients, is a part of the program of
+  # its own, whose memory is added to that of the full chunks. The factor 1.1
+  # allows for growth that is not quite linear.
   chunk_size = max(
     w
     for w in range(1, width)

@@ -105,7 +105,7 @@ class Population:
     if self.num_byzantine is None:
       ids = order[: self.clients_per_round]
     else:
-      # The first clients of each kind in a random order of the population.
+      # Take the first clients of each kind in a random order of the population.
       byzantine = order[attackers[order]][: self.num_byzantine]
       num_honest = self.clients_per_round - self.num_byzantine
       honest = order[~attackers[order]][:num_honest]
@@ -194,8 +194,9 @@ def population_from(
   if attack['sampled'] == ('num_byzantine' in attack):
     raise ValueError(
       'set either attack.sampled=True, so that the draw decides how many '
-      "clients attack, or attack.num_byzantine: the attack's preset with the "
-      'suffix _sampled sets the first, the preset without it the second'
+      'clients attack, or attack.num_byzantine, which fixes the number: '
+      'an attack preset with the suffix _sampled sets attack.sampled=True, '
+      'the preset without the suffix sets attack.num_byzantine'
     )
   population = Population(
     num_clients, n, attack['num_attackers'], None, drop_rate

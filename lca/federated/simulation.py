@@ -76,8 +76,8 @@ class Simulation:
     placement: the devices that a round is spread over.
     clients_per_device: number of clients that each device trains in a round.
       The server counts as a client if it has examples of its own. If the number
-      of clients is not a multiple of the devices, clients without examples fill
-      the remaining places.
+      of clients is not a multiple of the number of devices, clients without
+      examples fill the remaining places.
 
   Args:
     data: the examples of every client, and the test set.
@@ -325,7 +325,8 @@ class Simulation:
     def device_part(i):
       rows = slice(i * width, (i + 1) * width)
       # The last devices may have fewer than `width` clients. Rows without
-      # examples fill up; their ids are any, and they do not attack.
+      # examples fill the other places. Their ids do not matter, and they do not
+      # attack.
       data = self.data.gather(ids[rows], rows=width)
       client_ids = np.resize(ids[rows], width).astype(np.int32)
       attacks = np.zeros(width, bool)

@@ -63,8 +63,8 @@ class Classifier:
     pretrained: the weights to start from (see `load_pretrained`); '' draws
       random weights.
     dtype: the dtype in which a training step computes, forward and backward,
-      such as `'bfloat16'`; None is that of the parameters. Parameters, their
-      gradients, batch statistics and losses keep their own dtype. Testing
+      such as `'bfloat16'`; None computes in the parameters' dtype. Parameters,
+      their gradients, batch statistics and losses keep their own dtype. Testing
       ignores this option, and integers stay integers.
 
   Raises:
@@ -335,7 +335,7 @@ def _resize_and_crop(images, resize, crop):
     crop: the side of the square in the centre, or 0.
 
   Returns:
-    Float images. Those of uint8 stay within [0, 255].
+    Float images. The pixels of uint8 images stay within [0, 255].
   """
   is_uint8 = images.dtype == jnp.uint8
   if images.ndim != 4 or not (

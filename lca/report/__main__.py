@@ -80,7 +80,7 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'pack', None, 'A zip file to write all finished runs into.'
   )
-  flags.DEFINE_string('scale', None, 'Of the sweep, if not its default.')
+  flags.DEFINE_string('scale', None, 'Size of the sweep, if not its default.')
   flags.DEFINE_string(
     'output',
     None,

@@ -89,7 +89,7 @@ def _curves(axes, name, runs, column, color=None):
 
 
 def _with_range(values: np.ndarray) -> str:
-  """Returns the mean; of several values the lowest and the highest, too."""
+  """Returns the mean and, if there are several values, their range as text."""
   mean = f'{values.mean():.3f}'
   if len(values) == 1:
     return mean
@@ -101,9 +101,9 @@ PILOT_LAYERS = ('params/Conv_0/bias', 'params/Dense_0/kernel')
 
 
 def pilot(axes: Axes, lines: Lines) -> Rows:
-  """Draws the normalised norms of `PILOT_LAYERS` by round, of the first seed.
+  """Draws the normalised norms of `PILOT_LAYERS` by round.
 
-  The numbers are means over all seeds.
+  The curves are those of the first seed; the numbers are means over all seeds.
   """
   rows = [('', 'mean norm', 'standard deviation over the rounds')]
   for runs in lines.values():
@@ -153,8 +153,8 @@ def heat_map(axes: Axes, lines: Lines) -> Rows:
   """Draws the last test accuracy of each attack (rows) and rule (columns).
 
   Args:
-    axes: of the panel.
-    lines: by the name `ATTACK x RULE`.
+    axes: the axes of the panel.
+    lines: the lines of a group, which are named `ATTACK x RULE`.
   """
   pairs = [name.split(' x ') for name in lines]
   attacks = list(dict.fromkeys(attack for attack, _ in pairs))
@@ -196,7 +196,7 @@ def layer_sizes(_: pathlib.Path, model: str) -> dict[str, int]:
 
 
 LARGEST = 10
-"""The number of layers that `sizes` lists by name, the largest ones."""
+"""The number of layers that `sizes` lists by name, from the largest one on."""
 
 
 def sizes(axes: Axes, layers: Mapping[str, int]) -> Rows:
@@ -236,8 +236,8 @@ class Spec(NamedTuple):
     panels: the group of each panel, by the panel's title.
     draw: draws one panel from what `read` returned, and returns its numbers.
     size: width and height of one panel, in inches.
-    read: reads a group of a workdir. A panel of which it returns nothing is
-      left out.
+    read: reads a group of a workdir. A panel is left out if `read` returns
+      nothing for its group.
   """
 
   panels: Mapping[str, str]
@@ -250,7 +250,7 @@ class Spec(NamedTuple):
     panels, draw_panel, (width, height), read = self
     if prefix and read is layer_sizes:
       raise ValueError(
-        f'{name} shows networks, not runs {prefix}...: no --scale'
+        f'{name} shows networks, not runs {prefix}...: leave out --scale'
       )
     contents = {t: read(workdir, prefix + group) for t, group in panels.items()}
     contents = {
@@ -337,8 +337,8 @@ def draw(
 
   Raises:
     ValueError: the figure is unknown; a run of it is missing or not finished
-      (Figures 3 to 8 of the layerwise cosine paper need one finished run
-      alone); or there is a prefix, but the figure reads no runs.
+      (one finished run is enough for Figures 3 to 8 of the layerwise cosine
+      paper); or there is a prefix, but the figure reads no runs.
   """
   make = FIGURES.find(name)
   with packing.opened(workdir) as folder:

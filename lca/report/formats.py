@@ -13,11 +13,12 @@ class Number(NamedTuple):
   """A cell of a table: a measured number beside the one that a paper prints.
 
   Attributes:
-    values: measured, one for each seed; empty where no run is finished.
-    paper: printed in the paper; None where the paper has no such number.
+    values: the measured numbers, one for each seed; empty if no run is
+      finished.
+    paper: the number that the paper prints; None if it prints none.
     best: True if the mean of `values` is the best, and is set in bold.
-    paper_best: True if `paper` is the best of the paper's.
-    digits: how many are written after the decimal point.
+    paper_best: True if `paper` is the paper's best number, and is set in bold.
+    digits: the number of digits after the decimal point.
   """
 
   values: Sequence[float]
@@ -33,7 +34,7 @@ class Number(NamedTuple):
 
   @property
   def deviation(self) -> float | None:
-    """The sample's standard deviation over the seeds; None of a single one."""
+    """The sample standard deviation over the seeds; None for a single seed."""
     several = len(self.values) > 1
     return float(np.std(self.values, ddof=1)) if several else None
 
@@ -46,7 +47,7 @@ class Number(NamedTuple):
 
     Returns:
       The mean, the deviation if there are several seeds, and in brackets the
-      paper's number. What is missing is left out.
+      paper's number. Numbers that are None are left out.
     """
     parts = []
     if self.mean is not None:
@@ -64,11 +65,11 @@ class Table(NamedTuple):
   """A table, independent of the format it is written in.
 
   Attributes:
-    name: of the files, without a suffix.
-    title: stands above the table.
-    header: titles of the columns.
-    rows: at least one. The cells of a column are all texts or all Numbers.
-    notes: paragraphs below the table, which CSV leaves out.
+    name: the name of the table's files, without a suffix.
+    title: the text above the table.
+    header: the titles of the columns.
+    rows: at least one row. The cells of a column are all texts or all Numbers.
+    notes: paragraphs below the table; `to_csv` leaves them out.
   """
 
   name: str
@@ -100,7 +101,7 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """Returns rows of text, of which the first is the header, as Markdown."""
+  """Returns a table in Markdown of rows of text; the first is the header."""
   header, *rows = rows
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -104,10 +104,11 @@ def make(workdir: pathlib.Path, prefix: str = '') -> list[Table]:
       `'reduced/'`.
 
   Returns:
-    First those of Tables 1 to 6 that the sweep has runs for, with the data sets
-    that it has runs for. Then a table for each of the sweep's groups
-    `beyond_ATTACK`. Last, if there is one of Tables 1 to 6, the gains of
-    accuracy over the plain operators, and the slopes of the test losses.
+    The tables in this order: Tables 1 to 6, as far as the sweep has runs for
+    them, with the data sets that the sweep has runs for; a table for each of
+    the sweep's groups `beyond_ATTACK`; and, if there is one of Tables 1 to 6,
+    the gains of accuracy over the plain operators, and the slopes of the test
+    losses.
 
   Raises:
     ValueError: no run is finished, or the configs of a row's runs differ in
@@ -181,7 +182,7 @@ _BULYAN = (
 
 
 def _paper_table(number: int, blocks: list[Block], finished: Runs) -> Table:
-  """Makes one of Tables 1 to 6, of the data sets that the blocks are of."""
+  """Makes one of Tables 1 to 6, with the data sets of the given blocks."""
   names = [block.name(v) for block in blocks for v in VARIANTS]
   printed = len(DATASETS) * len(VARIANTS)
   missing = printed - sum(name in finished for name in names)
@@ -237,7 +238,7 @@ def _block_rows(block: Block, finished: Runs) -> list[list[str | Number]]:
 
 
 def _values(places: Sequence[pathlib.Path]) -> dict[str, list[float]]:
-  """Reads the summaries' metrics: a list over the seeds, by the metric."""
+  """Returns each metric's values in the summaries, one for each seed."""
   summaries = [read_summary(place) for place in places]
   return {metric: [s[metric] for s in summaries] for metric in METRICS}
 
@@ -265,7 +266,7 @@ def _settings(names: Sequence[str], finished: Runs) -> list[str]:
 
 
 def _beyond(finished: Runs) -> list[Table]:
-  """Makes a table for each group `beyond_ATTACK`, which the paper has not."""
+  """Makes a table for each group `beyond_ATTACK`, which the paper lacks."""
   tables = []
   for group in sorted({name.split('/')[0] for name in finished}):
     if not group.startswith('beyond_'):
@@ -327,14 +328,14 @@ def _gain(accuracies: Mapping[str, float]) -> tuple[str | float | None, ...]:
   """Compares the plain operator with the best of its variants.
 
   Args:
-    accuracies: by variant, of those that have one.
+    accuracies: the accuracies that are known, by variant.
 
   Returns:
     The best variant's name for readers, the plain operator's accuracy, the best
     variant's, the points gained, and the ratio of both. The name is empty and
     the others are None if the plain operator or all variants are missing.
   """
-  # `max` takes the first of equal variants: reversed, the paper's method.
+  # The reversed order lets the paper's method, the last one, win ties in `max`.
   others = [v for v in reversed(VARIANTS[1:]) if v in accuracies]
   if 'plain' not in accuracies or not others:
     return '', None, None, None, None
@@ -365,7 +366,7 @@ def slope(run: Metrics, window: int = 10) -> float:
 
   Args:
     run: metrics of the run.
-    window: how many evaluations, at the end, the line goes through.
+    window: number of evaluations, at the end, that the line is fitted to.
 
   Returns:
     The slope in nats a round; NaN if there are fewer than 2 evaluations, or if

@@ -1,10 +1,11 @@
 """Eigenvalues and eigenvectors of symmetric matrices.
 
-On CPU a batched `jnp.linalg.eigh` can hang for ever. jaxlib's kernels (0.10)
-divide a batch among the threads that run the program and wait on one of these
-threads, so that two batches at the same time can wait for each other. With two
-cores this happened in a rule on a model of 213 leaves. On CPU `eigh` therefore
-takes a batch one matrix after the other.
+On CPU a batched `jnp.linalg.eigh` can hang for ever. jaxlib's kernel (0.10)
+divides a batch among the threads that run the program, and blocks one of these
+threads until all parts are done. Two batches that run at the same time can
+therefore wait for each other. With two cores this happened in a rule on a model
+of 213 leaves. On CPU `eigh` therefore decomposes the matrices of a batch one
+after the other.
 """
 
 import jax

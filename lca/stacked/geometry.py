@@ -95,11 +95,11 @@ def gram(updates: Updates) -> Gram:
 
   .. math:: K_{ij} = \langle x_i, x_j \rangle
 
-  Rows with a large common part, such as models instead of updates, lose their
-  distances to rounding in these products. Where most rows are so close, a
-  second pass over the updates takes the inner products of the rows'
-  differences. The result carries these products for `distances` and the other
-  functions of this module.
+  If the rows have a large common part, such as models instead of updates, the
+  rounding errors of the products may exceed the rows' distances. If most rows
+  are so close, a second pass over the updates takes the inner products of the
+  rows' differences. The result carries these products for `distances` and the
+  other functions of this module.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -138,7 +138,7 @@ def grams(layers: Sequence[Updates]) -> Gram:
 def norms_gram(updates: Updates) -> Gram:
   """Returns the diagonal of `gram` with zeros elsewhere, `[n, n]`.
 
-  It serves rules that need norms only, and costs one reading of the updates.
+  Rules that need norms only use this function, which reads the updates once.
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
@@ -177,9 +177,9 @@ def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
 
   Args:
     gram: `[..., n, n]` inner products.
-    rejected: `[n]` mask of the rejected clients. By default, which needs an
-      `[n, n]` matrix, they are those whose squared norm on its diagonal is not
-      finite or too large.
+    rejected: `[n]` mask of the rejected clients. None rejects the clients whose
+      squared norm, on the diagonal, is not finite or too large; `gram` must
+      then be `[n, n]`.
   """
   bad = rejected_rows(gram) if rejected is None else rejected
   return inner_products.without(gram, bad)
@@ -239,7 +239,7 @@ def distances(
     )
   if power is not None and distance != 'euclidean':
     raise ValueError(
-      f'power belongs to the Euclidean distance, got power={power} with '
+      f"power needs distance='euclidean', got power={power} with "
       f'distance={distance!r}'
     )
   if power not in (None, 1, 2, 4):
@@ -268,7 +268,7 @@ def median_norm(
 ) -> jax.Array:
   """Returns the median of the norms of the rows that are not rejected.
 
-  If all rows are rejected, it is +inf or NaN.
+  If all rows are rejected, the result is +inf or NaN.
 
   Args:
     gram: `[n, n]` inner products.
@@ -285,7 +285,7 @@ def median_norm(
       f"median must be 'interpolated' or 'lower', got {median!r}"
     )
   out = rejected_rows(gram) if rejected is None else rejected
-  # Rows left out sort to the end as +inf; `last` is the rank of the last other.
+  # Rows left out are sorted to the end as +inf, after the rank `last`.
   ordered = jnp.sort(jnp.where(out, jnp.inf, norms(gram)))
   last = jnp.sum(~out) - 1
   low, high = ordered[last // 2], ordered[(last + 1) // 2]
@@ -299,8 +299,8 @@ def clip_factors(
 ) -> jax.Array:
   r"""Returns the factors that clip the rows to their median norm.
 
-  A row longer than the median norm of the rows not rejected is shortened to it;
-  shorter rows keep their length.
+  The median is taken over the rows that are not rejected. Longer rows are
+  shortened to the median norm; shorter rows keep their length.
 
   .. math:: c_i = \min(1, \mathrm{med}_j \|x_j\| / \|x_i\|)
 
@@ -384,6 +384,7 @@ def mix(updates: Updates, weights: jax.Array) -> Update | Updates:
   n, shape = num_clients(updates), jnp.shape(weights)
   if len(shape) not in (1, 2) or shape[-1] != n:
     raise ValueError(
-      f'weights must be one a client, ({n},) or (k, {n}), got {shape}'
+      f'weights must be shaped ({n},) or (k, {n}), one for each client, got '
+      f'{shape}'
     )
   return jax.tree.map(functools.partial(sums.over_rows, weights), updates)

@@ -5,14 +5,14 @@ one model, lose their distances in float32: in :math:`\|x_i\|^2 + \|x_j\|^2 -
 2 \langle x_i, x_j \rangle` the leading digits cancel, and rounding errors
 remain.
 
-Where that happens to most rows, a second pass over the parameters writes every
-row as a multiple of one central row c and a small part :math:`p_i`,
+If most rows are so close, a second pass over the parameters writes every row as
+a multiple of one central row c plus a small part :math:`p_i`,
 
 .. math:: x_i = (1 + \alpha_i) c + p_i
 
-and takes the inner products of the parts and of c. Distances and angles follow
-from these to all digits. The Gram matrix itself shows whether rows are so
-close; if they are not, the second pass does not run, and c is 0. All this is
+and takes the inner products of the parts and of c, from which distances and
+angles follow without cancellation. The Gram matrix itself shows if rows are so
+close. If they are not, the second pass does not run, and c is 0. The method is
 the same on every backend; `sums.parts_products` makes the pass.
 """
 
@@ -28,7 +28,7 @@ from jax import lax
 
 from lca.stacked import sums
 
-_LOST = 2**13  # times eps: the least 1 - cos that products tell to 1e-3
+_LOST = 2**13  # times eps: products give smaller 1 - cos with errors above 1e-3
 _PASSES = 2  # the second one runs if the first one's row c was not central
 _FAR = 32  # times the least median distance: a row beyond it is not central
 
@@ -40,7 +40,7 @@ _DATA = ['products', 'parts', 'along']
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GramMatrix:
-  r"""The inner products of n rows, and those of the parts that they differ by.
+  r"""The inner products of n rows, and of the small parts in which they differ.
 
   In expressions, when indexed, and as an argument of functions of arrays it
   behaves as the `[n, n]` array of the inner products. The result is then a
@@ -50,8 +50,8 @@ class GramMatrix:
   Attributes:
     products: `[n, n]`, :math:`\langle x_i, x_j \rangle`.
     parts: `[n + 1, n + 1]`, the inner products of :math:`p_1, \dots, p_n, c`
-      (see the module), zeros for rejected rows. If the products suffice, c is
-      0, so that these are the products themselves.
+      (see the module), zeros for rejected rows. If the products suffice, c is 0
+      and every part :math:`p_i` is the row :math:`x_i`.
     along: `[n]`, :math:`\alpha`; 0 if c is 0.
   """
 
@@ -66,7 +66,7 @@ class GramMatrix:
     return self.products.__array__(*args, **kwargs)
 
   def __getattr__(self, name: str) -> Any:
-    # Copying and unpickling ask for these before the fields are set.
+    # Copying and unpickling look up these names before the fields are set.
     if name.startswith('__') or name in _DATA:
       raise AttributeError(name)
     return getattr(self.products, name)
@@ -126,9 +126,9 @@ def norms(gram: jax.Array) -> jax.Array:
 def cosines(gram: jax.Array) -> jax.Array:
   """Returns the cosines between rows, `[n, n]`, in [-1, 1].
 
-  Cosines with a zero row or a rejected row are 0. Cosines near 1 do not tell
-  nearly parallel rows apart: `distances(gram, 'cosine')` has 1 - cos to all
-  digits.
+  Cosines with a zero row or a rejected row are 0. Near 1, rounding hides the
+  differences between cosines; `distances(gram, 'cosine')` has 1 - cos without
+  this loss.
   """
   lengths = norms(gram)
   absent = (lengths == 0) | jnp.isinf(lengths)
@@ -229,7 +229,7 @@ def gram_of_sums(weights: jax.Array, gram: Any, lost: jax.Array) -> Any:
 
   def on_both_sides(weights, products):
     mixed = sums.dot(sums.dot(weights, products), weights.T)
-    # Rounding may make the square of rows that cancel out negative.
+    # If rows cancel out, rounding may make the sum's squared norm negative.
     squares = jnp.maximum(diagonal(mixed), 0)
     return jnp.where(jnp.eye(len(mixed), dtype=bool), squares, mixed)
 
@@ -274,8 +274,8 @@ def _grams(layers):
   finite = jnp.where(_pairs(good), products, 0)
   lengths = jnp.sqrt(diagonal(finite))
   lost = _most_are_parallel(finite, lengths)  # [layers] that need another pass
-  # Before the first pass c is 0 and the parts p_i are the rows. The rows' norms
-  # stand for their shares, so that rows are compared by their directions.
+  # Before the first pass c is 0 and the parts p_i are the rows. The norms take
+  # the place of the shares 1 + alpha_i, so that directions are compared.
   parts = jnp.pad(finite, ((0, 0), (0, 1), (0, 1)))
   present = jnp.pad(good, ((0, 0), (0, 1)), constant_values=True)
 

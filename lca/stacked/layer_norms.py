@@ -60,7 +60,7 @@ def normalized(grams: Gram, bad: jax.Array, norm: Norm) -> jax.Array:
   """
   grams = geometry.without_rejected(grams, bad)
   squares = jnp.diagonal(jnp.sum(grams, axis=0))
-  # In units of the longest client's norm no sum overflows.
+  # Norms are divided by the largest client's norm, so that no sum overflows.
   longest = jnp.sqrt(jnp.max(squares))
   unit = jnp.where(longest > 0, longest, 1)
   grams = grams / unit / unit

@@ -9,8 +9,8 @@ A statistic needs the entries of few ranks, such as the two ends of a trimmed
 mean. GPUs and TPUs find them by sorting many whole columns at once (`_packed`).
 On CPU a sort takes about 80 times as long as a sorting network that is pruned
 to the comparators that these ranks depend on. The network runs over chunks of
-columns that stay in cache (`_in_cache`). Both ways compare integers that order
-as the floats do (`_sortable`).
+columns that stay in cache (`_in_cache`). Both ways compare integers that have
+the order of the floats (`_sortable`).
 """
 
 import functools
@@ -52,7 +52,7 @@ class Statistic(Protocol):
 class RankedMean(NamedTuple):
   """The mean of the entries of rank `low` to `high`, counted from 0.
 
-  With `low == high`, or neighbours, it is a median; otherwise a trimmed mean.
+  If `low` and `high` are the middle ranks it is a median, else a trimmed mean.
   """
 
   low: int
@@ -129,14 +129,14 @@ class NearestMean(NamedTuple):
     return jnp.where(away < last, 1, share * (away == last)) / self.count
 
   def _last(self, x, select):
-    """Returns distances, the largest one taken, and the weight of its ties."""
+    """Returns distances, the largest that counts, and the weight of ties."""
 
     def distance(x, middle):
       # inf - inf would be NaN.
       return jnp.where(x == middle, 0, jnp.abs(x - middle))
 
-    # A loop lets one network, compiled once, make two selections: the middle
-    # among the entries, then the largest distance taken among the distances.
+    # A loop compiles the network once for two selections: the middle of the
+    # entries, and then the largest distance that counts.
     def selection(i, carry):
       _, middle = carry
       values = jnp.where(i == 0, x, distance(x, middle))
@@ -176,7 +176,7 @@ def take(
 ) -> list[jax.Array]:
   """Returns a statistic of every coordinate of stacked leaves.
 
-  The derivative holds each entry's share in the statistic constant.
+  For derivatives, each entry's share in the statistic is held constant.
 
   Args:
     statistic: the statistic to take.
@@ -231,7 +231,7 @@ class _Columns(NamedTuple):
 
 
 def _by_columns(function, leaves, weights, lead):
-  """Applies `function(x, select)`, which returns `lead` axes before `[c]`."""
+  """Applies a function `(x, select) -> [*lead axes, c]` to all columns."""
   on_device = functools.partial(_on_device, function)
   return sharding.on_each_device(on_device, leaves, weights, lead)
 
@@ -359,13 +359,13 @@ def _network(n, ranks):
 
 
 def sort(x: jax.Array) -> jax.Array:
-  """Sorts the last axis. It sorts integers, five times as fast on CPU."""
+  """Sorts the last axis, as integers: five times as fast as floats on CPU."""
   return _floats(lax.sort(_sortable(x)))
 
 
 def _sortable(x):
-  """Returns integers that order as the floats do; -0 comes before 0."""
-  # The bits of negative floats order backwards: flip all below the sign.
+  """Returns integers that have the order of the floats; -0 comes before 0."""
+  # The bits of negative floats have the reverse order: flip all but the sign.
   bits = lax.bitcast_convert_type(x, integers(x.dtype))
   return bits ^ (bits >> (bits.dtype.itemsize * 8 - 1) & _magnitude(bits))
 

@@ -3,8 +3,9 @@
 Training spreads the first axis of leaves `[n, ...]`, the clients, over the
 mesh's axis `'clients'`. An aggregation rule compares the clients in every
 coordinate, and there are many more coordinates than clients. For aggregation
-each device therefore holds all rows and its share of the coordinates, also over
-the axis named `'clients'`. Under such a mesh,
+each device therefore holds all rows, but only its share of the coordinates. The
+coordinates are spread over the same axis, in spite of its name `'clients'`.
+Under such a mesh,
 
     with jax.set_mesh(mesh):
       update = jax.jit(rule)(updates)
@@ -68,8 +69,8 @@ def sum_over_devices(
   Args:
     function: `function(leaves, whole)` returns an array that is a sum over
       coordinates. It gets a device's part of every leaf. A leaf that is not
-      spread is given to the first device; the others get zeros in its place,
-      for which the function must add nothing.
+      spread is given to the first device. The other devices get zeros in place
+      of this leaf, and the function must return a term of zero for them.
     leaves: `[n, ...]` each.
     whole: arguments that every device gets whole.
 
@@ -128,8 +129,8 @@ def whole_on_each_device(x: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(x, P())
 
 
-# `check_vma=False` changes gradients (see `lca.federated.placement`). None is
-# taken through this call, as its callers have custom JVPs.
+# `check_vma=False` changes gradients that are taken inside of the function (see
+# `lca.federated.placement`). None is: callers differentiate the whole call.
 _shard_map = functools.partial(jax.shard_map, check_vma=False)
 
 
@@ -142,7 +143,8 @@ def _spec(leaf: jax.Array) -> P:
 def _num_devices() -> int:
   """Returns the number of devices that share the coordinates.
 
-  Inside the function of a `shard_map` it is 1, as that works on one part.
+  Inside the function of a `shard_map` the result is 1, because this function
+  works on the coordinates of a single device.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if AXIS not in mesh.axis_names or AXIS in mesh.manual_axes:

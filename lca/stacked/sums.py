@@ -27,7 +27,7 @@ from lca.stacked import sharding
 from lca.typing import Gram
 
 _CHUNK = 12288  # columns; [100, 12288] float32 numbers stay in a CPU's cache
-_AT_ONCE = 6  # independent parts of a chunk: no part waits for another's copy
+_AT_ONCE = 6  # parts of a chunk: one is copied while another is multiplied
 _PIECE = 4096  # columns of a piece where one loop serves all leaves
 _FEW_COLUMNS = 1024  # up to here a sum of all rows costs no more than a loop
 _ROWS = 8  # rows that a step of the loop over rows adds
@@ -46,8 +46,8 @@ def flat(leaf: jax.Array) -> jax.Array:
 def dot(x: jax.Array, y: jax.Array) -> jax.Array:
   """Returns the matrix product, computed in full float32 or wider.
 
-  By default TPUs, and GPUs with TF32, multiply in less than float32. That error
-  exceeds the distances of close clients.
+  By default TPUs, and GPUs with TF32, multiply in less precision than float32.
+  The rounding errors would then exceed the distances of close clients.
   """
   x, y = x.astype(wide(x.dtype)), y.astype(wide(y.dtype))
   return jnp.dot(x, y, precision=lax.Precision.HIGHEST)
@@ -74,8 +74,8 @@ def parts_products(
   In every layer, c is one of the rows x. These products serve rows so close
   that their own inner products lose the distances (see `inner_products`).
 
-  Few calls need them, so one loop serves the leaves of all layers. With a
-  program per leaf a rule on 213 leaves compiled in 27 s, not 14 (jaxlib 0.10).
+  Few calls need them, so one loop serves the leaves of all layers. With a loop
+  for each leaf, a rule on 213 leaves compiled in 27 s, not 14 s (jaxlib 0.10).
 
   Args:
     layers: lists of leaves `[n, ...]`.
@@ -191,7 +191,7 @@ def _parts(x: jax.Array, row: jax.Array, shares: jax.Array) -> jax.Array:
   x, row = x.astype(wide(x.dtype)), row.astype(wide(row.dtype))
   for share in _halves(shares.astype(x.dtype)[:, None]):
     for half in _halves(row):
-      x -= share * half  # exact: each factor has half of the digits
+      x -= share * half  # the product is exact: each factor has half the digits
   return jnp.concatenate([x, row])
 
 
@@ -311,9 +311,9 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.sum(column * x, axis=0)
 
   # XLA's CPU backend sums the rows of a large leaf column by column, which is
-  # slow. This loop adds the rows of nonzero weight, few when a rule selects.
+  # slow. This loop adds only rows of nonzero weight: few, if a rule selects.
   def walk():
-    # Sort those rows to the front, and pad to whole steps of `_ROWS` rows.
+    # Sort these rows to the front, and pad to whole steps of `_ROWS` rows.
     padded = jnp.pad(weights, (0, _ROWS))
     number = jnp.arange(len(padded))
     _, order, w = lax.sort((padded == 0, number, padded), num_keys=1)
@@ -337,7 +337,7 @@ def _one_sum(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 def _many_sums(weights: jax.Array, rows: jax.Array) -> jax.Array:
   """Returns `[k, n]` weights times rows, with no masked copy of all rows."""
-  # NaN weights ask for a sum that is NaN, which needs no row.
+  # A NaN weight makes its sum NaN, whatever the row holds.
   used = jnp.any((weights != 0) & ~jnp.isnan(weights), axis=0)
 
   def block(start, width):
@@ -371,7 +371,8 @@ def _over_rows_jvp(primals, tangents):
   dtype = _sum_dtype(weights, leaf)
   tangent = jnp.zeros((*weights.shape[:-1], rows.shape[1]), dtype)
   if not isinstance(weights_dot, SymbolicZero):
-    # A row left out may hold NaN, but its weight does not vary.
+    # A row left out may hold NaN. Its weight has the tangent 0, but 0 * nan is
+    # nan, so entries that are not finite are set to 0.
     tangent += dot(weights_dot, _finite(rows))
   if not isinstance(leaf_dot, SymbolicZero):
     used = jnp.any(weights.reshape(-1, len(rows)) != 0, axis=0)

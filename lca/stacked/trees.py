@@ -100,7 +100,7 @@ def group_leaves(
 ) -> dict[Hashable, list[int]]:
   """Returns the positions of a tree's leaves, by the key of their layer.
 
-  The layers stand in the order in which their first leaves do.
+  The layers are in the order of their first leaves.
   """
   groups: dict[Hashable, list[int]] = {}
   for i, (path, _) in enumerate(jax.tree.leaves_with_path(tree)):
@@ -112,7 +112,7 @@ def group_leaves(
 def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
   """Returns the names of a tree's layers, such as `'Dense_0/bias'`.
 
-  They stand in the order of the layers in `lca.layerwise`.
+  The names are in the order of the layers in `lca.layerwise`.
 
   Args:
     tree: an update, or the stacked updates.
@@ -127,8 +127,8 @@ def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
 def stack(clients: Iterable[Update]) -> Updates:
   """Stacks a list of the clients' updates into the tree that rules take.
 
-  A rule reads a list as a tree, each of whose leaves has one row per client.
-  Therefore a list with one vector per client has to be stacked first.
+  A rule takes a list for a tree: it reads every entry as a leaf with one row
+  per client. A list with one vector per client therefore has to be stacked.
 
   Args:
     clients: one update per client: an array, or a tree of arrays. All trees
@@ -142,7 +142,8 @@ def stack(clients: Iterable[Update]) -> Updates:
   Raises:
     ValueError: there is no client, or a client's tree differs from client 0's
       in structure or shapes.
-    TypeError: `clients` is not a list, or a leaf is not an array.
+    TypeError: `clients` is a mapping, a string or not iterable, or a leaf is
+      not an array.
 
   Examples:
     >>> import lca, numpy as np

@@ -14,11 +14,11 @@ from lca.data.dataset import Split
 
 
 class FromArchives(abc.ABC):
-  """A mixin for TFDS builders: verifies archives before anything is written.
+  """A mixin for TFDS builders that verifies archives before it reads them.
 
   The archives are read from the folder `DownloadConfig.manual_dir`, or are
-  downloaded if it is None. A builder lists this class before the TFDS builder
-  among its bases, because it overrides `download_and_prepare`.
+  downloaded if `manual_dir` is None. A builder lists this class before the TFDS
+  builder among its bases, because this class overrides `download_and_prepare`.
   """
 
   ARCHIVES: ClassVar[Archives]

@@ -235,6 +235,6 @@ def _read_column(
       )
     name = words[0]
     if name in numbers:
-      raise ValueError(f'{name} is in it twice')
+      raise ValueError(f'{name} is listed twice')
     numbers[name] = int(words[1 + column])
   return numbers

@@ -40,9 +40,9 @@ def check(name: str, num_clients: int | None, **options: Any) -> None:
 
   Args:
     name: a key of `PARTITIONS`.
-    num_clients: the number of clients. It must be None for `natural`, and for
-      every other partition without a parameter `num_clients`: they derive the
-      clients from the data.
+    num_clients: the number of clients. It must be None for every partition
+      without a parameter `num_clients`, such as `natural`, because these
+      partitions derive the clients from the data.
     **options: the options of the partition.
 
   Raises:

@@ -267,10 +267,10 @@ _conv2d_max_pool.defvjp(_conv2d_max_pool_fwd, _conv2d_max_pool_bwd)
 
 
 def _conv_with_padding(x, kernel, padding, precision):
-  """Returns XLA's convolution, computed with padding even if there is none.
+  """Returns XLA's convolution, computed with padding even if `padding` is 0.
 
   A workaround for XLA on CPUs (jaxlib 0.10): a convolution without padding
-  takes twice as long as one with padding. If there is none, this function pads
+  takes twice as long as one with padding. If `padding` is 0, this function pads
   the images and cuts the surplus off the result.
   """
   if any(pad for pads in padding for pad in pads):

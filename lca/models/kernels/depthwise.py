@@ -1,10 +1,10 @@
 """Depthwise convolutions (one filter per channel) without XLA's slow paths.
 
 Local training computes the gradients of depthwise convolutions inside a
-compiled loop. On CPUs XLA's own depthwise convolution is very slow there: with
-both gradients it takes 67 to 487 times as long as this module for clients in
-turns, and 13 to 261 times as long under `vmap` (EfficientNet-B0's layers,
-jaxlib 0.10.2, 2 cores; `benchmarks/depthwise.py`).
+compiled loop. On CPUs XLA's own depthwise convolution is very slow there. With
+both gradients it takes 67 to 487 times as long as this module if the clients
+train one after the other, and 13 to 261 times as long under `vmap`
+(EfficientNet-B0's layers, jaxlib 0.10.2, 2 cores; `benchmarks/depthwise.py`).
 """
 
 import functools
@@ -26,9 +26,9 @@ def conv(
   For each position of the kernel, the images are shifted, multiplied by the
   kernel's entry there, and added up in float32 or wider.
 
-  The gradients are written by hand in the same way. The gradient of a slice, by
-  autodiff, is an array of the size of the padded images, and autodiff would add
-  up one of them for each position of the kernel.
+  The gradients are written by hand in the same way. Autodiff would make an
+  array of the size of the padded images for the slice at each position of the
+  kernel, and add these arrays up.
 
   Args:
     x: `[batch, height, width, channels]` images.

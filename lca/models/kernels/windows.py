@@ -34,7 +34,7 @@ def windows(
   """
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   batch, *sides, channels = padded.shape
-  # How many pixels the kernel's corner travels, down and across.
+  # The height and width of the pixels that one entry of the kernel visits.
   down, across = (
     stride * ((side - k) // stride) + 1
     for side, k, stride in zip(sides, kernel_shape[:2], strides, strict=True)

@@ -252,7 +252,7 @@ def _scan_blocks(
       are the rows of all arrays for one block.
     totals: the initial totals.
     arrays: pairs of an array with one row for each image, and the padding for
-      the height and width of its blocks. The first array are the images.
+      the height and width of its blocks. The first array holds the images.
     padding: the padding of the convolution.
 
   Returns:
@@ -314,7 +314,7 @@ def _input_tiles(images: jax.Array) -> _Grid:
   """Returns the 4 x 4 pixels of all tiles, which overlap by two pixels.
 
   Entry (i, j) of the grid, over all tiles, is every second row and column of
-  the images from pixel (i, j) on. `split_squares` has sorted the pixels so.
+  the images from pixel (i, j) on: a slice of a result of `split_squares`.
   """
   grid = pooling.split_squares(images)
   _, height, width, _ = grid[0][0].shape

@@ -38,9 +38,9 @@ class CNN(nn.Module):
     variance 1 / fan_in; biases are 0.
   - `initial_weights='torch'` is PyTorch's default, which the code of the
     layerwise cosine paper uses: kernels and biases are uniform in
-    [-1 / sqrt(fan_in), 1 / sqrt(fan_in)]. Their variance is a third of the
-    other one. PyTorch calls it Kaiming's uniform distribution with
-    a = sqrt(5). In the first rounds, losses fall later with these weights.
+    [-1 / sqrt(fan_in), 1 / sqrt(fan_in)]. The kernels' variance is a third of
+    that of `'lecun_normal'`. PyTorch calls this Kaiming's uniform distribution
+    with a = sqrt(5). With these weights, losses begin to fall later.
 
   Attributes:
     num_classes: the width of the output.
@@ -132,8 +132,8 @@ class CNN(nn.Module):
   def _initializers(self, fan_in: int) -> dict[str, Initializer]:
     """Returns the initialisers of a layer, as keyword arguments for it.
 
-    PyTorch's initialisers depend on the layer's fan-in. Flax would not tell it
-    to the initialiser of a bias, so it is passed here.
+    PyTorch's initialisers depend on the layer's fan-in. Flax does not pass the
+    fan-in to the initialiser of a bias, so it is an argument of this method.
     """
     if self.initial_weights == 'lecun_normal':
       return {}  # the layer's defaults

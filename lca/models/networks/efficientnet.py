@@ -59,7 +59,7 @@ class ConvNorm(nn.Module):
       running statistics.
     kernel: the size of the kernel in both directions.
     stride: the stride in both directions.
-    depthwise: True has one filter for each channel.
+    depthwise: True applies one filter to each channel.
   """
 
   features: int
@@ -76,8 +76,8 @@ class ConvNorm(nn.Module):
 
     Args:
       x: the images.
-      mask: `[batch, 1, 1, 1]` booleans. Images where it is False do not count
-        in the batch's statistics. None counts all images.
+      mask: `[batch, 1, 1, 1]` booleans, False for images that do not count in
+        the batch's statistics. None counts all images.
     """
     x = nn.Conv(
       self.features,

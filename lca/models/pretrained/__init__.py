@@ -123,8 +123,8 @@ def _to_leaf(name, tensors, leaf_path, leaf):
     name: the name of the tensor.
     tensors: all tensors of the file.
     leaf_path: the path of the leaf in the variables.
-    leaf: the leaf, which is returned itself if it belongs to the output layer
-      and the file has another number of classes.
+    leaf: the leaf, which is returned unchanged if it belongs to the output
+      layer and the file has another number of classes.
 
   Raises:
     ValueError: the tensor has another shape.

@@ -1,9 +1,9 @@
 """Reads tensors from files of weights, without PyTorch.
 
-A `.safetensors` file is a header and bytes. A `.pth` file is a zip file that
-contains a pickle. A pickle from an untrusted source is dangerous, because it
-may call any function. The unpickler here therefore knows dictionaries and
-arrays only, and raises an error for every other name.
+A `.safetensors` file consists of a header and the numbers of the tensors. A
+`.pth` file contains a pickle. A pickle from an untrusted source is dangerous,
+because loading it may call any function. The unpickler here therefore knows
+dictionaries and arrays only, and raises an error for every other name.
 """
 
 import collections

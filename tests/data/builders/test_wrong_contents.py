@@ -240,7 +240,7 @@ WRONG = {
   'file twice': (
     'celeba',
     lines_with(PARTITION, 3, '000003.jpg 0'),
-    f'{PARTITION}: 000003.jpg is in it twice',
+    f'{PARTITION}: 000003.jpg is listed twice',
   ),
   'split range': (
     'celeba',
