@@ -7,7 +7,7 @@ from jax.scipy.special import ndtri
 from lca import options
 from lca.attacks import stats
 from lca.attacks.base import replace, update_attack
-from lca.stacked import geometry
+from lca.stacked import eigen, geometry
 from lca.typing import Updates
 
 
@@ -217,7 +217,7 @@ def mimic(
     centred = stats.centred_gram(updates, honest, stats.mean(updates, honest))
     # eigh squares its input, which would overflow for large products.
     largest = jnp.max(jnp.diagonal(centred))
-    _, vectors = jnp.linalg.eigh(centred / jnp.where(largest > 0, largest, 1))
+    _, vectors = eigen.eigh(centred / jnp.where(largest > 0, largest, 1))
     # Row i's product with z is proportional to entry i of the last eigenvector
     # of the Gram matrix.
     copied = jnp.argmax(jnp.where(honest, jnp.abs(vectors[:, -1]), -1))

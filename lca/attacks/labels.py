@@ -88,6 +88,9 @@ def model_replacement(
   Returns:
     Stacked updates.
 
+  Raises:
+    ValueError: `boost` is neither a finite number nor `'replace'` or `'n'`.
+
   Examples:
     >>> import jax.numpy as jnp
     >>> from lca import attacks
@@ -99,6 +102,7 @@ def model_replacement(
     Bagdasaryan et al., How to backdoor federated learning, AISTATS 2020;
     García-Márquez et al. 2025, section 4.2.
   """
+  boost = _checked_boost(boost)
   if boost == 1:
     return updates  # without a copy
   n, attackers = len(byzantine), jnp.sum(byzantine)
@@ -108,6 +112,17 @@ def model_replacement(
     factor = n if boost == 'n' else boost
   boosted = geometry.scale(updates, jnp.full(n, factor, jnp.float32))
   return replace(updates, byzantine, boosted)
+
+
+def _checked_boost(boost: Boost) -> Boost:
+  if boost in ('replace', 'n'):
+    return boost
+  try:
+    return options.number()('boost', boost)
+  except ValueError:
+    raise ValueError(
+      f"boost must be a finite number, 'replace' or 'n', got {boost!r}"
+    ) from None
 
 
 def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
@@ -128,13 +143,7 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
     >>> attack = attacks.label_flipping(flip_fraction=.5, boost='replace')
   """
   flip_fraction = options.number(0, 1)('flip_fraction', flip_fraction)
-  if boost not in ('replace', 'n'):
-    try:
-      boost = options.number()('boost', boost)
-    except ValueError:
-      raise ValueError(
-        f"boost must be a finite number, 'replace' or 'n', got {boost!r}"
-      ) from None
+  boost = _checked_boost(boost)
 
   def on_labels(labels, **per_round):
     return flip_labels(labels, flip_fraction=flip_fraction, **per_round)

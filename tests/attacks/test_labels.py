@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from attack_cases import BYZANTINE, IDS, KEY, labels
 
 import lca
@@ -57,6 +58,15 @@ def test_a_clients_flips_are_its_own():
   )
   np.testing.assert_array_equal(flip(before[:, :20]), after[:, :20])
   assert np.any(after[0] - before[0] != after[2] - before[2])
+
+
+@pytest.mark.parametrize('boost', ['x', float('nan'), None, float('inf')])
+def test_a_boost_is_a_number_or_a_word(boost):
+  message = "boost must be a finite number, 'replace' or 'n'"
+  with pytest.raises(ValueError, match=message):
+    attacks.model_replacement(jnp.ones(4), byzantine=BYZANTINE, boost=boost)
+  with pytest.raises(ValueError, match=message):
+    attacks.label_flipping(boost=boost)
 
 
 def test_model_replacement_boosts_the_byzantine_rows():
