@@ -8,8 +8,9 @@ local epochs. A run is named `attacks/ATTACK x RULE`. There are 176 runs. They
 take about half an hour on two CPU cores with --jobs=2.
 
 Expected (benchmarks/results/attacks/figures/attacks.md): three rows of zeros
-(`zero`) end Krum at chance, and leave its cosine forms at a test accuracy of
-0.94 to 0.95. Noise and a constant end the mean and LEGATO.
+(`zero`) bring plain and layerwise Krum to chance level, while the cosine forms
+keep a test accuracy of 0.94 to 0.95. Noise and a constant bring the mean and
+LEGATO to chance level.
 """
 
 from configs import common, digits

@@ -68,8 +68,8 @@ def compose(
       kind, except pre-aggregators, which are applied in the order given.
     default: the preset of the rule if `presets` names no rule.
     examples_per_client: see `partitions`.
-    shorthands: the setting's own names, each for presets, separated by commas,
-      and values of keys. At most one of them may be among `presets`.
+    shorthands: the setting's own names. Each stands for presets, separated by
+      commas, and for values of keys. At most one may be among `presets`.
 
   Returns:
     The config, locked.
@@ -101,8 +101,8 @@ def compose(
     shorthand, (stands_for, values) = name, shorthands[name]
     names += stands_for.split(',') if stands_for else []
   chosen = _by_kind(presets, names, known)
-  # The order matters: how many attack follows from the partition and the
-  # server, and f from the attack.
+  # The order matters: the number of attackers follows from the partition and
+  # the server, and f follows from the attack.
   partition = (chosen['partition'] or ['iid'])[0]
   config.data.update(known['partition'][partition])
   for name in chosen['model']:
@@ -113,14 +113,15 @@ def compose(
     config.server.clients_per_round = clients_per_round
   config.attack = ConfigDict({'name': 'none'})
   for name in chosen['attack']:
-    # Made again, because `known` was made before partition and server.
+    # `known` has presets of the attack from before partition and server were
+    # set; they are made again, to refer to the new values.
     config.attack = ConfigDict(presets_of.attacks(config)[name])
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
   config.aggregator = ConfigDict(presets_of.aggregators(f)[rule])
   config.aggregator.pre = tuple(chosen['pre-aggregator'])
   for name in chosen['pre-aggregator']:
-    # A reference of its own, so that each f can be set alone.
+    # Each pre-aggregator has its own reference, so that its f can be set alone.
     f = _tolerated(config.attack)
     config.aggregator[name] = ConfigDict(presets_of.pre_aggregators(f)[name])
   if 'f' in config.attack and 'f' in config.aggregator:
@@ -162,10 +163,10 @@ def _by_kind(
 def _tolerated(attack: ConfigDict) -> int | FieldReference | None:
   """Returns f, the number of Byzantine clients that a rule tolerates.
 
-  It is 1 without an attack. If the draw decides how many attack, it is a
-  placeholder, None, which the user must set. Otherwise it is a reference to
-  `attack.num_byzantine`, so that it follows when that key is set later. The
-  reference is one-way: setting f leaves the attack as it is.
+  f is 1 without an attack. If the draw decides how many clients attack, f is a
+  placeholder, None, which the user must set. Otherwise f is a reference to
+  `attack.num_byzantine`, and follows when this key is set later. The reference
+  is one-way: setting f leaves the attack as it is.
   """
   if attack.name == 'none':
     return 1

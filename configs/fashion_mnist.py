@@ -9,8 +9,8 @@ internet, give the folder of the four idx .gz files with
 
 Expected (the paper's Table 1): layerwise cosine Krum reaches a test accuracy of
 0.879, the mean of the last 10 rounds. The runs of Table 4 add
-`model_replacement`. We have not run these 100 rounds; the reduced scale of
-`configs/tables.py` we have.
+`model_replacement`. We have not run these 100 rounds, only the reduced scale of
+`configs/tables.py`.
 
 Time, estimated: a round trains on 300,000 images. That is four minutes, and 6.5
 hours for the run, on two CPU cores, which train on 1,281 images a second

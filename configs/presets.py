@@ -113,7 +113,7 @@ def _defaults(
 
 
 def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:
-  """Returns the Euclidean form of a rule, its cosine form and that unclipped.
+  """Returns a rule's Euclidean form, and its cosine form with and without clip.
 
   The Euclidean distance has the power 2 unless the rule's default is another.
 
@@ -138,11 +138,11 @@ def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:
 def _scopes(
   forms: Mapping[str, dict], layerwise: bool = True
 ) -> dict[str, dict]:
-  """Adds the scope: presets for the whole model and, with a prefix, by layer.
+  """Returns each form for the whole model and, as `layerwise_...`, by layer.
 
   Args:
     forms: presets without a scope, by name.
-    layerwise: False leaves out those by layer, whose scope is `'leaf'`.
+    layerwise: False leaves out the forms by layer, whose scope is `'leaf'`.
   """
   whole = {k: v | {'scope': 'model', 'pre': ()} for k, v in forms.items()}
   layers = {
@@ -179,8 +179,8 @@ def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
   """Returns the presets of the partitions, which go into the section `data`.
 
   Args:
-    examples_per_client: the value of this option, of partitions that have it;
-      None gives all examples away.
+    examples_per_client: value of this option for the partitions that have it;
+      None spreads all examples over the clients.
   """
   presets = {}
   for name in PARTITIONS:
@@ -282,7 +282,7 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   20 % of the population, rounded down, are attackers. `num_attackers` is None,
   with the same meaning, if the data decide how many clients there are. One
   attacker takes part in each round; or all, if every client takes part in each
-  round. With a `..._sampled` preset the number in a round is left to the draw.
+  round. With a `..._sampled` preset the draw decides how many take part.
 
   Args:
     config: a setting with its partition and server. The presets refer to its
@@ -294,7 +294,7 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   sampled = {'num_attackers': attackers, 'sampled': True}
   num_byzantine = _in_a_round(config, share)
   fixed = sampled | {'num_byzantine': num_byzantine, 'sampled': False}
-  options = {}  # without who attacks
+  options = {}  # by attack, without the keys that say who attacks
   for name in ATTACKS:
     changed = ATTACK_OPTIONS.get(name, {})
     options[name] = {'name': name} | _defaults(ATTACKS, name, changed) | changed

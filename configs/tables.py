@@ -14,18 +14,18 @@ have not been run at this scale.
 With --scale=reduced, given to both commands, the runs are for a CPU:
 Fashion-MNIST, 30 rounds of 20 clients, one local epoch in batches of 64. A
 round trains on 6,000 images, a 50th of the full scale. The names start with
-`reduced/`. Beside the 24 rows of the tables there are runs, `beyond_none` and
-`beyond_model_replacement`, of what the paper says without a table: the cosine
+`reduced/`. Beside the 24 rows of the tables, the groups `beyond_none` and
+`beyond_model_replacement` run rules that the paper has in no table: the cosine
 variants without their clip (section 5.2), the mean, and Bulyan as El Mhamdi et
 al. define it.
 
 Time of the reduced scale: with --jobs=2 two runs take about seven minutes on
 two CPU cores, and each seed has 40.
 
-Expected of it (benchmarks/results/README.md, average test accuracy without an
-attack): Krum 0.828, layerwise 0.837, cosine 0.824, layerwise cosine 0.831, and
-the mean 0.870. Under model replacement the mean falls to 0.768, and no variant
-falls that keeps its clip.
+Expected at the reduced scale (benchmarks/results/README.md, average test
+accuracy without an attack): Krum 0.828, layerwise 0.837, cosine 0.824,
+layerwise cosine 0.831, and the mean 0.870. Under model replacement the mean
+falls to 0.768; the variants that keep their clip lose less than half a point.
 """
 
 import itertools
@@ -110,6 +110,6 @@ def _config(dataset, rule, attack):
   presets = [rule, clients, *([] if attack == 'none' else [attack])]
   config = setting.get_config(','.join(presets))
   if 'f' in config.aggregator:
-    # As in the paper, also without an attack or with more attackers.
+    # As in the paper, f is 1 with any number of attackers, and with none.
     config.aggregator.f = 1
   return config

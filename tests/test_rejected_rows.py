@@ -196,7 +196,7 @@ def acceptable(tree, by):
 
 
 def draw_updates(case, data):
-  """Draws updates in which up to as many rows as tolerated are arbitrary."""
+  """Draws updates with arbitrary rows, at most as many as a rule tolerates."""
   n = 11
   f = data.draw(st.integers(1, case.bad_rows(n)), 'f')
   rows = data.draw(st.permutations(range(n)), 'rows')[:f]

@@ -1,9 +1,9 @@
 """A run's checkpoints: saved in the background, checked when they are read.
 
 A checkpoint holds the server's state, the metrics written so far, the config,
-and shape, dtype and checksum of each leaf of the state. These tell a damaged
-checkpoint, which is skipped, from an intact one of another run, which is an
-error.
+and shape, dtype and checksum of each leaf of the state. Config, shapes and
+checksums tell a damaged checkpoint, which is skipped, from an intact checkpoint
+of another run, which is an error.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._manager = ocp.CheckpointManager(path, options=options)
 
   def __exit__(self, kind, error, traceback) -> None:
-    # While another error is under way, one of closing would hide it.
+    # An error of closing must not hide an error that is already under way.
     with self._writing() if error is None else contextlib.suppress(Exception):
       self._manager.close()
 

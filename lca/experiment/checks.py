@@ -126,14 +126,14 @@ def _dry_run(
   weights: jax.Array,
   has_root: bool,
 ) -> Update:
-  """Returns the aggregate of a first round, which brings all that rounds bring.
+  """Returns the aggregate of a first round, given all that a round brings.
 
   Args:
     aggregator: any.
     updates: stacked pytree, leaves `[n, ...]`.
     one: a tree like one update; the model and the server's update, too.
     weights: `[n]`, the clients' numbers of examples.
-    has_root: the server has an update of its own.
+    has_root: True if the server has an update of its own.
   """
   update, _, _ = aggregators.explain(aggregator)(
     updates,
@@ -179,7 +179,7 @@ def check_dropouts(
       + (f' and {attack} attack' if attack else '')
       + f'; set aggregator.f to at least {missing + attack}'
     )
-  # Random rows [n, 1], of which the first `missing` do not come.
+  # Random rows [n, 1]; the first `missing` clients do not answer.
   answered = jnp.arange(n) >= missing
   rows = jax.random.normal(jax.random.key(0), (n, 1))
   one = {'params': {'kernel': rows[0]}}

@@ -24,7 +24,7 @@ def define_list(
     name: of the flag.
     default: the list if the flag is not given.
     help_text: for --help.
-    flag_values: the flags that it is added to.
+    flag_values: the flags to which the new flag is added.
   """
   flags.DEFINE_multi(
     flags.ListParser(),
@@ -165,7 +165,7 @@ def check_key(config: ConfigDict, key: str) -> None:
 def flat_keys(config: ConfigDict) -> list[str]:
   """Returns all keys of a config with their sections, such as `'data.name'`.
 
-  A section without keys stands for itself.
+  A section without keys is listed by its own name.
   """
   keys = []
   for name, value in config.items():

@@ -17,8 +17,8 @@ from lca.registry import options_of
 def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   """Yields a line that describes the run, and a note on each likely mistake.
 
-  There is a note if more clients attack than the rule tolerates, and if an
-  attack is so weak that it sends the mean of the honest updates.
+  Likely mistakes are more attackers in a round than the rule tolerates, and an
+  attack so weak that it sends about the mean of the honest updates.
 
   Args:
     config: complete nested dicts.
@@ -92,7 +92,7 @@ def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
 
 
 def _deviations(attack: Attack, population: Population) -> float:
-  """Returns how many deviations below the honest mean the attackers send.
+  """Returns how many deviations an attacker's row lies below the honest mean.
 
   The attack is tried on random updates.
   """

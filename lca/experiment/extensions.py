@@ -1,8 +1,8 @@
-"""Loads a user's Python files: settings, sweeps, and files that register.
+"""Loads a user's Python files: settings, sweeps, and files that register names.
 
 A file that registers a rule, an attack, a model or anything else that has a
 registry is executed once in every process that makes or reads runs. After that
-its names work like those that come with `lca`.
+its names work like the names that come with `lca`.
 """
 
 import contextlib

@@ -52,13 +52,13 @@ def join_processes(
   """Joins this process to a run of several; call it before JAX computes.
 
   On TPU pods and under SLURM's srun no argument is needed: the environment says
-  which processes make the run. Elsewhere the three arguments do. Without both,
-  the run has this process alone.
+  which processes make the run. Elsewhere the three arguments say this. If
+  neither does, this process alone makes the run.
 
   Args:
     coordinator: `HOST:PORT` of the first process, the same for all processes.
       None looks for a TPU pod or srun in the environment. `'auto'` lets JAX
-      detect the cluster, which knows more kinds of clusters.
+      detect the cluster; JAX knows more kinds of clusters.
     num_processes: how many processes make the run.
     process_id: the number of this process, in [0, num_processes).
 

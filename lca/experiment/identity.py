@@ -40,7 +40,7 @@ def run_id(config: Mapping[str, Any]) -> str:
   """Returns the id of a run: 16 hexadecimal digits.
 
   The id is a hash of the keys that are compared. A newer option leaves the id
-  as it is while it has the value that older configs imply.
+  as it is as long as it has the value that older configs imply.
 
   Args:
     config: of the run, as nested dicts.
@@ -123,9 +123,9 @@ def _flat_as_before(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a config's values by dotted key, in the layout of older configs.
 
   The options of a pre-aggregator now stand in a section of their own, such as
-  `aggregator.nnm.f`. They stood among the rule's options before, as
-  `aggregator.f`, which both shared. An option moves there if the rule has no
-  option of this name or the same value for it, and stays where it is otherwise.
+  `aggregator.nnm.f`. In older configs they stood among the rule's options, as
+  an `aggregator.f` that both shared. This function moves an option back to the
+  rule's options, unless the rule has another value for an option of this name.
   """
   flat = _flat(config)
   for name in flat.get('aggregator.pre') or ():

@@ -132,9 +132,9 @@ def _closure(function: Callable[..., Any]) -> Mapping[str, Any]:
 def plain(value: Any) -> Any:
   """Converts a value to what JSON can hold.
 
-  Arrays become their dtype and a list, modules and aggregators their
-  descriptions, sets sorted lists, and functions, classes and other objects
-  their names.
+  An array becomes a list of its dtype and its entries, a module or aggregator
+  its description, a set a sorted list, and a function, class or other object
+  its name.
   """
   if value is None or isinstance(value, bool | int | float | str):
     return value

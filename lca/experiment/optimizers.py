@@ -154,13 +154,6 @@ def fedyogi(
     eps: :math:`\tau`.
     initial_accumulator_value: :math:`v_{-1}`.
 
-  Args:
-    learning_rate: :math:`\eta`.
-    b1: :math:`\beta_1`.
-    b2: :math:`\beta_2`.
-    eps: :math:`\tau`.
-    initial_accumulator_value: :math:`v_{-1}`.
-
   Returns:
     An optax transformation of minus the aggregate.
 

@@ -126,11 +126,11 @@ their images are (see `lca.data.load`)."""
 def source_keys(name: str | None) -> set[str]:
   """Returns the keys of the section `data` that are options of a data set.
 
-  Those of `SOURCE_KEYS` may stand in every config. A data set that a user
-  registers has the options of its function beside them.
+  The keys in `SOURCE_KEYS` are allowed in every config. A data set that a user
+  registers also has the options of its function.
 
   Args:
-    name: of the data set. One that is not registered has no options of its own.
+    name: of the data set. Only a registered data set has options of its own.
 
   Raises:
     TypeError: an option has the name of a key that all data sets share.

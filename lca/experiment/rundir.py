@@ -158,7 +158,8 @@ class RunDirectory(contextlib.AbstractContextManager):
     Raises:
       OSError: the directory cannot be made or written to, or another process
         has locked it.
-      ValueError: since the constructor's check another run was started in it.
+      ValueError: another run was started in the directory after the
+        constructor had checked it.
     """
     self.path.mkdir(parents=True, exist_ok=True)
     self._files.enter_context(self._locked())
@@ -189,7 +190,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     """Rewrites the metrics with the rounds up to the checkpoint.
 
     Rounds that a killed process has written after its last checkpoint are
-    removed, and so are the summary and the events of before.
+    removed. The old summary is deleted, and the events are written anew.
 
     Args:
       rows: the metrics of these rounds.
@@ -255,7 +256,7 @@ class WritesNothing:
 
 
 class ReadOnlyRunDirectory(WritesNothing, RunDirectory):
-  """The directory of a run, as all its processes but the first have it.
+  """The directory of a run in all of its processes except the first.
 
   These processes check and read the same files, and write nothing. Arguments
   and errors are those of `RunDirectory`.

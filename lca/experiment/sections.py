@@ -2,17 +2,17 @@
 
 A config is a nested dict: `num_rounds` and `seed` stand at its top, all other
 keys in sections, such as `client.batch_size`. A key that a config leaves out
-has its default. `main.py --config.KEY=VALUE` sets one from the command line.
+has its default. `main.py --config.KEY=VALUE` sets a key on the command line.
 
 Seven sections, `data` to `parallel`, have the same keys in every run. Each is a
 dataclass below: its fields are the keys, and the fields' defaults are the
-defaults of every run. Its constructor checks values that are wrong whatever the
-rest of the config is. Beside these keys, `data` has the options of the chosen
-partition and data set, and `server` those of the chosen optimiser.
+defaults of every run. The constructor refuses values that are wrong whatever
+the rest of the config says. Beside these keys, `data` has the options of the
+chosen partition and data set, and `server` those of the chosen optimiser.
 
-Three sections have no default and depend on what their `name` chooses. A preset
-fills in such a section (`configs/presets.py`), so that
-`--config=SETTING.py:PRESET,PRESET` is the usual way to choose it.
+Three sections have no defaults: the function that their `name` chooses decides
+which keys they have. A preset (`configs/presets.py`) fills in such a section:
+`--config=SETTING.py:PRESET,PRESET` is the usual way to choose one.
 
 `model`
   - `name`: a name in `lca.models.MODELS`, such as `'cnn'`.
@@ -63,8 +63,8 @@ fills in such a section (`configs/presets.py`), so that
   - `num_attackers`: Byzantine clients in the population. None, the default, is
     a fifth (rounded down) of the clients in the data, after
     `data.min_examples` has dropped some. Presets set a fifth of
-    `data.num_clients`, counted before, except where the partition decides how
-    many clients there are (`natural`, `dirichlet`): there they leave None.
+    `data.num_clients`, from which none are dropped yet. But they leave None if
+    the partition decides how many clients there are (`natural`, `dirichlet`).
   - `num_byzantine`: how many of the attackers take part in each round. Presets
     set 1, or all attackers if `server.clients_per_round` is the whole of
     `data.num_clients`.
@@ -132,15 +132,16 @@ class Data:
       `'tfds:NAME'`. It has no usable default: every config that reads data must
       set it.
     num_clients: clients that the partition makes, counted before
-      `min_examples` drops any. Those that stay are the population, from which
-      rounds are drawn. None is required of a partition that finds its clients
-      in the data, such as `'natural'`, and is an error for all others.
+      `min_examples` drops any. The clients that stay are the population, from
+      which rounds are drawn. The number must be None for a partition that finds
+      its clients in the data, such as `'natural'`, and only for such ones.
     min_examples: clients with fewer training examples are dropped; a client
       with exactly so many stays. At least 1.
     root_examples: training examples that the server holds for itself, drawn at
       random before the rest is spread over the clients. In every round the
-      server trains on them as a client would, and the rule is given its update.
-      0 is none. Presets set 100 for rules that need this update (`fltrust`).
+      server trains on them as a client would, and the rule receives the
+      server's update. 0 is none. Presets set 100 for rules that need this
+      update (`fltrust`).
     partition: which client holds which examples: a name in
       `lca.data.PARTITIONS`, such as `'iid'` or `'dirichlet'`.
   """
@@ -166,12 +167,12 @@ class _Client:
       smaller.
     drop_rate: the chance, in [0, 1), that an honest client of a round does not
       answer. Its update is then a row of NaN, counted as `dropped`. Attackers
-      always answer. If the rule takes an `f`, that must be at least the number
-      of attackers and missing clients in the worst round, which is known and
-      checked before the first one.
-    dtype: `'float32'` or `'bfloat16'`: what the clients' forward and backward
-      passes compute in. Parameters, their gradients, optimisers and losses stay
-      float32, and so do all tests of the model.
+      always answer. If the rule takes an `f`, it must be at least the sum of
+      attackers and missing clients in every round; this is checked before the
+      first round, as the seed decides who does not answer.
+    dtype: `'float32'` or `'bfloat16'`: the type of numbers in the clients'
+      forward and backward passes. Parameters, their gradients, optimisers and
+      losses stay float32, and so do all tests of the model.
     update_dtype: `'float32'` or `'bfloat16'`: how the server stores the
       clients' updates, and what a rule remembers of them. `'bfloat16'` halves
       their memory. Sums, distances and the model stay float32.
@@ -278,8 +279,8 @@ class Train:
   Attributes:
     on_nonfinite: what happens after a round in which the aggregate, the model
       or the test loss holds a NaN or an infinity. `'stop'` ends the run with an
-      error that names the attackers. `'continue'` goes on. It may change when a
-      run is continued.
+      error that names the attackers. `'continue'` goes on. The key may change
+      when a run is continued.
   """
 
   on_nonfinite: str = 'stop'
@@ -341,14 +342,14 @@ class Parallel:
   change when a run is continued.
 
   Attributes:
-    mesh: devices that share a round, over all processes: a multiple of the
-      number of processes. None takes all there are.
+    mesh: number of devices that share a round, over all processes: a multiple
+      of the number of processes. None takes all devices.
     chunk_size: clients that train at the same time on one device, in one vmap.
       None is 1 on CPU and 32 on other devices.
-    microbatch_size: a batch's gradient is summed over parts of at most so many
-      examples. None is 32 on CPU and the whole batch on other devices. A model
-      with batch statistics takes every batch as a whole: it needs None, or at
-      least `client.batch_size`.
+    microbatch_size: largest part of a batch, in examples, whose gradient is
+      computed at once; the gradients of the parts are summed. None is 32 on CPU
+      and the whole batch on other devices. A model with batch statistics takes
+      every batch as a whole: it needs None, or at least `client.batch_size`.
   """
 
   mesh: int | None = None

@@ -160,8 +160,8 @@ class Settings:
         'because they hold fewer examples; lower data.min_examples or '
         'server.clients_per_round, or choose another partition'
       ) from None
-    # With attack.sampled, the number of dropouts depends on who attacks, and
-    # that on the number of clients. `make` has checked all other runs.
+    # With attack.sampled, who attacks decides the number of dropouts, and the
+    # number of clients decides who attacks. `make` has checked all other runs.
     if population.num_byzantine is None:
       checks.check_dropouts(self.config, self.server.aggregator, population)
     return population
@@ -243,7 +243,7 @@ def make(
     attack: what the Byzantine clients do.
     module: a function from the number of classes to the model's module.
     load: reads the data set.
-    pretrained: name or file of weights to start from; '' draws them.
+    pretrained: name or file of weights to start from; '' draws the weights.
     batch_stats: how batch statistics are aggregated: 'rule', 'mean' or
       'server'.
     pixels: mean and deviation that the model expects of its inputs; None takes

@@ -78,7 +78,7 @@ class Result:
     history: the metrics by name, each `[num_rounds]`. `test_loss` and
       `test_accuracy` are NaN in rounds without a test. See
       `lca.federated.metrics` for the other names.
-    variables: of the trained model, a Flax dict of NumPy arrays.
+    variables: the trained model's variables, a Flax dict of NumPy arrays.
     summary: `num_rounds` and the five metrics of the paper's tables.
     classifier: the model, and how its inputs are prepared.
     dataset: the data that the model was trained on.
@@ -143,14 +143,14 @@ def simulate(
   names. It has the same defaults, checks and rounds.
 
   Args:
-    dataset: such as `lca.data.from_arrays` makes of your arrays.
+    dataset: the data, for example from `lca.data.from_arrays`.
     model: any Flax module that maps inputs to logits.
     rule: a function of stacked updates, or an Aggregator.
     attack: what the Byzantine clients do; with None nobody attacks.
     f: how many Byzantine clients the rule tolerates, if it takes an `f`. None
       takes the rule's own default; if it has none, `num_byzantine`, or 1 if
       nobody attacks.
-    workdir: directory of the run, with the same files as one of `main.py`. The
+    workdir: directory of the run, with the same files as for `main.py`. The
       same call continues a run that was killed, with the same results bit by
       bit. The config in it names functions, so that a change inside a function
       is not noticed. None writes nothing.
@@ -257,7 +257,7 @@ def _run(
   dataset: Dataset,
   workdir: str | os.PathLike | None,
 ) -> Result:
-  """Runs what is missing of a run, and returns the result of the whole."""
+  """Runs the rounds that are missing, and returns the result of all rounds."""
   experiment = train.prepare(run_settings, workdir)
   parts = experiment.parts
   if parts:
@@ -319,7 +319,7 @@ def _attack_section(
   """Returns the section `attack`: the attack by name, and who attacks.
 
   Args:
-    config: with the section as the options have filled it.
+    config: the options as nested dicts (see `_config`).
     attack: None if nobody attacks.
 
   Raises:

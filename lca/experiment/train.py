@@ -63,9 +63,9 @@ class Experiment(NamedTuple):
   Attributes:
     settings: the checked config and what was made of it.
     directory: of the run.
-    parts: data, clients, attack, rule and server; None of a finished run.
-    simulation: runs the rounds; None of a finished run.
-    plan: the memory that a round needs of each device; None of a finished run.
+    parts: data, clients, attack, rule and server; None if the run is finished.
+    simulation: runs the rounds; None if the run is finished.
+    plan: memory that a round needs on each device; None if the run is finished.
   """
 
   settings: Settings

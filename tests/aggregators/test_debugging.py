@@ -49,7 +49,7 @@ def tree():
 
 
 def same(mode, function, tolerance=2e-6):
-  """Checks that the function gives the same result in a mode as compiled."""
+  """Checks that the function returns the same in the mode as under jit."""
   want = jax.jit(function)(tree())
   with mode():
     got = function(tree())

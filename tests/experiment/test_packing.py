@@ -38,7 +38,7 @@ def write_run(workdir, run, seed, metrics=('test_loss',), finish=True):
 
 @pytest.fixture
 def workdir(tmp_path):
-  """A sweep of three finished runs, one that has begun and one that has not."""
+  """Makes a sweep: three runs finished, one begun and one not begun."""
   workdir = tmp_path / 'runs'
   write_run(workdir, '0b', 0)
   write_run(workdir, '0a', 1, ('norm/a', 'test_loss'))
@@ -168,7 +168,7 @@ def rewrite(file, **members):
 
 
 def check_refused(file, message):
-  """Neither unpacking, adding to a workdir nor reading leaves a trace."""
+  """Checks that each use of the file raises an error and leaves no trace."""
   out = file.with_name('out')
 
   def read():

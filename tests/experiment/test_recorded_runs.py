@@ -16,7 +16,7 @@ RECORDED = ('attacks', 'fashion_mnist_check', 'legato', 'tables')
 
 
 def members(name):
-  """The JSON texts of a recorded sweep by their names."""
+  """Returns the contents of the JSON files of a recorded sweep by name."""
   with zipfile.ZipFile(RESULTS / f'{name}.zip') as packed:
     return {
       each.removesuffix('.json'): json.loads(packed.read(each))

@@ -15,7 +15,7 @@ def trimmed_scores(rows, *, trim=None, **hyper):
 def bulyan_members(
   rows, *, f, kind='euclidean', power=2, prefer=None, slack=0.0
 ):
-  """Returns the n - 2f winners of Krum, each on the rows left by those before.
+  """Returns the n - 2f winners of Krum, each among the rows still left.
 
   With `prefer`, a client of that set is selected if its score is within `slack`
   of the lowest.

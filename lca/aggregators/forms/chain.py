@@ -99,7 +99,7 @@ def _rule_of(step: Any) -> Any:
 def _name_and_signature(steps):
   """Returns the name and the signature of a chain."""
   names = ', '.join(map(rule_name, steps))
-  # Of parameters with one name, those of the first step are shown.
+  # If several steps share a parameter, the first step's one is shown.
   hyper = {
     k: p for step in reversed(steps) for k, p in _free_parameters(step).items()
   }
@@ -187,7 +187,7 @@ def _needs(steps):
 
 
 def _without_spoiled(weights, rejected):
-  """Zeroes the weights of sums that are NaN or contain a rejected row.
+  """Zeroes the weights of sums with a NaN weight or a rejected row.
 
   Returns:
     The weights, and a mask of these sums.

@@ -151,7 +151,7 @@ class _LeafClipped(Rule[P]):
     gram = geometry.gram(updates)
     verdict = self.rule.weigh(gram, *args, **hyper)
     rejected = geometry.rejected_rows(gram)
-    # One problem per leaf: its own factors, and the verdict of the whole.
+    # Each leaf has clip factors of its own; all share the rule's verdict.
     norms = jnp.stack([geometry.norms_gram(leaf) for leaf in leaves])
     factors = jax.vmap(
       lambda gram: geometry.clip_factors(gram, self.median, rejected)

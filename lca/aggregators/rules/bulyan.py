@@ -139,8 +139,8 @@ def bulyan_trimmed(
   2. In every coordinate, the `trim` lowest and the `trim` highest entries of
      the selected clients are dropped, and the rest is averaged.
 
-  With m = 5 and `trim=2`, which is the median of the selected clients, it is
-  flex-clash's Multi-Krum.
+  With m = 5 and `trim=2`, the result is the median of the selected clients, as
+  in flex-clash's Multi-Krum.
 
   Ties go to the lowest index. Rejected rows (see `lca.geometry`) are never
   selected. If fewer than m rows are left, those are averaged; if none is left,

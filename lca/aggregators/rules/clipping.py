@@ -155,9 +155,9 @@ def centered_clip(
   rows (see `lca.geometry`) contribute nothing, and the divisor stays n.
 
   The iterations work on coefficients: v is a weighted sum of the clients'
-  updates and the last aggregate. float32 knows the distance of a client from v
-  to 3e-4 of the longer of the two, so a threshold below that does not bound the
-  result any further.
+  updates and the last aggregate. In float32, the distance of a client from v is
+  accurate to 3e-4 of the longer of the two vectors. A threshold below this
+  error does not bound the result any further.
 
   Promise (docs/rules.md): full.
 
@@ -166,7 +166,7 @@ def centered_clip(
     num_iters: number of iterations per round.
     init: start of v in every round: `'last'` is the last aggregate, as
       published; `'zero'` is zero; `'mean'` is the mean of the round's updates,
-      as in byzpy, which makes no promise.
+      as in byzpy, and gives up the promise.
 
   Returns:
     An Aggregator whose state is the last aggregate. `lca.explain` reports the

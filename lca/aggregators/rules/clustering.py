@@ -19,7 +19,7 @@ from lca.aggregators.rules.selection import average, check_integers
 from lca.stacked import geometry, sums
 from lca.typing import Update, Updates
 
-_TIE_TOLERANCE = 8  # in eps: mean distances this close, relatively, are a tie
+_TIE_TOLERANCE = 8  # largest relative gap of tied mean distances, in eps
 
 
 def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
@@ -51,7 +51,7 @@ def larger_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
   def join(carry):
     between, sizes, members = carry
     tied = between <= jnp.min(between) * (1 + _TIE_TOLERANCE * eps)
-    i, j = jnp.divmod(jnp.argmax(tied), n)  # i < j, as it is symmetric
+    i, j = jnp.divmod(jnp.argmax(tied), n)  # i < j: `tied` is symmetric
     total = sizes[i] * between[i] + sizes[j] * between[j]
     joined = (total / (sizes[i] + sizes[j])).at[jnp.array([i, j])].set(jnp.inf)
     between = between.at[i].set(joined).at[:, i].set(joined)
@@ -181,14 +181,14 @@ def clipped_clustering(
   Promise (docs/rules.md): full, f < n/2.
 
   Args:
-    window: number of norms to remember. Only whole rounds are used: of a part
-      of a round, most norms could be Byzantine. (The published code remembers
-      all norms.)
+    window: number of norms to remember. Only whole rounds are used, because
+      most norms in a part of a round could be Byzantine. (The published code
+      remembers all norms.)
     threshold: upper bound on :math:`\tau`; None is no bound.
 
   Returns:
-    An Aggregator whose state is the last norms, `[window]`, newest first. It
-    has +inf for rejected rows and for norms that are still missing.
+    An Aggregator whose state is the last norms, `[window]`, newest first, with
+    +inf for rejected rows and for norms that are still missing.
     `lca.explain` reports `weights`, `selected` and `rejected`.
 
   Raises:
@@ -228,8 +228,8 @@ def clipped_clustering(
     whole_rounds = jnp.arange(window) < window // len(gram) * len(gram)
     all_norms = jnp.concatenate([norms, state])
     past = jnp.where(whole_rounds, all_norms[:window], jnp.inf)
-    # The median of the finite entries, or +inf if there are none. Some states
-    # that were saved long ago hold NaN, which sorts last as well.
+    # The median of the finite entries, or +inf if there are none. States that
+    # older versions have saved may hold NaN, which sorts last as well.
     ordered, last = jnp.sort(past), jnp.sum(jnp.isfinite(past)) - 1
     limit = ordered[last // 2] / 2 + ordered[(last + 1) // 2] / 2
     if threshold is not None:

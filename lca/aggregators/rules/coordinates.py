@@ -77,8 +77,8 @@ def trimmed_mean(
   .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - 2f}
       \sum_{i=f+1}^{n-f} x_{(i)k}
 
-  where :math:`x_{(1)k} \le \dots \le x_{(n)k}`. Trimmed entries are never added
-  and subtracted again, so that they leave no rounding error. A NaN counts as
+  where :math:`x_{(1)k} \le \dots \le x_{(n)k}`. Trimmed entries enter no
+  sum, so that they leave no rounding error. A NaN counts as
   +inf. Whatever f clients send, every coordinate lies between entries of the
   other clients.
 

@@ -52,8 +52,8 @@ def geometric_median(
       this much in total.
     nu: smallest distance in a weight's denominator, in the updates' unit.
     init: start of the iteration: `'mean'` as published; `'zero'` as in byzfl;
-      or `'medoid'`, which no minority can drag away. The medoid's nearer half
-      of the clients then starts with equal weights.
+      or `'medoid'`, which no minority can drag away. The half of the clients
+      nearest to the medoid then starts with equal weights.
 
   Returns:
     One update.

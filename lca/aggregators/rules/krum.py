@@ -24,8 +24,8 @@ def krum(
 ) -> Verdict:
   r"""Krum: the update of the client that is closest to its nearest neighbours.
 
-  The operator KR and the score s(i) of sections 2.4 and 4.3 of García-Márquez
-  et al. 2025:
+  Sections 2.4 and 4.3 of García-Márquez et al. 2025 define this operator KR and
+  the score s(i):
 
   .. math:: \mathrm{KR}(x_1, \dots, x_n) = x_{i^*}, \quad
       i^* = \arg\min_i s(i), \quad
@@ -50,8 +50,7 @@ def krum(
     distance: `'euclidean'`; `'cosine'`, which ignores lengths
       (`lca.cosine(krum)` also clips the updates to their median norm); or a
       function (`lca.distances`).
-    power: power of the Euclidean distance, 1, 2 or 4; None is 2, and Blades has
-      4.
+    power: power of the Euclidean distance, 1, 2 or 4; None is 2. Blades uses 4.
 
   Returns:
     One update, bit for bit the update of one client.
@@ -107,8 +106,7 @@ def multi_krum(
     m: number of clients to average.
     num_neighbors: number of neighbours in a score; None is n - f - 2.
     distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
-    power: power of the Euclidean distance, 1, 2 or 4; None is 2, and Blades has
-      4.
+    power: power of the Euclidean distance, 1, 2 or 4; None is 2. Blades uses 4.
 
   Returns:
     One update.
@@ -145,7 +143,7 @@ def medoid(
 ) -> Verdict:
   r"""The medoid: the client's update with the smallest sum of distances.
 
-  The operator Geo that García-Márquez et al. 2025, sections 2.4 and 4.3, call
+  Sections 2.4 and 4.3 of García-Márquez et al. 2025 define this operator Geo,
   "GeoMed":
 
   .. math:: \mathrm{Geo}(x_1, \dots, x_n) = x_{j^*}, \quad
@@ -160,10 +158,10 @@ def medoid(
   of the sums and never selected; if all rows are rejected, the update is NaN.
   Whatever fewer than half of the clients send, the winner is near the honest
   updates (except with `power=2`). But a single client influences *which* update
-  wins; and beside a row of 1e6 times the norm of the others, float32 cannot
-  tell the others' sums of distances apart as well as float64 does. To lose as
-  little as possible, the scores are sums of differences from the distances of
-  one row in the middle.
+  wins. Beside a row of 1e6 times the norm of the others, float32 distinguishes
+  the sums of distances of the others less well than float64. To keep this loss
+  small, the distances of one row in the middle are subtracted before the sums
+  are taken.
 
   Promise (docs/rules.md): full, f < n/2.
 

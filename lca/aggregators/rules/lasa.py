@@ -23,8 +23,9 @@ def lasa(
   r"""LASA: averages, in each leaf, the sparsified updates of typical clients.
 
   1. Every update is clipped to the lower median of the clients' norms.
-  2. In every update, the entries of smallest magnitude are set to zero, counted
-     over all kernels together. Kernels are the leaves with two or more axes.
+  2. In the kernels of every update, which are the leaves with two or more axes,
+     the entries of smallest magnitude are set to zero. All kernels of an update
+     are ranked together.
   3. In every leaf, a client is kept if its norm :math:`q_i` is at most
      `norm_bound` standard deviations from the clients' median, and its sign
      purity

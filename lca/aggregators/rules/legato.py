@@ -74,9 +74,10 @@ def legato(
   it is copied.
 
   LEGATO damps noise. It bounds no worker's influence: one enormous finite
-  update moves the result arbitrarily far. A rejected row (see `lca.geometry`;
-  the whole update counts) is left out of its round, because it would otherwise
-  spoil m rounds. If no row is left, the update is NaN and nothing is logged.
+  update moves the result arbitrarily far. A row that is rejected as a
+  whole update (see `lca.geometry`) is left out of its round in every layer,
+  because it would otherwise spoil m rounds. If no row is left, the update is
+  NaN and nothing is logged.
 
   Until two rounds are logged, and with a window of 1, the update is the mean.
   1e-6 of the largest layer's mean norm is added to every layer's deviation, so
@@ -169,7 +170,7 @@ def legato(
     factors = _factors(norms, logged, normalize)  # lines 15 to 17
     update = mean
     if window > 1:
-      # Of the m - 1 slots, those that hold a past round.
+      # `[m - 1]`: True for the slots of the ring that hold a past round.
       in_past = jnp.arange(window - 1) < logged - 1
       rounds = jnp.sum(in_past) if divisor == 'past' else window - 1
       history = geometry.mix(past, in_past / jnp.maximum(rounds, 1))

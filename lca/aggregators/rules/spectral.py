@@ -69,8 +69,8 @@ def caf(
   .. math:: c_i \leftarrow c_i \Big(1 - \frac{\tau_i}{\max_{c_j > 0} \tau_j}
       \Big), \qquad \tau_i = \langle v, x_i - \mu \rangle^2
 
-  takes weight from those that deviate from the weighted mean :math:`\mu` along
-  v. The result is the weighted mean of the step with the smallest
+  takes weight from clients that deviate from the weighted mean :math:`\mu`
+  along v. The result is the weighted mean of the step with the smallest
   :math:`\lambda`.
 
   The maximum is over the clients that still have weight; every iteration
@@ -178,7 +178,7 @@ def dnc(
   Raises:
     ValueError: unless f >= 0, n > 2f, 0 <= filter_fraction f < n,
       num_iters >= 1 and subsample_dim >= 1; or if there is `subsample_dim`
-      without a key, or `num_iters` without `subsample_dim`.
+      without a key, or another `num_iters` than 1 without `subsample_dim`.
 
   Examples:
     >>> import jax.numpy as jnp, lca
@@ -251,8 +251,8 @@ def _draws(
   stops = np.rint(ends * part).astype(int)
   shares = np.diff(stops, prepend=0)
   # Each leaf is cut into as many stretches as it contributes coordinates, and
-  # one coordinate is drawn from each stretch: all differ, and no sort is
-  # needed. There is one draw for all leaves, as XLA compiles every call anew.
+  # one coordinate is drawn from each stretch: so no coordinate is drawn twice,
+  # without a sort. One draw serves all leaves, as XLA compiles every call anew.
   bounds = [
     np.arange(share + 1) * size // max(share, 1)
     for size, share in zip(sizes, shares, strict=True)

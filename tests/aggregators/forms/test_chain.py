@@ -39,7 +39,7 @@ def test_chain_is_calling_in_sequence(name, kind):
 
 
 def close_by_objective(name, mixed, own, got, want):
-  """Mixed clients are close to each other: another one may be selected."""
+  """Accepts another selection of mixed rows if the scores nearly tie."""
   try:
     jax.tree.map(CLOSE, got, want)
   except AssertionError:
