@@ -201,6 +201,7 @@ def _define_flags() -> None:
     'for the keys.',
   )
   command_line.define_load()
+  flags.adopt_module_key_flags(command_line)  # so that --help lists --load
   flags.DEFINE_string(
     'workdir',
     None,

@@ -36,18 +36,6 @@ def federated_sgd(config: ConfigDict, batch_size: int) -> None:
   config.client.batch_size = batch_size
 
 
-def archives(data: ConfigDict) -> None:
-  """Adds the keys of data sets that TFDS prepares from published archives.
-
-  Args:
-    data: the section `data`, changed in place.
-  """
-  # The folder that holds the published archives; None downloads them.
-  data.archive_dir = placeholder(str)
-  # The folder for the prepared data; None is TFDS's default.
-  data.data_dir = placeholder(str)
-
-
 def _section(section: type) -> ConfigDict:
   """Returns a section's keys and defaults as a config.
 

@@ -26,7 +26,6 @@ operations. 100 rounds are two days at 1 TFLOP/s, an hour at 50.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -37,10 +36,6 @@ def get_config(presets: str = ''):
   """Returns the config with the named presets (see `configs/common.py`)."""
   config = common.base()
   config.data.name = 'celeba'
-  common.archives(config.data)
-  # Side in pixels of the stored images (see lca.data.load). None stores them at
-  # 218 x 178, which takes 21.3 GB.
-  config.data.image_size = placeholder(int)
   config.model = ConfigDict(common.models()['efficientnet_b0'])
   return common.compose(
     config, presets, default='layerwise_cosine_krum', shorthands=SHORTHANDS

@@ -29,6 +29,5 @@ def get_config(presets: str = ''):
   """Returns the config with the named presets (see `configs/common.py`)."""
   config = common.base()
   config.data.name = 'cifar10'
-  common.archives(config.data)
   config.model = ConfigDict(common.models()['efficientnet_b0'])
   return common.compose(config, presets, default='layerwise_cosine_krum')

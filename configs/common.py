@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from configs import presets as presets_of
-from configs.base import archives, base, federated_sgd
+from configs.base import base, federated_sgd
 from configs.presets import (
   aggregators,
   attacks,
@@ -40,7 +40,6 @@ from lca.registry import unknown
 
 __all__ = [
   'aggregators',
-  'archives',
   'attacks',
   'base',
   'compose',
@@ -62,6 +61,9 @@ def compose(
 ) -> ConfigDict:
   """Adds the named presets to a setting and locks it.
 
+  The section `data` gets the options of its data set, those that the setting
+  has not set with their defaults.
+
   Args:
     config: a setting: what all settings share, its data, model and numbers.
     presets: names separated by commas; may be empty. At most one of every
@@ -78,6 +80,10 @@ def compose(
     ValueError: an unknown preset, two of one kind, or two shorthands.
   """
   shorthands = shorthands or {}
+  if config.data.name is not None:
+    options = presets_of.data_options(config.data.name)
+    given = config.data.keys()
+    config.data.update({k: v for k, v in options.items() if k not in given})
   known = {
     'aggregator': presets_of.aggregators(),
     'pre-aggregator': presets_of.pre_aggregators(),

@@ -89,7 +89,6 @@ def federated_sgd(name: str, *, batch_size: int, learning_rate: float):
   config.data.name = name
   config.data.num_clients = 25
   config.data.min_examples = 1
-  common.archives(config.data)
   common.federated_sgd(config, batch_size)
   config.server = ConfigDict(common.servers()['adadelta'])
   config.server.learning_rate = learning_rate

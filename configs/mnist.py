@@ -17,5 +17,4 @@ def get_config(presets: str = ''):
   """Returns the config with the named presets (see `configs/common.py`)."""
   config = common.base()
   config.data.name = 'mnist'
-  common.archives(config.data)
   return common.compose(config, presets, default='layerwise_cosine_krum')

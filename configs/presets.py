@@ -19,9 +19,10 @@ import lca
 from lca.aggregators import AGGREGATORS, PRE_AGGREGATORS, RULES
 from lca.attacks import ATTACKS
 from lca.data.partitions import PARTITIONS
+from lca.data.sources import find_source
 from lca.experiment.optimizers import OPTIMIZERS
 from lca.models import MODELS
-from lca.registry import Registry, options_of, type_of
+from lca.registry import REQUIRED, Registry, options_of, type_of
 
 # Functions whose presets have another name, as in the layerwise cosine paper.
 PRESET_NAMES = {
@@ -193,6 +194,25 @@ def partitions(examples_per_client: int | None = None) -> dict[str, dict]:
       # The partition finds its clients in the data.
       presets[name]['num_clients'] = None
   return presets
+
+
+def data_options(name: str) -> dict[str, Any]:
+  """Returns the options of a data set and their defaults.
+
+  An option without a default, or with the default None, becomes a placeholder.
+
+  Args:
+    name: see `lca.data.load`.
+
+  Raises:
+    ValueError: there is no data set of this name.
+  """
+  return {
+    key: placeholder(type_of(option) or object)
+    if option.default is None or option.default is REQUIRED
+    else option.default
+    for key, option in options_of(find_source(name)).items()
+  }
 
 
 # Keys of models beside the fields of their modules.

@@ -8,6 +8,8 @@ a line in reports, like the functions of `lca` itself.
 
 import difflib
 import inspect
+import os
+import pathlib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -190,6 +192,8 @@ def type_of(parameter: inspect.Parameter) -> type | None:
   union = typing.Union, types.UnionType
   hint = parameter.annotation
   hints = typing.get_args(hint) if typing.get_origin(hint) in union else [hint]
+  if str in hints:  # a path may be given as text
+    hints = [h for h in hints if h not in (pathlib.Path, os.PathLike)]
   others = [h for h in hints if h is not types.NoneType]
   single = len(others) == 1 and isinstance(others[0], type)
   # REQUIRED is `Parameter.empty`, the annotation of a bare parameter, too.

@@ -32,6 +32,23 @@ function, `lca.data.from_arrays` makes a `Dataset` of your arrays.
 """
 
 
+def find_source(name: str) -> Callable[..., Dataset]:
+  """Returns the function from options to the data set of a name.
+
+  Args:
+    name: a key of `SOURCES`, or `tfds:NAME`.
+
+  Raises:
+    ValueError: the name is unknown.
+  """
+  if name.startswith(_TFDS):
+    return functools.partial(_tfds, name)
+  if name not in SOURCES:
+    known = {'data set': [*SOURCES, f'{_TFDS}NAME']}
+    raise ValueError(unknown('data set', name, known))
+  return SOURCES[name]
+
+
 def load(name: str, **options: Any) -> Dataset:
   """Loads a data set, and prepares it first if needed.
 
@@ -80,13 +97,7 @@ def load(name: str, **options: Any) -> Dataset:
     >>> load('digits').train
     Split(1437 examples of 8x8x1)
   """
-  if name.startswith(_TFDS):
-    source = functools.partial(_tfds, name)
-  elif name in SOURCES:
-    source = SOURCES[name]
-  else:
-    known = {'data set': [*SOURCES, f'{_TFDS}NAME']}
-    raise ValueError(unknown('data set', name, known))
+  source = find_source(name)
   parameters = options_of(source)
   # A config holds the options of all data sets. Those that do not apply to this
   # one are None, and are left out here.

@@ -41,15 +41,18 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
       f'{in_a_round} in a round'
     )
   # Such as 'nnm (f=1), then krum of each leaf (f=1)'.
-  steps, scope = rule.get('pre', ()), rule.get('scope', 'model')
+  steps, scope = rule.get('pre', ()), rule.get('scope')
   before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
   then = f'{", ".join(before)}, then ' if before else ''
-  of = 'the model' if scope == 'model' else f'each {scope}'
+  # A rule that was given as a function, not by a config, has no scope.
+  of = '' if scope is None else f' of each {scope}'
+  if scope == 'model':
+    of = ' of the model'
   keys = _options(rule, ['scope', 'pre', *steps])
   of_data = {k: data[k] for k in data if k in source_keys(data['name'])}
   of_partition = {k: data[k] for k in data if k not in of_data}
   yield (
-    f'{then}{rule["name"]} of {of}{keys}; {attacks}; {config["model"]["name"]} '
+    f'{then}{rule["name"]}{of}{keys}; {attacks}; {config["model"]["name"]} '
     f'on {data["name"]}{_options(of_data, _FOLDERS)}, '
     f'{data["partition"]}{_options(of_partition, _NOT_PARTITION)}; '
     f'{population.clients_per_round} of {population.num_clients} clients a '

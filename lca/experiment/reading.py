@@ -133,11 +133,14 @@ def source_keys(name: str | None) -> set[str]:
     name: of the data set. Only a registered data set has options of its own.
 
   Raises:
-    TypeError: an option has the name of a key that all data sets share.
+    TypeError: an option has the name of a key that all data sets share, or of
+      an option of a partition.
   """
   known = datasets.SOURCES
   own = {*known.parameters(name)} if name in known else set()
-  if taken := sorted(own & options_of(Data).keys()):
+  partitions = map(datasets.PARTITIONS.parameters, datasets.PARTITIONS)
+  others = {*options_of(Data)}.union(*partitions)
+  if taken := sorted(own & others):
     raise TypeError(
       f'data set {name!r} has the options {", ".join(taken)}, but config.data '
       'has keys of these names, which mean something else: rename the options'

@@ -195,7 +195,7 @@ def simulate(
     >>> result = simulate(  # doctest: +ELLIPSIS
     ...   digits, Linear(), lca.krum, num_clients=10, clients_per_round=5,
     ...   num_rounds=1, local_epochs=1)
-    krum of the model (f=1); no attack; Linear on digits, iid; 5 of 10 ...
+    krum (f=1); no attack; Linear on digits, iid; 5 of 10 ...
     >>> result.predict(digits.test.inputs[:3]).shape
     (3, 10)
   """

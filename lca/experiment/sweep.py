@@ -294,8 +294,8 @@ def main(argv: list[str]) -> None:
     sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
 
 
-def run_command() -> None:
-  """Defines and parses the flags, and runs the sweep that they name."""
+def define_flags() -> None:
+  """Defines the flags of the command."""
   flags.DEFINE_string('config', None, 'The sweep, a Python file.')
   flags.DEFINE_string('scale', None, 'Size of the sweep, if it has several.')
   flags.DEFINE_string('workdir', None, 'Directory for the runs.')
@@ -324,4 +324,3 @@ def run_command() -> None:
     0.0,
   )
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)

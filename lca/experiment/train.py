@@ -248,6 +248,8 @@ def run_rounds(
         directory.start(rows, simulation.more_metrics)
         # Rounds before `first` were run by an earlier process, or call.
         first, start = len(rows), time.monotonic()
+        if first:
+          host.say(f'goes on after round {first}')
         for round_idx in range(first, num_rounds):
           row = {'round': round_idx + 1}
           last = row['round'] == num_rounds

@@ -50,11 +50,13 @@ def main(argv: Sequence[str]) -> None:
         for table in tables.make(workdir, prefix):
           formats.write(table, output or workdir / 'tables')
           print(formats.to_markdown(table))
+        print(f'wrote {output or workdir / "tables"}')
       for name in itertools.chain.from_iterable(args.figure):
         panels = draw(name, workdir, output or workdir / 'figures', prefix)
         print(f'## {name}\n')
         for title, rows in panels.items():
           print(f'{title}\n\n{formats.markdown(rows)}\n')
+        print(f'wrote {output or workdir / "figures"}/{name}.{{png,svg,md}}')
       if args.pack:
         packed, left_out = packing.pack(workdir, args.pack)
         print(
@@ -87,5 +89,6 @@ if __name__ == '__main__':
     'Folder to write to; by default WORKDIR/figures and WORKDIR/tables.',
   )
   command_line.define_load()
+  flags.adopt_module_key_flags(command_line)
   flags.mark_flags_as_required(['workdir'])
   app.run(main)

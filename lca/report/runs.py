@@ -54,11 +54,17 @@ def read_lines(
   with packing.opened(workdir) as folder:
     for name, runs in index.by_line(folder).items():
       group_of_line, _, line = name.rpartition('/')
-      if partial:
-        runs = [run for run in runs if is_finished(run)]
-      if group_of_line == group and runs:
-        lines[line] = [read_metrics(run) for run in runs]
-        check_line(name, runs)
+      finished = [run for run in runs if is_finished(run)]
+      if group_of_line != group or (partial and not finished):
+        continue
+      if len(finished) < len(runs) and not partial:
+        raise ValueError(
+          f'{name}: {len(runs) - len(finished)} of {len(runs)} runs in '
+          f'{workdir} are not finished; the same python -m lca.sweep goes on '
+          'with them'
+        )
+      lines[line] = [read_metrics(run) for run in finished]
+      check_line(name, finished)
   if not lines and not partial:
     raise ValueError(f'{workdir} holds no runs {group}/...')
   return lines

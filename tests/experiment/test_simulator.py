@@ -225,11 +225,11 @@ def test_f_is_the_number_of_attackers(dataset, capsys):
     lca.experiment.simulate(dataset, MLP(), rule, **options)
     return capsys.readouterr().out.splitlines()[0]
 
-  assert 'my_rule of the model (f=2)' in line(my_rule, **ATTACK)
-  assert 'my_rule of the model (f=1)' in line(my_rule)
+  assert 'my_rule (f=2)' in line(my_rule, **ATTACK)
+  assert 'my_rule (f=1)' in line(my_rule)
   bound = functools.partial(my_rule, f=3)
-  assert 'my_rule of the model (f=3)' in line(bound, **ATTACK)
-  assert 'krum of the model (f=1)' in line(lca.krum, f=1, **ATTACK)
+  assert 'my_rule (f=3)' in line(bound, **ATTACK)
+  assert 'krum (f=1)' in line(lca.krum, f=1, **ATTACK)
 
 
 def test_everybody_attacks_where_everybody_comes(dataset):
@@ -275,7 +275,7 @@ def test_the_servers_options(dataset, result):
       r"no evry; did you mean 'every'",
     ),
     ({'crp': 2}, TypeError, r"no crp; did you mean 'crop'"),
-    ({'crop': 9}, ValueError, r'no middle of model\.crop=9'),
+    ({'crop': 9}, ValueError, r'are smaller than model\.crop=9'),
     ({'num_byzantine': 2}, ValueError, 'num_byzantine=2, but attack=None'),
     ({'f': 9}, ValueError, 'krum needs .* got n=6, f=9'),
     ({'f': 1, 'aggregator': {'f': 1}}, TypeError, 'f is given twice'),
