@@ -1,12 +1,15 @@
 """The pages for readers: their links, and the names and files in them."""
 
 import re
+import zipfile
 
 import processes
 import pytest
 
 from configs import common, digits, presets
-from lca.experiment import settings, sweep
+from lca.experiment import extensions, settings, sweep
+from lca.registry import Registry
+from lca.report import figures
 
 ROOT = processes.ROOT
 PAGES = sorted(
@@ -71,13 +74,35 @@ def test_the_presets_of_the_guide_exist():
   assert {*others} - {*known} == {'non_iid'}  # emnist's and celeba's own
 
 
-def test_the_sweep_of_the_guide(tmp_path):
+@pytest.fixture
+def guide(tmp_path):
+  """Returns a folder with the files of the guide on running experiments."""
   text = (ROOT / 'docs' / 'running.md').read_text()
-  (code,) = re.findall(
-    r'^```python\n# my_sweep.py\n(.*?)^```', text, re.M | re.S
-  )
-  (tmp_path / 'my_sweep.py').write_text(code)
-  runs = sweep.load(tmp_path / 'my_sweep.py')
+  files = re.findall(r'^```python\n# (\w+\.py)\n(.*?)^```', text, re.M | re.S)
+  for name, code in files:
+    (tmp_path / name).write_text(code)
+  return tmp_path
+
+
+def test_the_figure_of_the_guide(guide, monkeypatch):
+  monkeypatch.setattr(figures, 'FIGURES', Registry('figure'))
+  extensions.load_file(guide / 'my_figures.py')
+  spec = figures.FIGURES['mine']
+  groups = {name.split('/')[0] for name in sweep.load(guide / 'my_sweep.py')}
+  assert {*spec.panels.values()} <= groups
+
+
+def test_the_packed_file_of_the_guide():
+  text = (ROOT / 'docs' / 'running.md').read_text()
+  name, column = re.findall(r"ZipFile\('(.*?)'|\['(test_accuracy)'\]", text)
+  with zipfile.ZipFile(ROOT / name[0]) as packed:
+    assert {'metrics.csv', 'sweep.json'} <= {*packed.namelist()}
+    header = packed.open('metrics.csv').readline().decode().split(',')
+  assert {'run', column[1]} <= {*header}
+
+
+def test_the_sweep_of_the_guide(guide):
+  runs = sweep.load(guide / 'my_sweep.py')
   assert len(runs) == 3 * 2 * 2 * 2
   chosen = sweep.choose(runs, only=['.*alie', 'krum'])
   assert len(chosen) == 4
