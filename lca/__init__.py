@@ -30,6 +30,7 @@ from lca.aggregators import make as make_aggregator
 from lca.aggregators.rules import *
 from lca.stacked.geometry import distances, gram, mix
 from lca.stacked.trees import stack
+from lca.version import __version__ as __version__
 
 if TYPE_CHECKING:
   from lca import data as data
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
   from lca import federated as federated
   from lca import models as models
   from lca import report as report
-
-__version__ = '0.1.0'
 
 __all__ = [
   'Aggregator',

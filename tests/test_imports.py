@@ -32,6 +32,7 @@ ROOMS = {
   'lca.typing': (),
   'lca.options': WORDS,
   'lca.registry': WORDS,
+  'lca.version': (),
   'lca.geometry': ('lca.stacked',),
   'lca.stacked': (*WORDS, 'lca.stacked'),
   'lca.aggregators.verdict': (*WORDS, 'lca.stacked'),
@@ -55,7 +56,7 @@ ROOMS = {
   'lca.models': (*WORDS, 'lca.stacked', 'lca.models'),
   'lca.data': (*WORDS, 'lca.data'),
   'lca.federated': ENGINE,
-  'lca.experiment': (*ENGINE, 'lca.experiment'),
+  'lca.experiment': (*ENGINE, 'lca.experiment', 'lca.version'),
   'lca.sweep': ('lca.experiment',),
   'lca.report': (
     *WORDS,

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from lca.version import __version__
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -30,7 +32,10 @@ def describe() -> dict[str, Any]:
   return {
     'python': platform.python_version(),
     'platform': platform.platform(),
-    'packages': {name: metadata.version(name) for name in _PACKAGES},
+    'packages': {
+      'lca': __version__,
+      **{name: metadata.version(name) for name in _PACKAGES},
+    },
     'devices': [str(d) for d in jax.devices()],
     'device_kind': jax.devices()[0].device_kind,
     'commit': commit,
