@@ -13,16 +13,19 @@ import ctypes
 import gc
 import os
 import pathlib
+from importlib import metadata
 
 # The tests run thousands of small programs, and spend most of their time on
 # compiling them. With jaxlib 0.10, XLA's older code generator for CPUs compiles
 # faster, and faster still without LLVM's optimisations: Krum's program takes
 # 0.2 s of CPU time instead of 0.8 s. The compilation cache keeps every program
 # for all processes, however fast it compiled.
-os.environ.setdefault(
-  'XLA_FLAGS',
-  '--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0',
-)
+xla_flags = ['--xla_backend_optimization_level=0']
+# jaxlib 0.11.2 no longer knows the flag of the older code generator, and ends a
+# process that sets it without a word from pytest.
+if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 11):
+  xla_flags.append('--xla_cpu_use_fusion_emitters=false')
+os.environ.setdefault('XLA_FLAGS', ' '.join(xla_flags))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
@@ -31,6 +34,11 @@ import pytest
 from cases import TRACES
 
 jax.config.update('jax_num_cpu_devices', 8)
+
+if not hasattr(jax, 'enable_x64'):  # JAX 0.7 has it under its former name
+  from jax.experimental import enable_x64
+
+  jax.enable_x64 = enable_x64
 
 TESTS = pathlib.Path(__file__).parent
 # A process with more bytes or more memory maps forgets its compiled programs.
