@@ -379,7 +379,7 @@ def _floats(keys):
 
 def integers(dtype: jnp.dtype) -> jnp.dtype:
   """Returns the integer dtype of the same width as a float dtype."""
-  return {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
+  return jnp.dtype({4: jnp.int32, 8: jnp.int64}[dtype.itemsize])
 
 
 def _magnitude(bits):
