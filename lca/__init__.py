@@ -10,7 +10,6 @@ Rules and attacks need JAX and NumPy alone. `lca.data`, `lca.models`,
 install 'lca[all]'`), so that they are imported on first use.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from lca import aggregators, attacks, geometry
@@ -28,6 +27,7 @@ from lca.aggregators import (
 )
 from lca.aggregators import make as make_aggregator
 from lca.aggregators.rules import *
+from lca.registry import import_module
 from lca.stacked.geometry import distances, gram, mix
 from lca.stacked.trees import stack
 from lca.version import __version__ as __version__
@@ -67,16 +67,7 @@ _IMPORTED_LATER = ('data', 'experiment', 'federated', 'models', 'report')
 def __getattr__(name: str) -> Any:
   if name not in _IMPORTED_LATER:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  try:
-    return importlib.import_module(f'{__name__}.{name}')
-  except ModuleNotFoundError as error:
-    # A missing module of lca itself is a bug, not a missing package.
-    if error.name is None or error.name.partition('.')[0] == __name__:
-      raise
-    raise ImportError(
-      f'lca.{name} needs {error.name}, which is not installed; to install all '
-      "that lca needs: pip install 'lca[all]'"
-    ) from error
+  return import_module(f'{__name__}.{name}')
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ a line in reports, like the functions of `lca` itself.
 """
 
 import difflib
+import importlib
 import inspect
 import os
 import pathlib
@@ -221,6 +222,28 @@ def unknown(kind: str, name: str, known: Mapping[str, Iterable[str]]) -> str:
     return f'{start} {", ".join(sorted(names))}'
   lines = [f'  {k}: {", ".join(sorted(names))}' for k, names in known.items()]
   return '\n'.join([start, *lines])
+
+
+def import_module(name: str) -> types.ModuleType:
+  """Imports a module of lca that needs more than JAX.
+
+  Args:
+    name: of the module, such as `'lca.data'`.
+
+  Raises:
+    ImportError: a package that the module needs is not installed; the message
+      says how to install it.
+  """
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    # A missing module of lca itself is a bug, not a missing package.
+    if error.name is None or error.name.partition('.')[0] == 'lca':
+      raise
+    raise ImportError(
+      f'{name} needs {error.name}, which is not installed; to install all '
+      "that lca needs: pip install 'lca[all]'"
+    ) from error
 
 
 def _origin(function: Callable[..., Any]) -> Any:

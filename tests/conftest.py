@@ -20,12 +20,14 @@ from importlib import metadata
 # faster, and faster still without LLVM's optimisations: Krum's program takes
 # 0.2 s of CPU time instead of 0.8 s. The compilation cache keeps every program
 # for all processes, however fast it compiled.
-xla_flags = ['--xla_backend_optimization_level=0']
-# jaxlib 0.11.2 no longer knows the flag of the older code generator, and ends a
+# jaxlib 0.11 no longer knows the flag of the older code generator, and ends a
 # process that sets it without a word from pytest.
-if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 11):
-  xla_flags.append('--xla_cpu_use_fusion_emitters=false')
-os.environ.setdefault('XLA_FLAGS', ' '.join(xla_flags))
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0'
+  if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) >= (0, 11)
+  else '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 

@@ -1,4 +1,4 @@
-"""What an installation brings, and the files that describe the project."""
+"""Tests of an installation, and of the files that describe the project."""
 
 import itertools
 import pathlib

@@ -7,8 +7,9 @@ The names below are imported when they are first used, so that a program that
 only reads the directories of runs does not import the trainer.
 """
 
-import importlib
 from typing import Any
+
+from lca.registry import import_module
 
 # The module of each public name.
 _HOMES = {
@@ -25,4 +26,4 @@ __all__ = ['Result', 'run', 'set_up', 'simulate', 'train_and_evaluate']
 def __getattr__(name: str) -> Any:
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+  return getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)

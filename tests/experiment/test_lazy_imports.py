@@ -25,3 +25,21 @@ def test_the_public_names():
     assert getattr(lca.experiment, name).__name__ == name
   with pytest.raises(AttributeError, match='simulat'):
     lca.experiment.simulat  # noqa: B018
+
+
+@pytest.mark.parametrize(
+  ('code', 'module'),
+  [
+    ('import lca; lca.models', 'lca.models'),
+    ('from lca.experiment import simulate', 'lca.experiment.simulator'),
+  ],
+)
+def test_a_missing_package_is_named_with_its_remedy(code, module):
+  done = subprocess.run(
+    [sys.executable, '-c', f'import sys; sys.modules["flax"] = None; {code}'],
+    capture_output=True,
+    text=True,
+  )
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith(f'ImportError: {module} needs flax')
+  assert last.endswith("pip install 'lca[all]'")

@@ -9,9 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-# TFDS 4.9.8 does not export ShardBasedBuilder from tfds.core.
-from tensorflow_datasets.core import dataset_builder
-
 from lca.data import jpeg
 from lca.data.archives import Archives
 from lca.data.builders import VERSIONS
@@ -82,7 +79,7 @@ class Example(NamedTuple):
   owner: int
 
 
-class Celeba(FromArchives, dataset_builder.ShardBasedBuilder):
+class Celeba(FromArchives, tfds.core.ShardBasedBuilder):
   """CelebA's aligned photographs with the attribute Smiling and the identity.
 
   The records hold the published JPEG files. The builder writes them shard by
