@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
       f'--workdir={experiment.directory.path} goes on'
     )
     sys.exit(host.STOPPED)
-  host.say(summary.table(result))
+  host.say(summary.as_text(result))
 
 
 def _config(source: str, arguments: list[str]) -> ConfigDict:

@@ -51,7 +51,7 @@ def summarize(rows: Sequence[Row], window: int = 10) -> dict[str, float]:
   }
 
 
-def table(summary: Mapping[str, Any]) -> str:
+def as_text(summary: Mapping[str, Any]) -> str:
   """Returns the metrics of a summary as lines for a person to read."""
   lines = [
     f'{name.replace("_", " "):24}{summary[name]:8.4f}'

@@ -8,7 +8,7 @@ import pytest
 from run_files import CONFIG, finished
 
 from lca.experiment.rundir import RunDirectory
-from lca.experiment.summary import read_summary, summarize, table
+from lca.experiment.summary import as_text, read_summary, summarize
 
 
 @pytest.mark.parametrize('losses', [[np.nan, 1, 0.5], [1, np.nan, 0.5]])
@@ -25,7 +25,7 @@ def test_the_averages_run_over_the_last_ten_evaluations():
   assert summary['final_test_loss'] == 1.0
   assert summary['average_test_loss'] == np.mean(np.arange(1, 20, 2))
   assert summary['max_test_accuracy'] == 29 / 30
-  assert '1.0000' in table({'num_rounds': 30, **summary})
+  assert '1.0000' in as_text({'num_rounds': 30, **summary})
 
 
 def test_a_summary_is_json(tmp_path):
