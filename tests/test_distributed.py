@@ -129,7 +129,7 @@ def test_pods_and_slurm_need_no_flags(monkeypatch, environment, several):
 
 
 def test_incomplete_flags():
-  with pytest.raises(ValueError, match='coordinator, num_processes and proc'):
+  with pytest.raises(ValueError, match='needs num_processes and process_id'):
     host.join_processes('127.0.0.1:1234', 2)
   with pytest.raises(ValueError, match=r'process_id=2 .*\[0, 2\)'):
     host.join_processes('127.0.0.1:1234', 2, 2)

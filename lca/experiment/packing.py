@@ -17,7 +17,8 @@ environments.json  `environments` lists the different environments (versions,
                    in this list of the environments that the run had.
 columns.json       the columns of each run's own metrics.csv, by id
 sweep.json         the sweep's index: the id of each run, by the run's name
-format.json        the name and the version of this format
+format.json        the name and the version of this format, and the names of all
+                   other files
 verbatim/ID/FILE   a file of a run that the files above do not give back byte
                    for byte, such as a config that a person has edited
 
@@ -133,7 +134,6 @@ def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
     header |= dict.fromkeys(names)
   environments = {'environments': environments, 'runs': positions}
   members = {
-    'format.json': _json({'format': _FORMAT, 'version': _VERSION}),
     'metrics.csv': _csv(header, rows),
     'summaries.json': _json(summaries),
     'configs.json': _json(configs),
@@ -143,11 +143,13 @@ def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
   if (workdir / 'sweep.json').exists():
     members['sweep.json'] = (workdir / 'sweep.json').read_bytes()
   rebuilt = _rebuild(members)
-  return members | {
+  members |= {
     f'verbatim/{path}': text
     for path, text in originals.items()
     if rebuilt[path] != text
   }
+  about = {'format': _FORMAT, 'version': _VERSION, 'files': sorted(members)}
+  return members | {'format.json': _json(about)}
 
 
 # From a file to a workdir.
@@ -303,6 +305,11 @@ def _check_format(
     raise ValueError(
       f'{file} has format {version} of packed sweeps, and this lca reads '
       f'formats up to {_VERSION}: update lca'
+    )
+  # A damaged directory of a zip file may hide some of its files.
+  if lacking := sorted({*about.get('files', ())} - members.keys()):
+    raise ValueError(
+      f'{file} is damaged ({", ".join(lacking)} is missing): {remedy}'
     )
 
 

@@ -34,11 +34,13 @@ def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   reports = args.figure or args.tables
   if not (reports or args.pack):
-    raise app.UsageError('nothing to report: give --figure, --tables or --pack')
+    sys.exit(
+      'lca.report: error: nothing to report: give --figure, --tables or --pack'
+    )
   if reports and packing.is_packed(args.workdir) and not args.output:
-    raise app.UsageError(
-      f'{args.workdir} is a file, which holds no figures and tables: give '
-      '--output=FOLDER'
+    sys.exit(
+      f'lca.report: error: {args.workdir} is a file, which figures and tables '
+      'cannot be written into: give --output=FOLDER'
     )
   prefix = f'{args.scale}/' if args.scale else ''
   try:
