@@ -56,6 +56,8 @@ def main(argv: list[str]) -> None:
   if experiment.simulation:  # None if the run is finished already
     host.say(experiment.simulation.data.describe())
     host.say(experiment.plan)
+  else:
+    host.say('the run is finished; these are its results')
   try:
     result = train.run(experiment, host.Stopping(args.grace).take_signals())
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:

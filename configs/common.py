@@ -156,7 +156,10 @@ def _by_kind(
   for name in names:
     kind = next((kind for kind in known if name in known[kind]), None)
     if kind is None:
-      raise ValueError(unknown('preset', name, known))
+      raise ValueError(
+        unknown('preset', name, known)
+        + '\na file of yours that registers a name needs --load=FILE'
+      )
     chosen[kind].append(name)
     if kind != 'pre-aggregator' and len(chosen[kind]) > 1:
       raise ValueError(

@@ -220,7 +220,11 @@ def unknown(kind: str, name: str, known: Mapping[str, Iterable[str]]) -> str:
   if len(known) == 1:
     (names,) = known.values()
     return f'{start} {", ".join(sorted(names))}'
-  lines = [f'  {k}: {", ".join(sorted(names))}' for k, names in known.items()]
+  lines = [
+    f'  {kind}: {", ".join(sorted(names))}'
+    for kind, names in known.items()
+    if names
+  ]
   return '\n'.join([start, *lines])
 
 

@@ -164,7 +164,8 @@ def columns(
     if x.shape not in ((), (len(layers),)):
       raise ValueError(
         f'the metric {name!r} has the shape {x.shape}, but it must be a single '
-        f'number, (), or one for each of the {len(layers)} layers measured'
+        f'number, (), or one for each of the {len(layers)} layers that '
+        'eval.layers measures'
       )
     names += [f'{name}/{layer}' for layer in layers] if x.shape else [name]
   return names
