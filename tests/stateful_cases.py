@@ -15,6 +15,35 @@ MADE = {
 }
 
 
+def _centered_clip(rows, state, **hyper):
+  want, state = oracles.centered_clip(rows, state, **hyper)
+  return [want], state
+
+
+def _clipped_clustering(rows, state, **hyper):
+  # Cosine distances have an error of some 1e-7.
+  choices, factors, state = oracles.clipped_clustering_choices(
+    rows, state, slack=1e-6, **hyper
+  )
+  return [_mean(rows, factors, chosen) for chosen in choices], state
+
+
+def _mean(rows, factors, chosen):
+  weights = oracles.equal_weights(len(rows), np.flatnonzero(chosen))
+  if np.any(np.isnan(weights)):
+    return np.full(rows.shape[1], np.nan)
+  # A row that is clipped to zero still counts in the average.
+  return oracles.weighted_sum(rows, weights * factors)
+
+
+# name -> oracle, a function of a round's rows, the state (None in the first
+# round) and the arguments, to the results that rounding allows and the state
+ORACLES = {
+  'centered_clip': _centered_clip,
+  'clipped_clustering': _clipped_clustering,
+}
+
+
 # The error of sums of rounded products, over five rounds.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
@@ -34,27 +63,7 @@ class Oracle:
       rows = oracles.rows_of([arrays[p] for p in positions])
       got = np.concatenate([outs[p].ravel() for p in positions])
       state = self.states.get(group)
-      if self.name == 'centered_clip':
-        want, self.states[group] = oracles.centered_clip(
-          rows, state, **self.hyper
-        )
-        wants = [want]
-      else:
-        # Cosine distances have an error of some 1e-7.
-        choices, factors, self.states[group] = (
-          oracles.clipped_clustering_choices(
-            rows, state, slack=1e-6, **self.hyper
-          )
-        )
-        wants = [self.mean(rows, factors, chosen) for chosen in choices]
+      wants, self.states[group] = ORACLES[self.name](rows, state, **self.hyper)
       gaps = [np.max(np.abs(got - want), initial=0) for want in wants]
       best = wants[int(np.argmin(np.where(np.isnan(gaps), np.inf, gaps)))]
       CLOSE(got, best)
-
-  @staticmethod
-  def mean(rows, factors, chosen):
-    weights = oracles.equal_weights(len(rows), np.flatnonzero(chosen))
-    if np.any(np.isnan(weights)):
-      return np.full(rows.shape[1], np.nan)
-    # A row that is clipped to zero still counts in the average.
-    return oracles.weighted_sum(rows, weights * factors)

@@ -129,9 +129,12 @@ def test_a_session_of_python(own):
 def test_in_the_package(command, copy, tmp_path):
   if 'main.py' in command:
     done = run(command, copy, *SMALL, f'--workdir={tmp_path / "run"}')
+    assert done.returncode == 0, done.stdout + done.stderr
+    header = (tmp_path / 'run' / 'metrics.csv').read_text().split('\n')[0]
+    assert header.endswith(',update_norm')
   else:
     done = run(command, copy, '-p', 'no:cacheprovider')
-  assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_is_in_the_package_is_exported(copy):

@@ -29,13 +29,14 @@ def step():
 
 def test_the_metrics_of_every_run_are_columns_of_every_run():
   _, measured = step()
-  assert tuple(measured) == metrics.ALWAYS
+  assert tuple(measured)[: len(metrics.ALWAYS)] == metrics.ALWAYS
   assert set(metrics.ALWAYS) < set(COLUMNS)
 
 
 def test_the_columns_beside_them_keep_their_order():
   more = [name for name in metrics.METRICS if name not in metrics.ALWAYS]
-  assert more == ['dropped', 'floored', 'norm', 'factor']
+  published = ['dropped', 'floored', 'norm', 'factor']
+  assert more[: len(published)] == published
 
 
 def test_a_metric_from_outside_is_one_more_column(monkeypatch):
