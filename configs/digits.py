@@ -8,7 +8,7 @@ downloaded. 1,437 of them are spread over 20 clients, the others test the model.
 Each of 20 rounds draws 15 clients, which train for 5 local epochs. By default
 one of the 15 flips its labels, and layerwise cosine Krum aggregates.
 
-The run takes about a minute on a laptop's CPU and ends with a table of five
+The run takes less than a minute on a laptop's CPU and ends with a table of five
 metrics.
 """
 
