@@ -25,10 +25,11 @@ def _clipped_clustering(rows, state, **hyper):
   choices, factors, state = oracles.clipped_clustering_choices(
     rows, state, slack=1e-6, **hyper
   )
-  return [_mean(rows, factors, chosen) for chosen in choices], state
+  return [clipped_mean(rows, factors, chosen) for chosen in choices], state
 
 
-def _mean(rows, factors, chosen):
+def clipped_mean(rows, factors, chosen):
+  """Returns the mean of the chosen rows, each times its factor."""
   weights = oracles.equal_weights(len(rows), np.flatnonzero(chosen))
   if np.any(np.isnan(weights)):
     return np.full(rows.shape[1], np.nan)

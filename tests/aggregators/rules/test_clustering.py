@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pool
 import pytest
-from stateful_cases import Oracle
+from stateful_cases import clipped_mean
 
 import lca
 from lca.aggregators.rules.clustering import larger_cluster
@@ -133,7 +133,7 @@ def test_rejected_norms_do_not_count():
     choices, factors, oracle = oracles.clipped_clustering_choices(
       x, oracle, window=10
     )
-    CLOSE(out, Oracle.mean(x, factors, choices[0]))
+    CLOSE(out, clipped_mean(x, factors, choices[0]))
 
 
 def test_a_minority_never_makes_most_of_the_memory():
