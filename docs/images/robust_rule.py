@@ -1,6 +1,6 @@
 """Draws the picture of the README from the rules and three real runs.
 
-    python docs/images/robust_rule.py
+    PYTHONPATH=. python docs/images/robust_rule.py
 
 Left, updates of two parameters with what three rules make of them. Right, the
 digits with 15 of 20 clients a round, one of whom replaces the model. It takes a
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import lca
 from configs import digits
-from lca.experiment import settings
+from lca.experiment import settings, train
 
 # Okabe and Ito's palette, which the colour-blind tell apart.
 HONEST, ATTACKER, MEAN, ROBUST = '#0072B2', '#D55E00', '#000000', '#009E73'
@@ -60,15 +60,11 @@ def draw_updates(axes):
   axes.legend(loc='upper left', frameon=False)
 
 
-def accuracies(presets, num_rounds=20):
+def accuracies(presets):
   """Returns the test accuracy after each round of the digits."""
-  simulation = settings.from_config(digits.get_config(presets)).parts()
-  simulation = simulation.simulation()
-  state, found = simulation.init(), []
-  for round_idx in range(num_rounds):
-    state, _ = simulation.run_round(state, round_idx)
-    found.append(simulation.evaluate(state)['test_accuracy'])
-  return found
+  run = settings.from_config(digits.get_config(presets))
+  _, rows = train.run_rounds(train.prepare(run, workdir=None))
+  return [row['test_accuracy'] for row in rows]
 
 
 def draw_runs(axes):

@@ -45,9 +45,7 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
   then = f'{", ".join(before)}, then ' if before else ''
   # A rule that was given as a function, not by a config, has no scope.
-  of = '' if scope is None else f' of each {scope}'
-  if scope == 'model':
-    of = ' of the model'
+  of = {None: '', 'model': ' of the model'}.get(scope, f' of each {scope}')
   keys = _options(rule, ['scope', 'pre', *steps])
   of_data = {k: data[k] for k in data if k in source_keys(data['name'])}
   of_partition = {k: data[k] for k in data if k not in of_data}

@@ -247,7 +247,7 @@ def test_a_member_outside(packed, name):
   check_refused(packed, 'could lead out of the folder')
 
 
-@pytest.mark.parametrize('run', ['..', '../evil', '/tmp/evil', ''])
+@pytest.mark.parametrize('run', ['..', '../evil', '/evil', ''])
 def test_a_run_outside(packed, run):
   with zipfile.ZipFile(packed) as old:
     texts = {name: old.read(name).decode() for name in old.namelist()}
@@ -260,7 +260,7 @@ def test_a_run_outside(packed, run):
   check_refused(packed, 'could lead out of the folder')
 
 
-@pytest.mark.parametrize('place', ['../other/0a', '/tmp/0a', 5])
+@pytest.mark.parametrize('place', ['../other/0a', '/0a', 5])
 def test_an_index_that_leads_outside(packed, place):
   rewrite(packed, **{'sweep.json': json.dumps({'a/line/0': place})})
   check_refused(packed, 'could lead out of the folder')

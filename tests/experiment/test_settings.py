@@ -5,7 +5,6 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import lca
@@ -44,33 +43,6 @@ def test_a_partition_without_its_keys_is_told_its_preset():
     settings.from_config(config(partition))  # the remedy works
 
 
-def points(*, size: int = 30, spread: float = 1.0):
-  rng = np.random.default_rng(0)
-  inputs = spread * rng.normal(size=(size, 4, 4, 1))
-  split = inputs, np.arange(size) % 3
-  return data.from_arrays(split, split)
-
-
-def test_options_of_a_registered_data_set_are_keys(monkeypatch):
-  monkeypatch.setitem(data.SOURCES, 'points', points)
-  changes = {
-    'data.name': 'points',
-    'data.min_examples': 1,
-    'server.clients_per_round': 20,
-  }
-  made = settings.from_config(config(**changes, **{'data.size': 80}))
-  parts = made.parts()
-  assert len(parts.data.dataset.train) == 80
-  assert made.config['data']['size'] == 80
-  (line,) = describe.lines(made.config, parts)
-  assert ' on points (size=80), iid; ' in line
-  with pytest.raises(TypeError, match=r'takes no sizes; .*size'):
-    settings.from_config(config(**changes, **{'data.sizes': 80}))
-  # Without the data set that has it, nobody knows the key.
-  with pytest.raises(TypeError, match='takes no size;'):
-    settings.from_config(config(**{'data.size': 80}))
-
-
 @pytest.mark.parametrize(
   ('presets', 'changes', 'message'),
   [
@@ -90,13 +62,6 @@ def test_a_value_that_lacks_or_is_unknown_is_named_by_its_key(
 ):
   with pytest.raises((TypeError, ValueError), match=message):
     settings.from_config(config(presets, **changes))
-
-
-def test_an_option_of_a_data_set_may_not_take_a_shared_name(monkeypatch):
-  monkeypatch.setitem(data.SOURCES, 'points', lambda *, num_clients=3: points())
-  message = "'points' has the options num_clients, .*rename"
-  with pytest.raises(TypeError, match=message):
-    settings.from_config(config(**{'data.name': 'points'}))
 
 
 def test_the_defaults_are_the_bases():
