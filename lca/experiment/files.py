@@ -12,13 +12,13 @@ from typing import Any
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
-def write(file: pathlib.Path, text: str) -> None:
+def write(file: pathlib.Path, content: str | bytes) -> None:
   """Writes a file, or replaces it, so that no reader sees half of it.
 
-  The text goes to a draft beside the file, which is then renamed.
+  The content goes to a draft beside the file, which is then renamed.
   """
-  with open(draft(file), 'w') as new:
-    new.write(text)
+  with open(draft(file), 'w' if isinstance(content, str) else 'wb') as new:
+    new.write(content)
     new.flush()
     os.fsync(new.fileno())  # the contents must be on disk before the name is
   os.replace(new.name, file)

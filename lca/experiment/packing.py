@@ -101,11 +101,7 @@ def pack(
       entry.create_system, entry.external_attr = 3, 0o644 << 16
       packed.writestr(entry, text, zipfile.ZIP_DEFLATED, compresslevel=9)
   file.parent.mkdir(parents=True, exist_ok=True)
-  with open(files.draft(file), 'wb') as draft:
-    draft.write(content.getvalue())
-    draft.flush()
-    os.fsync(draft.fileno())  # the bytes are on disk before the renaming
-  os.replace(draft.name, file)
+  files.write(file, content.getvalue())
   return len(finished), unfinished
 
 
