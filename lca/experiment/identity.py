@@ -28,6 +28,7 @@ _IMPLIED_VALUES = {
   'client.dtype': 'float32',
   'client.update_dtype': 'float32',
   'client.drop_rate': 0.0,
+  'eval.forensics': False,
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',

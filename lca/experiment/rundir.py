@@ -3,6 +3,8 @@
 config.json    the config, and each environment that the run was started or
                continued in: versions, devices, commit
 metrics.csv    one row a round; see `lca.federated.metrics` for the columns
+forensics.*    evidence of each round, with `eval.forensics`; see
+               `lca.experiment.forensics`
 summary.json   the number of rounds and the five metrics of the paper's tables;
                there once the run is finished; null stands for NaN and infinity
 events.*       the metrics for TensorBoard
@@ -22,11 +24,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from lca.experiment import environment, files
+from lca.experiment import environment, files, forensics
 from lca.experiment.identity import check_same_run
 from lca.experiment.summary import Row, is_finished, read_summary
 
@@ -186,7 +189,12 @@ class RunDirectory(contextlib.AbstractContextManager):
       ) from None
     return lock
 
-  def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
+  def start(
+    self,
+    rows: Sequence[Row],
+    more: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
+  ) -> None:
     """Rewrites the metrics with the rounds up to the checkpoint.
 
     Rounds that a killed process has written after its last checkpoint are
@@ -195,6 +203,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     Args:
       rows: the metrics of these rounds.
       more: names of metrics beside `COLUMNS`.
+      layers: names of the layers in the evidence; None keeps no evidence.
     """
     self._columns = (*COLUMNS, *more)
     for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
@@ -204,9 +213,15 @@ class RunDirectory(contextlib.AbstractContextManager):
     self._files.callback(self._events.close)
     for row in rows:
       self._add_events(row)
+    if layers is not None:
+      self._forensics = forensics.Writer(self.path, layers, len(rows))
 
-  def add(self, row: Row) -> None:
-    """Appends the metrics of one round."""
+  def add(
+    self, row: Row, evidence: Mapping[str, np.ndarray] | None = None
+  ) -> None:
+    """Appends the metrics of one round, and its evidence if there is any."""
+    if evidence is not None:
+      self._forensics.add(evidence)
     with open(self.path / 'metrics.csv', 'a') as file:
       file.write(self._csv([row], header=False))
     self._add_events(row)
@@ -245,10 +260,17 @@ class WritesNothing:
   def open(self) -> None:
     """Does nothing: no directory is made or locked."""
 
-  def start(self, rows: Sequence[Row], more: Sequence[str] = ()) -> None:
+  def start(
+    self,
+    rows: Sequence[Row],
+    more: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
+  ) -> None:
     """Does nothing."""
 
-  def add(self, row: Row) -> None:
+  def add(
+    self, row: Row, evidence: Mapping[str, np.ndarray] | None = None
+  ) -> None:
     """Does nothing."""
 
   def finish(self, summary: Mapping[str, Any]) -> None:

@@ -305,11 +305,17 @@ class Eval:
       then hold the layers' normalised norms (LEGATO's Eq. 2). If `legato` is
       the rule, `factor/LAYER` hold its factors, and both scopes must be the
       same. None, the default, measures no layers.
+    forensics: True keeps evidence of every round: whom the rule chose in which
+      layer, and how far aggregate and updates were from the honest mean (see
+      `lca.experiment.forensics`). It costs four passes over the updates in
+      every round, and about 18 bytes a round, layer and client on disk, so that
+      it is meant for up to some hundred clients in a round. It needs a workdir.
   """
 
   every: int = 1
   batch_size: int = 100
   layers: str | None = None
+  forensics: bool = False
 
   def __post_init__(self):
     _check_at_least_one(self, 'eval.', 'every', 'batch_size')

@@ -289,6 +289,7 @@ def make(
     momentum=client.momentum,
     batch_stats=batch_stats,
     layers=evaluation.layers,
+    forensics=evaluation.forensics,
   )
   server.check_examples(has_root)
 

@@ -140,6 +140,11 @@ def prepare(
     ValueError, TypeError, OSError, ImportError: see `set_up`.
   """
   if workdir is None:
+    if settings.eval.forensics:
+      raise ValueError(
+        'eval.forensics keeps its evidence in the directory of the run: give a '
+        'workdir, or leave it out'
+      )
     directory = Nowhere()
   else:
     # Of several processes only the first one writes.
@@ -245,7 +250,9 @@ def run_rounds(
     with directory:
       with checkpoints_of(experiment) as checkpoints:
         state, rows = checkpoints.restore(simulation.init())
-        directory.start(rows, simulation.more_metrics)
+        directory.start(
+          rows, simulation.more_metrics, simulation.evidence_layers
+        )
         # Rounds before `first` were run by an earlier process, or call.
         first, start = len(rows), time.monotonic()
         if first:
@@ -254,11 +261,12 @@ def run_rounds(
           row = {'round': round_idx + 1}
           last = row['round'] == num_rounds
           state, metrics = simulation.run_round(state, round_idx, last)
+          evidence = metrics.pop('forensics', None)
           if last or row['round'] % settings.eval.every == 0:
             row |= simulation.evaluate(state)
           row |= metrics
           rows.append(row)
-          directory.add(row)
+          directory.add(row, evidence)
           if settings.train.on_nonfinite == 'stop':
             _check_finite(simulation, row)
           now = time.monotonic()

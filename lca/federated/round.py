@@ -1,7 +1,7 @@
 """The server's part of a round: from the clients' updates to the next model."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from lca.aggregators import Aggregator, Scope, explain
 from lca.aggregators.base import Info
 from lca.attacks import NO_ATTACK, Attack
-from lca.federated import metrics
+from lca.federated import forensics, metrics
 from lca.federated.clients import with_momentum
 from lca.stacked import geometry
 from lca.typing import PyTree, Update, Updates
@@ -41,6 +41,8 @@ class Server:
     layers: scope of the layers to measure (see `lca.layerwise`). Their
       normalised norms become metrics, and their factors if the rule has any.
       None measures no layers.
+    forensics: True adds evidence about every client in every layer to the
+      metrics (see `lca.federated.forensics`).
 
   Raises:
     ValueError: `batch_stats` is unknown.
@@ -52,6 +54,7 @@ class Server:
   momentum: float = 0.0
   batch_stats: str = 'rule'
   layers: Scope | None = None
+  forensics: bool = False
 
   def __post_init__(self):
     if self.batch_stats not in BATCH_STATS:
@@ -161,7 +164,7 @@ def server_init(
 
 def server_step(
   server: Server, state: ServerState, sent: Sent, drawn: Round
-) -> tuple[ServerState, dict[str, jax.Array]]:
+) -> tuple[ServerState, dict[str, Any]]:
   """Turns the results of a round's local training into the next model.
 
   Worker momentum, missing answers and the attack change the updates, in this
@@ -175,7 +178,8 @@ def server_step(
     drawn: the clients of the round, and its other random draws.
 
   Returns:
-    The next state, and the metrics by name (see `lca.federated.metrics`).
+    The next state, and the metrics by name (see `lca.federated.metrics`). With
+    `server.forensics` they have an entry `'forensics'`, a dict of evidence.
   """
   # 1. Worker momentum: a client sends a moving average of its updates.
   updates, momenta = sent.updates, state.momenta
@@ -235,7 +239,10 @@ def server_step(
     layers=server.layers,
   )
   state = ServerState(variables, opt_state, aggregator_state, momenta)
-  return state, metrics.measure(result)
+  measured = metrics.measure(result)
+  if server.forensics:
+    measured['forensics'] = forensics.evidence(result)
+  return state, measured
 
 
 def aggregate(

@@ -7,7 +7,7 @@ takes its step (`lca.federated.round.server_step`).
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,12 +174,20 @@ class Simulation:
   def _metric_names(self) -> list[str]:
     """The names of all numbers in the metrics of a round, in their order."""
     _, lowered_step = self._lowered
-    _, metric_shapes = lowered_step.out_info
+    _, shapes = lowered_step.out_info
+    metric_shapes = {k: x for k, x in shapes.items() if k != 'forensics'}
     tree, layers = self._shapes.variables, self._server.layers
     names = []
     if layers is not None:
       names = layer_names(self._server.for_rule(tree), layers)
     return metrics.columns(metric_shapes, names)
+
+  @property
+  def evidence_layers(self) -> list[str] | None:
+    """The names of the layers in a round's evidence; None without evidence."""
+    if not self._server.forensics:
+      return None
+    return layer_names(self._server.for_rule(self._shapes.variables))
 
   @property
   def more_metrics(self) -> list[str]:
@@ -239,7 +247,7 @@ class Simulation:
 
   def run_round(
     self, state: ServerState, round_idx: int, last: bool = False
-  ) -> tuple[ServerState, dict[str, float]]:
+  ) -> tuple[ServerState, dict[str, Any]]:
     """Runs one round.
 
     Args:
@@ -250,7 +258,9 @@ class Simulation:
 
     Returns:
       The new state, and the metrics as numbers (see `lca.federated.metrics`):
-      `train_loss`, `byzantine`, `rejected`, `nonfinite` and `more_metrics`.
+      `train_loss`, `byzantine`, `rejected`, `nonfinite` and `more_metrics`. If
+      the server has `forensics`, the entry `'forensics'` holds the evidence of
+      the round as NumPy arrays, and the `ids` of its clients.
     """
     # 1. Take the round that was prepared, and let the thread prepare the next.
     prepared, self._next = self._next, None
@@ -277,12 +287,17 @@ class Simulation:
 
     # 4. Byzantine clients attack, and the server takes its step.
     state, measured = apply(*state, updates, losses, prepared.drawn)
+    measured = jax.device_get(measured)
+    evidence = measured.pop('forensics', None)
     numbers = [
       number
-      for metric in jax.device_get(measured).values()
+      for metric in measured.values()
       for number in metric.reshape(-1).tolist()  # `[]` or `[layers]`
     ]
-    return state, dict(zip(self._metric_names, numbers, strict=True))
+    result = dict(zip(self._metric_names, numbers, strict=True))
+    if evidence is not None:
+      result['forensics'] = evidence | {'ids': np.asarray(prepared.drawn.ids)}
+    return state, result
 
   def _draw(self, round_idx: int) -> Round:
     """Draws the clients of a round, and the keys of attack and rule."""

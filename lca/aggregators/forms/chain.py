@@ -50,9 +50,9 @@ def chain(*steps: Any) -> Any:
     checker does not check these names. Before an Aggregator the
     hyper-parameters must be bound, as in `functools.partial(nnm, f=2)`; a bound
     value applies to its step alone. Arguments that a round brings reach every
-    step that names them. `explain` reports the decision of the last step about
-    the rows that the step received; if no copy is made, it reports the weights
-    of the original rows, without scores.
+    step that names them. If no copy is made, `explain` reports the weights of
+    the original rows, without scores. Otherwise it leaves out what the last
+    step decided about rows, because no client has sent these rows.
 
   Raises:
     TypeError: there is no step, or a step before the last is an Aggregator or
@@ -80,7 +80,8 @@ def chain(*steps: Any) -> Any:
     def explain_update(updates, state, **brought):
       for step in before:
         updates = step(updates, **_arguments_of(step, brought))
-      return explain(last)(updates, state, **brought)
+      update, state, info = explain(last)(updates, state, **brought)
+      return update, state, _without_rows(info)
 
     takes_scope = getattr(last.update, 'takes_scope', False)
     return Aggregator(last.init, ExplainedUpdate(explain_update, takes_scope))
@@ -129,7 +130,14 @@ class Chain(Rule[...]):
     *before, last = self.steps
     for step in before:
       updates = step(updates, **_arguments_of(step, hyper))
-    return explain(last)(updates, **_arguments_of(last, hyper))
+    update, info = explain(last)(updates, **_arguments_of(last, hyper))
+    return update, _without_rows(info)
+
+
+def _without_rows(info: Info) -> Info:
+  """Leaves out the decisions about rows that an earlier step has made."""
+  of_rows = ('weights', 'scores', 'selected', 'rejected')
+  return {k: x for k, x in info.items() if k not in of_rows}
 
 
 class MixedChain(GramRule[...]):

@@ -1,0 +1,34 @@
+"""A sweep: which layers a model replacer gets into, with and without the clip.
+
+    python -m lca.sweep --config=configs/forensics.py --workdir=runs/forensics
+    python -m lca.report --figure=layers_entered --workdir=runs/forensics
+
+Section 5.2 of the layerwise cosine paper says that the median clip is what
+makes cosine distances safe against boosted updates. These runs keep evidence of
+every round (`eval.forensics`), which shows how often the attacker is chosen in
+each layer, and how much of the aggregate is then the attacker's.
+
+The setting is the reduced one of `configs/tables.py`: Fashion-MNIST, 30 rounds
+of 20 clients, one of whom replaces the model, and one local epoch in batches
+of 64. There are three runs, named `forensics/RULE`, for each seed. Two of them
+take about seven minutes on two CPU cores with --jobs=2.
+"""
+
+from configs import fashion_mnist, tables
+
+RULES = (
+  'layerwise_krum',
+  'layerwise_cosine_krum',
+  'layerwise_cosine_krum_noclip',
+)
+
+
+def get_runs():
+  """Returns the configs of all runs by name."""
+  runs = {}
+  for rule in RULES:
+    config = fashion_mnist.get_config(f'{rule},iid,model_replacement').unlock()
+    config.update_from_flattened_dict(tables.REDUCED)
+    config.eval.forensics = True
+    runs[f'forensics/{rule}'] = config.lock()
+  return runs
