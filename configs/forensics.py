@@ -3,10 +3,11 @@
     python -m lca.sweep --config=configs/forensics.py --workdir=runs/forensics
     python -m lca.report --figure=layers_entered --workdir=runs/forensics
 
-Section 5.2 of the layerwise cosine paper says that the median clip is what
-makes cosine distances safe against boosted updates. These runs keep evidence of
-every round (`eval.forensics`), which shows how often the attacker is chosen in
-each layer, and how much of the aggregate is then the attacker's.
+Section 5.2 of the layerwise cosine paper says that the cosine distance takes
+two updates of very different norms for similar ones, and that the median clip
+mitigates this. These runs keep evidence of every round (`eval.forensics`),
+which shows how often the attacker is chosen in each layer, and how much of the
+aggregate is then the attacker's.
 
 The setting is the reduced one of `configs/tables.py`: Fashion-MNIST, 30 rounds
 of 20 clients, one of whom replaces the model, and one local epoch in batches

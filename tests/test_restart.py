@@ -35,6 +35,7 @@ def get_config():
     'client.momentum': 0.5,
     'aggregator.window': 3,
     'eval.layers': 'leaf',
+    'eval.forensics': True,
     'checkpoint.every': 1,
   })
   return config.lock()
@@ -105,9 +106,12 @@ def rounds_of(process):
   ]
 
 
+FILES = ('metrics.csv', 'summary.json', 'forensics.json', 'forensics.bin')
+
+
 def check_same_end(workdir, straight):
-  """Checks that two runs have the same metrics, summary, events and state."""
-  for name in ('metrics.csv', 'summary.json'):
+  """Checks that two runs have the same files, events and state."""
+  for name in FILES:
     assert (workdir / name).read_bytes() == (straight / name).read_bytes()
   for tag in ('test_loss', 'byzantine', 'factor/params/Conv_0/bias'):
     assert event_steps(workdir, tag) == list(range(1, 31))

@@ -102,9 +102,10 @@ def _lengths(squares: jax.Array) -> jax.Array:
 def _by_leaf(decisions: jax.Array, rows: Updates) -> jax.Array:
   """Returns `[leaves, n]` decisions from those about the rule's own layers.
 
-  The number of the rule's layers tells its scope. If two scopes have equally
-  many layers, they have the same layers, because each is a refinement of the
-  next.
+  The number of the rule's layers tells its scope by name. If two of these
+  scopes have equally many layers, they have the same layers, because each is a
+  refinement of the next. Layers by a function of one's own are taken for those
+  of a scope if there happen to be equally many.
 
   Args:
     decisions: `[n]`, or `[layers, n]`.

@@ -1,6 +1,7 @@
 """The server's part of a round: from the clients' updates to the next model."""
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import jax
@@ -239,7 +240,7 @@ def server_step(
     layers=server.layers,
   )
   state = ServerState(variables, opt_state, aggregator_state, momenta)
-  measured = metrics.measure(result)
+  measured: OrderedDict[str, Any] = metrics.measure(result)
   if server.forensics:
     measured['forensics'] = forensics.evidence(result)
   return state, measured
