@@ -106,11 +106,37 @@ def _differences(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
   """Yields each key that is compared and differs, with both values."""
-  old, new = (_IMPLIED_VALUES | _flat_as_before(each) for each in (old, new))
+  old, new = compared_values(old), compared_values(new)
   for key in sorted(old.keys() | new.keys()):
     before, now = old.get(key, '(none)'), new.get(key, '(none)')
-    if before != now and _is_compared(key):
+    if before != now:
       yield key, before, now
+
+
+def compared_values(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the values of the keys that decide a run's results, by dotted key.
+
+  A key that the config lacks, because it is older than the option, has the
+  value that the config implies.
+
+  Args:
+    config: of a run, as nested dicts that were read from JSON.
+  """
+  values = _IMPLIED_VALUES | _flat_as_before(config)
+  return {key: value for key, value in values.items() if _is_compared(key)}
+
+
+def all_values(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns all values of a config by dotted key, such as 'data.name'.
+
+  An option of a pre-aggregator, such as `aggregator.nnm.f`, is also there as
+  an option of the rule, `aggregator.f`, unless the rule has another value for
+  it.
+
+  Args:
+    config: of a run, as nested dicts that were read from JSON.
+  """
+  return _flat_as_before(config) | _flat(config)
 
 
 def _is_compared(key: str) -> bool:

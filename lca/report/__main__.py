@@ -1,13 +1,19 @@
-"""Draws the papers' figures and tables from the finished runs of a sweep.
+"""Draws figures and writes tables from the finished runs of a sweep.
 
+    python -m lca.report --workdir=runs/mine \\
+      --heatmap=x:aggregator.f,y:data.alpha,panels:aggregator,value:test_accuracy
+    python -m lca.report --workdir=runs/mine \\
+      --table=rows:aggregator,columns:attack,value:test_accuracy
     python -m lca.report --figure=legato_5 --workdir=runs/legato
     python -m lca.report --tables --figure=lca_3 --workdir=runs/tables
     python -m lca.report --pack=legato.zip --workdir=runs/legato
     python -m lca.report --figure=legato_5 --workdir=legato.zip --output=figures
 
---figure draws figures as PNG and SVG, with their numbers as Markdown, into
-WORKDIR/figures. --tables writes the tables (see `lca.report.tables`) as
-Markdown, CSV and LaTeX into WORKDIR/tables. --output names another folder.
+--heatmap and --table show the runs of any sweep by keys of their configs (see
+`lca.report.pivot`). --figure draws a figure of the papers, and --tables writes
+the layerwise cosine paper's tables (see `lca.report.tables`). Figures are PNG,
+SVG and PDF, with their numbers as Markdown, in WORKDIR/figures; tables are
+Markdown, CSV and LaTeX, in WORKDIR/tables. --output names another folder.
 --pack writes all finished runs into one file (see `lca.experiment.packing`),
 which --workdir takes in place of a directory.
 
@@ -18,13 +24,13 @@ its default, the same --scale is needed here.
 import itertools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
 from lca.experiment import command_line, extensions, packing
-from lca.report import formats, tables
-from lca.report.figures import FIGURES, draw
+from lca.report import formats, heatmaps, pivot, pivot_tables, requests, tables
+from lca.report.figures import FIGURES, Rows, draw
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,10 +38,11 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
-  reports = args.figure or args.tables
+  reports = args.heatmap or args.table or args.figure or args.tables
   if not (reports or args.pack):
     sys.exit(
-      'lca.report: error: nothing to report: give --figure, --tables or --pack'
+      'lca.report: error: nothing to report: give --heatmap, --table, '
+      '--figure, --tables or --pack'
     )
   if reports and packing.is_packed(args.workdir) and not args.output:
     sys.exit(
@@ -43,22 +50,35 @@ def main(argv: Sequence[str]) -> None:
       'cannot be written into: give --output=FOLDER'
     )
   prefix = f'{args.scale}/' if args.scale else ''
+  columns = int(args.columns)
   try:
+    heat_maps, grids = requests.from_flags(args)
+    if args.scale and not (args.figure or args.tables):
+      raise ValueError('--scale applies to --figure and --tables alone')
     extensions.load_files(args.load)
     # A packed sweep is unpacked once for everything that is reported.
     with packing.opened(args.workdir) as workdir:
       output = args.output and pathlib.Path(args.output).expanduser()
+      for request in heat_maps:
+        folder = output or workdir / 'figures'
+        filled = pivot.make(workdir, request)
+        panels, notes = heatmaps.draw(filled, request, folder, columns)
+        _print_figure(request.file, panels, notes, folder)
+      for request in grids:
+        folder = output or workdir / 'tables'
+        table = pivot_tables.make(pivot.make(workdir, request), request)
+        formats.write(table, folder)
+        print(formats.to_markdown(table))
+        print(f'wrote {folder}/{request.file}.{{md,csv,tex}}')
       if args.tables:
         for table in tables.make(workdir, prefix):
           formats.write(table, output or workdir / 'tables')
           print(formats.to_markdown(table))
         print(f'wrote {output or workdir / "tables"}')
       for name in itertools.chain.from_iterable(args.figure):
-        panels = draw(name, workdir, output or workdir / 'figures', prefix)
-        print(f'## {name}\n')
-        for title, rows in panels.items():
-          print(f'{title}\n\n{formats.markdown(rows)}\n')
-        print(f'wrote {output or workdir / "figures"}/{name}.{{png,svg,md}}')
+        folder = output or workdir / 'figures'
+        panels = draw(name, workdir, folder, prefix, columns)
+        _print_figure(name, panels, [], folder)
       if args.pack:
         packed, left_out = packing.pack(workdir, args.pack)
         print(
@@ -69,7 +89,23 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f'lca.report: error: {error}')
 
 
+def _print_figure(
+  name: str,
+  panels: Mapping[str, Rows],
+  notes: Sequence[str],
+  folder: pathlib.Path,
+) -> None:
+  """Prints the numbers of a figure and where it has been written."""
+  print(f'## {name}\n')
+  for title, rows in panels.items():
+    print(f'{title}\n\n{formats.markdown(rows)}\n')
+  for note in notes:
+    print(f'{note}\n')
+  print(f'wrote {folder}/{name}.{{png,svg,pdf,md}}')
+
+
 if __name__ == '__main__':
+  requests.define_flags()
   command_line.define_list(
     'figure',
     [],
@@ -92,5 +128,6 @@ if __name__ == '__main__':
   )
   command_line.define_load()
   flags.adopt_module_key_flags(command_line)
+  flags.adopt_module_key_flags(requests)
   flags.mark_flags_as_required(['workdir'])
   app.run(main)

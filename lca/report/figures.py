@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from lca import models
 from lca.experiment import packing
 from lca.registry import Registry
-from lca.report import formats, tables
+from lca.report import formats, style, tables
 from lca.report.runs import Lines, evaluated, read_lines
 from lca.stacked.trees import layer_names
 
@@ -42,8 +42,8 @@ def _natural(text: str) -> tuple[float, str]:
 def accuracy(axes: Axes, lines: Lines) -> Rows:
   """Draws test accuracy by round: the mean of the seeds, their range shaded."""
   rows = [('', 'final', 'last 10', 'best')]
-  for name in sorted(lines, key=_natural):
-    curves = _curves(axes, name, lines[name], 'test_accuracy')
+  for place, name in enumerate(sorted(lines, key=_natural)):
+    curves = _curves(axes, name, lines[name], 'test_accuracy', place)
     numbers = curves[:, -1], curves[:, -10:].mean(1), curves.max(1)
     rows.append((name, *map(_with_range, numbers)))
   axes.set(ylim=(0, 1))
@@ -53,10 +53,10 @@ def accuracy(axes: Axes, lines: Lines) -> Rows:
 def losses(axes: Axes, lines: Lines) -> Rows:
   """Draws the test loss of an operator's variants by round, as `accuracy`."""
   rows = [('', 'final', 'last 10', 'lowest', 'slope of the last 10')]
-  for color, variant in enumerate(tables.VARIANTS):
+  for place, variant in enumerate(tables.VARIANTS):
     if variant in lines:
       name, runs = variant.replace('_', ' '), lines[variant]
-      curves = _curves(axes, name, runs, 'test_loss', color=f'C{color}')
+      curves = _curves(axes, name, runs, 'test_loss', place)
       numbers = (
         curves[:, -1],
         curves[:, -10:].mean(1),
@@ -67,24 +67,15 @@ def losses(axes: Axes, lines: Lines) -> Rows:
   return rows
 
 
-def _curves(axes, name, runs, column, color=None):
+def _curves(axes, name, runs, column, place):
   """Draws one line, and returns its values, `[seeds, evaluations]`."""
   runs = [evaluated(run) for run in runs]
   rounds = runs[0]['round']
   curves = np.stack([run[column] for run in runs])
-  (line,) = axes.plot(
-    rounds, curves.mean(0), label=name, linewidth=1.2, color=color
-  )
-  axes.fill_between(
-    rounds,
-    curves.min(0),
-    curves.max(0),
-    color=line.get_color(),
-    alpha=0.2,
-    linewidth=0,
-  )
+  (line,) = axes.plot(rounds, curves.mean(0), label=name, **style.line(place))
+  if len(runs) > 1:
+    style.band(axes, rounds, curves.min(0), curves.max(0), line.get_color())
   axes.set(xlabel='round', ylabel=column.replace('_', ' '))
-  axes.legend(frameon=False, fontsize='small')
   return curves
 
 
@@ -110,11 +101,10 @@ def pilot(axes: Axes, lines: Lines) -> Rows:
     for layer in PILOT_LAYERS:
       # [seeds, rounds]
       norms = np.stack([run[f'norm/{layer}'] for run in runs])
-      axes.plot(runs[0]['round'], norms[0], label=layer, linewidth=1)
+      axes.plot(runs[0]['round'], norms[0], label=layer)
       deviation = f'{norms.std(1).mean():.4f}'
       rows.append((layer, f'{norms.mean():.4f}', deviation))
   axes.set(xlabel='round', ylabel='normalised norm')
-  axes.legend(frameon=False, fontsize='small')
   return rows
 
 
@@ -141,7 +131,9 @@ def factors(axes: Axes, lines: Lines) -> Rows:
     means, variances = values.mean((0, 1)), values.var(1).mean(0)
     layers = [name.removeprefix('factor/params/') for name in names]
     places = np.arange(len(layers))
-    axes.bar(places, means, yerr=variances, capsize=3, color='tab:blue')
+    axes.bar(
+      places, means, yerr=variances, capsize=3, color=style.line(0)['color']
+    )
     axes.set_xticks(places, layers, rotation=60, ha='right')
     for layer, mean, variance in zip(layers, means, variances, strict=True):
       rows.append((layer, f'{mean:.4f}', f'{variance:.2g}'))
@@ -164,11 +156,10 @@ def heat_map(axes: Axes, lines: Lines) -> Rows:
   for (attack, rule), runs in zip(pairs, lines.values(), strict=True):
     last = [evaluated(run)['test_accuracy'][-1] for run in runs]
     scores[attacks.index(attack), rules.index(rule)] = np.mean(last)
-  axes.imshow(scores, vmin=0, vmax=1, cmap='RdYlGn', aspect='auto')
-  axes.set_xticks(range(len(rules)), rules, rotation=45, ha='right')
-  axes.set_yticks(range(len(attacks)), attacks)
-  for (row, column), score in np.ndenumerate(scores):
-    axes.text(column, row, f'{score:.2f}', ha='center', va='center', size=6)
+  texts = [['' if np.isnan(x) else f'{x:.2f}' for x in row] for row in scores]
+  image, _ = style.cells(axes, scores, texts, (0, 1))
+  style.name_cells(axes, attacks, rules, style.width() - 2)
+  axes.figure.colorbar(image, ax=axes, label='test accuracy', aspect=30)
   return [
     ('', *rules),
     *(
@@ -203,7 +194,9 @@ def sizes(axes: Axes, layers: Mapping[str, int]) -> Rows:
   """Draws the parameters of each layer, the largest layer first."""
   names = sorted(layers, key=lambda name: -layers[name])
   total = sum(layers.values())
-  axes.bar(range(len(names)), [layers[n] for n in names], color='tab:blue')
+  axes.bar(
+    range(len(names)), [layers[n] for n in names], color=style.line(0)['color']
+  )
   axes.set(yscale='log', ylabel='parameters')
   if len(names) <= LARGEST:
     labels = [name.removeprefix('params/') for name in names]
@@ -222,8 +215,8 @@ def sizes(axes: Axes, layers: Mapping[str, int]) -> Rows:
 
 # Figures of several panels.
 
-COLUMNS = 3
-"""The largest number of panels side by side."""
+PANEL_WIDTH = 2.3
+"""The smallest width of a panel, in inches."""
 
 Drawn = tuple[Figure, dict[str, Rows]]
 """A figure, and the numbers of its panels by title."""
@@ -235,19 +228,19 @@ class Spec(NamedTuple):
   Attributes:
     panels: the group of each panel, by the panel's title.
     draw: draws one panel from what `read` returned, and returns its numbers.
-    size: width and height of one panel, in inches.
+    height: of one panel, in inches.
     read: reads a group of a workdir. A panel is left out if `read` returns
       nothing for its group.
   """
 
   panels: Mapping[str, str]
   draw: Callable[[Axes, Any], Rows]
-  size: tuple[float, float] = (4.5, 3.4)
+  height: float = 2.6
   read: Callable[[pathlib.Path, str], Any] = read_lines
 
   def __call__(self, name: str, workdir: pathlib.Path, prefix: str) -> Drawn:
     """Draws the figure; see `lca.report.figures.draw` for the arguments."""
-    panels, draw_panel, (width, height), read = self
+    panels, draw_panel, height, read = self
     if prefix and read is layer_sizes:
       raise ValueError(
         f'{name} shows networks, not runs {prefix}...: leave out --scale'
@@ -258,16 +251,15 @@ class Spec(NamedTuple):
     }
     if not contents:
       raise ValueError(f'{workdir} holds no finished run of {name}')
-    columns = min(len(contents), COLUMNS)
+    columns = min(len(contents), int(style.width() / PANEL_WIDTH))
     rows = -(-len(contents) // columns)
-    figure = Figure(
-      figsize=(width * columns, height * rows), layout='constrained'
-    )
+    figure = Figure(figsize=(style.width(), height * rows))
     numbers = {}
     for place, (title, content) in enumerate(contents.items(), start=1):
       axes = figure.add_subplot(rows, columns, place)
       numbers[title] = draw_panel(axes, content)
-      axes.set_title(title, fontsize='medium')
+      axes.set_title(title)
+    style.place_legends(figure)
     return figure, numbers
 
 
@@ -286,7 +278,7 @@ _FIG6 = {
 
 FIGURES |= {
   'attacks': Spec(
-    {'test accuracy, 3 Byzantine of 15': 'attacks'}, heat_map, (7, 6)
+    {'test accuracy, 3 Byzantine of 15': 'attacks'}, heat_map, 5.2
   ),
   'legato_iid_none': Spec({'IID, no attack': 'iid_none'}, accuracy),
   'legato_2': Spec({'mean, 4 Gaussian attackers of 25': 'fig2'}, accuracy),
@@ -322,15 +314,21 @@ FIGURES |= {
 
 
 def draw(
-  name: str, workdir: pathlib.Path, output: pathlib.Path, prefix: str = ''
+  name: str,
+  workdir: pathlib.Path,
+  output: pathlib.Path,
+  prefix: str = '',
+  columns: int = 2,
 ) -> dict[str, Rows]:
   """Draws a figure, and writes it and its numbers.
 
   Args:
     name: a key of `FIGURES`.
     workdir: directory of a sweep, or a packed sweep.
-    output: folder for `NAME.png`, `NAME.svg` and, with the numbers, `NAME.md`.
+    output: folder for `NAME.png`, `NAME.svg`, `NAME.pdf` and, with the numbers,
+      `NAME.md`.
     prefix: text before the groups in the runs' names, such as `'reduced/'`.
+    columns: columns of a paper that the figure spans: 1 or 2.
 
   Returns:
     The numbers of the panels, by their titles.
@@ -341,11 +339,9 @@ def draw(
       paper); or there is a prefix, but the figure reads no runs.
   """
   make = FIGURES.find(name)
-  with packing.opened(workdir) as folder:
+  with packing.opened(workdir) as folder, style.applied(columns):
     figure, numbers = make(name, folder, prefix)
-  output.mkdir(parents=True, exist_ok=True)
-  figure.savefig(output / f'{name}.png', dpi=150)
-  figure.savefig(output / f'{name}.svg')
+    style.save(figure, output, name)
   parts = [
     f'### {title}\n\n{formats.markdown(rows)}'
     for title, rows in numbers.items()

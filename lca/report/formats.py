@@ -19,6 +19,9 @@ class Number(NamedTuple):
     best: True if the mean of `values` is the best, and is set in bold.
     paper_best: True if `paper` is the paper's best number, and is set in bold.
     digits: the number of digits after the decimal point.
+    tied: True if the mean is not significantly worse than the best, which is
+      set in italics, and underlined in LaTeX.
+    note: what stands in brackets behind the number, such as an attack's name.
   """
 
   values: Sequence[float]
@@ -26,6 +29,8 @@ class Number(NamedTuple):
   best: bool = False
   paper_best: bool = False
   digits: int = 3
+  tied: bool = False
+  note: str = ''
 
   @property
   def mean(self) -> float | None:
@@ -38,26 +43,37 @@ class Number(NamedTuple):
     several = len(self.values) > 1
     return float(np.std(self.values, ddof=1)) if several else None
 
-  def text(self, plus_minus: str, bold: Callable[[str], str]) -> str:
+  def text(
+    self,
+    plus_minus: str,
+    bold: Callable[[str], str],
+    tied: Callable[[str], str] = str,
+    note: Callable[[str], str] = str,
+  ) -> str:
     """Returns the cell's text, such as `0.900 ± 0.141 (0.491)`.
 
     Args:
       plus_minus: sign between the mean and the deviation.
       bold: sets a text in bold.
+      tied: marks a text as not significantly worse than the best.
+      note: escapes the special characters of a note.
 
     Returns:
       The mean, the deviation if there are several seeds, and in brackets the
-      paper's number. Numbers that are None are left out.
+      paper's number and the note. Numbers that are None are left out.
     """
     parts = []
     if self.mean is not None:
       ours = f'{self.mean:.{self.digits}f}'
       if self.deviation is not None:
         ours += f' {plus_minus} {self.deviation:.{self.digits}f}'
-      parts.append(bold(ours) if self.best else ours)
+      mark = bold if self.best else tied if self.tied else str
+      parts.append(mark(ours))
     if self.paper is not None:
       printed = f'{self.paper:.{self.digits}f}'
       parts.append(f'({bold(printed) if self.paper_best else printed})')
+    if self.note:
+      parts.append(f'({note(self.note)})')
     return ' '.join(parts)
 
 
@@ -91,7 +107,9 @@ def to_markdown(table: Table) -> str:
   """Returns the table as Markdown, with its title and notes."""
   rows = [
     [
-      cell.text('±', '**{}**'.format) if isinstance(cell, Number) else cell
+      cell.text('±', '**{}**'.format, '*{}*'.format)
+      if isinstance(cell, Number)
+      else cell
       for cell in row
     ]
     for row in table.rows
@@ -110,37 +128,49 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def to_csv(table: Table) -> str:
   """Returns the table as CSV.
 
-  A column of Numbers becomes three columns: `NAME` for the mean,
-  `NAME_deviation` and `NAME_paper`. Missing numbers are empty entries.
+  A column of Numbers becomes four columns: `NAME` for the mean,
+  `NAME_deviation`, `NAME_paper` and `NAME_note`. Those of the paper and of the
+  notes are left out where the table has none. Missing numbers are empty
+  entries.
   """
+  numbers = [x for row in table.rows for x in row if isinstance(x, Number)]
+  printed = any(number.paper is not None for number in numbers)
+  noted = any(number.note for number in numbers)
   names = []
   for title, cell in zip(table.header, table.rows[0], strict=True):
     name = title.replace(' ', '_')
     names.append(name)
     if isinstance(cell, Number):
-      names += [f'{name}_deviation', f'{name}_paper']
+      names.append(f'{name}_deviation')
+      names += [f'{name}_paper'] * printed + [f'{name}_note'] * noted
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(names)
   for row in table.rows:
     values = []
     for cell in row:
-      number = isinstance(cell, Number)
-      values += [cell.mean, cell.deviation, cell.paper] if number else [cell]
+      if isinstance(cell, Number):
+        values += [cell.mean, cell.deviation]
+        values += [cell.paper] * printed + [cell.note] * noted
+      else:
+        values.append(cell)
     writer.writerow(values)
   return text.getvalue()
 
 
 def to_latex(table: Table) -> str:
-  """Returns a floating LaTeX table, as wide as the text.
+  """Returns a floating LaTeX table with the label `tab:NAME`.
 
-  The document needs the package graphicx.
+  A table that is wider than a line is scaled down to it. The document needs the
+  packages booktabs and graphicx.
   """
   kinds = (isinstance(cell, Number) for cell in table.rows[0])
   columns = ''.join('r' if number else 'l' for number in kinds)
   rows = [
     [
-      cell.text(r'$\pm$', r'\textbf{{{}}}'.format)
+      cell.text(
+        r'$\pm$', r'\textbf{{{}}}'.format, r'\underline{{{}}}'.format, _escaped
+      )
       if isinstance(cell, Number)
       else _escaped(cell)
       for cell in row
@@ -152,13 +182,14 @@ def to_latex(table: Table) -> str:
     r'\begin{table}',
     r'\centering\footnotesize',
     rf'\caption{{{_escaped(table.title)}}}',
-    r'\resizebox{\textwidth}{!}{',
+    rf'\label{{tab:{table.name}}}',
+    r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%',
     rf'\begin{{tabular}}{{{columns}}}',
-    r'\hline',
+    r'\toprule',
     header,
-    r'\hline',
+    r'\midrule',
     *body,
-    r'\hline',
+    r'\bottomrule',
     r'\end{tabular}}',
     *(rf'\par {_escaped(note)}' for note in table.notes),
     r'\end{table}',

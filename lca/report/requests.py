@@ -1,0 +1,184 @@
+"""Reads which heat maps and tables a command line asks for."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from lca.experiment import command_line
+from lca.registry import unknown
+
+
+class Request(NamedTuple):
+  """A grid of cells to fill with the finished runs of a sweep.
+
+  A key is a column of `lca.report.rows`, such as `aggregator`, `data.alpha` or
+  `attack.num_byzantine`.
+
+  Attributes:
+    rows: the key whose values are the grid's rows.
+    columns: the key whose values are its columns.
+    value: the metric in the cells, a column of `lca.report.rows`.
+    panels: a key for each of whose values there is a grid; None is one grid.
+    worst_over: keys of which each cell takes the worst value.
+    best: keys of which each cell takes the best value.
+    choose: keys whose value is chosen by the validation accuracy.
+    where: the values, as texts, that a run must have, by key.
+    name: of the files, without a suffix; '' names them by the request.
+  """
+
+  rows: str
+  columns: str
+  value: str
+  panels: str | None = None
+  worst_over: tuple[str, ...] = ()
+  best: tuple[str, ...] = ()
+  choose: tuple[str, ...] = ()
+  where: Mapping[str, Sequence[str]] = {}
+  name: str = ''
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    """The keys that tell cells apart."""
+    panels = (self.panels,) if self.panels else ()
+    return (*panels, self.rows, self.columns)
+
+  @property
+  def file(self) -> str:
+    """The name of the files, without a suffix."""
+    if self.name:
+      return self.name
+    parts = [self.value, 'by', *self.axes]
+    for word, keys in (
+      ('worst', self.worst_over),
+      ('best', self.best),
+      ('chosen', self.choose),
+    ):
+      parts += [word, *keys] if keys else []
+    return '_'.join(parts).replace('/', '.')
+
+
+def define_flags() -> None:
+  """Defines the flags of heat maps and tables by config keys."""
+  command_line.define_list(
+    'heatmap',
+    [],
+    'x:KEY,y:KEY,value:METRIC, and if wanted panels:KEY and name:FILE. Draws a '
+    'heat map of the runs by any keys of their configs.',
+  )
+  command_line.define_list(
+    'table',
+    [],
+    'rows:KEY,columns:KEY,value:METRIC, and if wanted name:FILE. Writes a '
+    'table of the runs by any keys of their configs.',
+  )
+  flags.DEFINE_multi_string(
+    'where',
+    [],
+    'KEY=VALUE. Heat maps and tables take the runs alone that have this value. '
+    'May be repeated: a run has one of the values given for each key.',
+  )
+  for name, text in (
+    ('worst_over', 'Keys, such as attack, of which each cell takes the worst.'),
+    ('best', 'Keys, such as aggregator, of which each cell takes the best.'),
+    (
+      'choose',
+      'Keys, such as client.learning_rate, whose value is chosen by the '
+      'validation accuracy under the worst attack.',
+    ),
+  ):
+    flags.DEFINE_list(name, [], text)
+  flags.DEFINE_alias('worst-over', 'worst_over')
+  flags.DEFINE_enum(
+    'columns',
+    '2',
+    ['1', '2'],
+    'Columns of a paper that figures span: 1 is 3.5 inches, 2 are 7.16.',
+  )
+
+
+def from_flags(args: flags.FlagValues) -> tuple[list[Request], list[Request]]:
+  """Returns the heat maps and the tables that the flags ask for.
+
+  Raises:
+    ValueError: a flag's value is malformed, or a flag would change nothing.
+  """
+  shared = {
+    'worst_over': tuple(args.worst_over),
+    'best': tuple(args.best),
+    'choose': tuple(args.choose),
+    'where': _conditions(args.where),
+  }
+  heat_maps, tables = [], []
+  for parts in args.heatmap:
+    given = _parts('heatmap', parts, ('x', 'y', 'value'), ('panels', 'name'))
+    given |= {'columns': given.pop('x'), 'rows': given.pop('y')}
+    heat_maps.append(_checked(Request(**given, **shared)))
+  for parts in args.table:
+    given = _parts('table', parts, ('rows', 'columns', 'value'), ('name',))
+    tables.append(_checked(Request(**given, **shared)))
+  if not heat_maps and not tables:
+    for name, value in shared.items():
+      if value:
+        raise ValueError(
+          f'--{name} applies to --heatmap and --table alone: give one of them'
+        )
+  if args['columns'].present and not heat_maps and not args.figure:
+    raise ValueError('--columns applies to --heatmap and --figure alone')
+  return heat_maps, tables
+
+
+def _parts(
+  flag: str,
+  parts: Sequence[str],
+  required: Sequence[str],
+  optional: Sequence[str],
+) -> dict[str, str]:
+  """Reads texts such as `x:aggregator.f`."""
+  form = ','.join(f'{part}:{part.upper()}' for part in required)
+  given: dict[str, str] = {}
+  for text in parts:
+    part, _, key = text.partition(':')
+    if part not in (*required, *optional):
+      known = {'part': [*required, *optional]}
+      raise ValueError(f'--{flag}: {unknown("part", part, known)}')
+    if not key or part in given:
+      wrong = 'is given twice' if part in given else 'has no value'
+      raise ValueError(f'--{flag}: {part} {wrong}; the form is {form}')
+    given[part] = key
+  if lacking := [part for part in required if part not in given]:
+    raise ValueError(f'--{flag} lacks {", ".join(lacking)}; the form is {form}')
+  return given
+
+
+def _conditions(texts: Sequence[str]) -> dict[str, list[str]]:
+  """Reads texts such as `data.alpha=0.1`."""
+  conditions: dict[str, list[str]] = {}
+  for text in texts:
+    key, equals, value = text.partition('=')
+    if not (key and equals):
+      raise ValueError(f'--where={text}: the form is --where=KEY=VALUE')
+    conditions.setdefault(key, []).append(value)
+  return conditions
+
+
+def _checked(request: Request) -> Request:
+  """Refuses a key that two parts of a request name."""
+  keys = (
+    *request.axes,
+    *request.worst_over,
+    *request.best,
+    *request.choose,
+  )
+  for key in keys:
+    if key == 'seed' or keys.count(key) > 1:
+      wrong = (
+        'cells are means over the seeds; --where=seed=N takes one of them'
+        if key == 'seed'
+        else 'it is given twice'
+      )
+      raise ValueError(
+        f'{key} cannot be an axis or a key of --worst_over, --best or '
+        f'--choose: {wrong}'
+      )
+  return request
