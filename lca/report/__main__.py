@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
       'cannot be written into: give --output=FOLDER'
     )
   prefix = f'{args.scale}/' if args.scale else ''
-  columns = int(args.columns)
+  columns = int(args.columns or 2)
   try:
     heat_maps, grids = requests.from_flags(args)
     if args.scale and not (args.figure or args.tables):

@@ -194,11 +194,15 @@ def sizes(axes: Axes, layers: Mapping[str, int]) -> Rows:
   """Draws the parameters of each layer, the largest layer first."""
   names = sorted(layers, key=lambda name: -layers[name])
   total = sum(layers.values())
+  named = len(names) <= LARGEST
   axes.bar(
-    range(len(names)), [layers[n] for n in names], color=style.line(0)['color']
+    range(len(names)),
+    [layers[name] for name in names],
+    width=0.8 if named else 1,  # hundreds of bars stand without gaps
+    color=style.line(0)['color'],
   )
   axes.set(yscale='log', ylabel='parameters')
-  if len(names) <= LARGEST:
+  if named:
     labels = [name.removeprefix('params/') for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=60, ha='right')
   else:

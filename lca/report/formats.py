@@ -182,8 +182,8 @@ def to_latex(table: Table) -> str:
     r'\begin{table}',
     r'\centering\footnotesize',
     rf'\caption{{{_escaped(table.title)}}}',
-    rf'\label{{tab:{table.name}}}',
-    r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%',
+    rf'\label{{tab:{table.name.replace("_", "-")}}}',
+    r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{'
     rf'\begin{{tabular}}{{{columns}}}',
     r'\toprule',
     header,

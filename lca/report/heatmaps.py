@@ -114,7 +114,10 @@ def _figure(pivot: Pivot, request: Request) -> tuple[Figure, bool]:
       axes.set_yticks([])  # as in the panel to the left
     row_names = grid.rows
   figure.colorbar(
-    image, ax=figure.axes, label=request.value.replace('_', ' '), aspect=30
+    image,
+    ax=figure.axes,
+    label=request.value.replace('_', ' '),
+    aspect=max(10, 8 * height * down),
   )
   figure.draw_without_rendering()
   fits = all(

@@ -118,6 +118,8 @@ def make(workdir: str | os.PathLike, request: Request) -> Pivot:
   if request.choose:
     runs, chosen = choose(runs, request)
     notes += chosen
+    if not runs:
+      raise ValueError(f'--choose finds nothing to choose. {chosen[-1]}')
   _check_value(runs, request)
   return _filled(runs, request, notes)
 
@@ -133,7 +135,11 @@ def _filtered(runs: Sequence[Run], request: Request) -> list[Run]:
     *request.where,
   ):
     if key not in known:
-      raise ValueError(unknown('config key', key, {'key': known}))
+      kinds = {'differ between the runs': [], 'are the same in all runs': []}
+      for each in known:
+        same = len({show(run.about.get(each)) for run in runs}) == 1
+        kinds[[*kinds][same]].append(each)
+      raise ValueError(unknown('config key', key, kinds))
   for key, texts in request.where.items():
     there = {show(run.about.get(key)) for run in runs}
     wanted = {text if text in there else _number(text) for text in texts}

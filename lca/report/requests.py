@@ -91,9 +91,10 @@ def define_flags() -> None:
   flags.DEFINE_alias('worst-over', 'worst_over')
   flags.DEFINE_enum(
     'columns',
-    '2',
+    None,
     ['1', '2'],
-    'Columns of a paper that figures span: 1 is 3.5 inches, 2 are 7.16.',
+    'Columns of a paper that figures span: 1 is 3.5 inches; 2, if not given, '
+    'are 7.16.',
   )
 
 
@@ -123,7 +124,7 @@ def from_flags(args: flags.FlagValues) -> tuple[list[Request], list[Request]]:
         raise ValueError(
           f'--{name} applies to --heatmap and --table alone: give one of them'
         )
-  if args['columns'].present and not heat_maps and not args.figure:
+  if args.columns and not heat_maps and not args.figure:
     raise ValueError('--columns applies to --heatmap and --figure alone')
   return heat_maps, tables
 

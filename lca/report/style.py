@@ -32,7 +32,7 @@ LINE = SMALL * 1.25
 """The height of a line of small text, in points."""
 
 _COLORS = [  # Okabe and Ito, without their yellow, which is too light on white
-  *('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
+  *('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 ]
 _DASHES = ['-', '--', '-.', ':']
 # 28 pairs: the lengths of both lists have no common factor.
@@ -67,6 +67,7 @@ def applied(columns: int) -> AbstractContextManager[None]:
       'ytick.labelsize': SMALL,
       'legend.fontsize': SMALL,
       'legend.frameon': False,
+      'legend.handlelength': 2.8,  # shows a whole pattern of dashes
       'axes.prop_cycle': cycler(
         **{key: [pair[key] for pair in _PAIRS] for key in _PAIRS[0]}
       ),
@@ -131,7 +132,7 @@ def text_width(text: str) -> float:
 
 def _legend_columns(labels: Sequence[str], inches: float) -> int:
   """Returns how many entries of a legend fit side by side."""
-  entry = max(map(text_width, labels)) + 5 * SMALL / 72  # with its line
+  entry = max(map(text_width, labels)) + 6 * SMALL / 72  # with its line
   return min(len(labels), max(1, int(inches / entry)))
 
 
@@ -160,6 +161,9 @@ def cells(
     cmap=MAP,
     aspect='auto',
   )
+  for axis, count in zip((axes.yaxis, axes.xaxis), scores.shape, strict=True):
+    axis.set_ticks(np.arange(1, count) - 0.5, minor=True)
+  axes.grid(which='minor', color='white', linewidth=0.8)
   drawn = []
   for (row, column), score in np.ndenumerate(scores):
     first, *others = texts[row][column].split('\n')
@@ -201,7 +205,7 @@ def name_cells(
   short = max(map(text_width, columns)) * len(columns) <= inches
   axes.set_xticks(range(len(columns)), columns, **({} if short else slanted))
   axes.set_yticks(range(len(rows)), rows)
-  axes.tick_params(length=0)
+  axes.tick_params(which='both', length=0)
 
 
 def _contrasting(image: AxesImage, score: float) -> str:

@@ -53,7 +53,7 @@ def test_accuracies_by_line_over_seeds(tmp_path):
   # 2, 4, ..., 20, average 0.2 * 11 / 20 -+ 0.1.
   assert table[1][1] == '0.200 (0.100 to 0.300)'
   assert table[1][2] == '0.110 (0.010 to 0.210)'
-  for suffix in ('png', 'svg', 'md'):
+  for suffix in ('png', 'svg', 'pdf', 'md'):
     assert (tmp_path / 'figures' / f'legato_5.{suffix}').stat().st_size > 100
 
 
@@ -192,7 +192,7 @@ def test_test_losses_of_the_variants(tmp_path):
       '-0.1000',
     ),
   ]
-  for suffix in ('png', 'svg', 'md'):
+  for suffix in ('png', 'svg', 'pdf', 'md'):
     assert (tmp_path / 'figures' / f'lca_4.{suffix}').stat().st_size > 100
   with pytest.raises(ValueError, match='no finished run of lca_3'):
     figures.draw('lca_3', tmp_path, tmp_path)

@@ -111,7 +111,7 @@ def test_the_commands(workdir, packed, tmp_path):
   ('arguments', 'message'),
   [
     (['--workdir={packed}', '--tables'], 'give --output=FOLDER'),
-    (['--workdir={tmp}'], 'nothing to report: give --figure, --tables or'),
+    (['--workdir={tmp}'], 'nothing to report: give --heatmap, --table'),
     (['--workdir={tmp}', '--pack={tmp}/a.zip'], 'no finished run to pack'),
     (['--workdir={tmp}/none.zip', '--pack={tmp}/a.zip'], 'No such file'),
   ],

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lca.experiment import packing
-from lca.report import figures, formats, runs, tables
+from lca.report import figures, formats, pivot, runs, tables
+from lca.report.requests import Request
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
 SCALES = {'tables': 'reduced/'}  # of the runs' names; others have none
@@ -71,6 +72,29 @@ def test_tables_from_the_packed_file():
     for path in (RESULTS / 'tables' / 'tables').iterdir()
   }
   assert texts == published
+
+
+def test_a_heat_map_by_config_keys_has_the_published_numbers():
+  request = Request('attack', 'aggregator', 'test_accuracy')
+  (grid,) = pivot.make(RESULTS / 'attacks.zip', request).panels.values()
+  cells = {
+    (attack, rule): f'{cell.number(1).mean:.3f}'
+    for attack, row in zip(grid.rows, grid.cells, strict=True)
+    for rule, cell in zip(grid.columns, row, strict=True)
+  }
+  text = (RESULTS / 'attacks' / 'figures' / 'attacks.md').read_text()
+  table = [
+    [entry.strip() for entry in line.strip('|').split('|')]
+    for line in text.splitlines()
+    if line.startswith('|')
+  ]
+  (_, *rules), _, *rows = table
+  assert cells == {
+    (attack, rule.replace(',', '+')): number
+    for attack, *numbers in rows
+    for rule, number in zip(rules, numbers, strict=True)
+  }
+  assert len(cells) == 176
 
 
 def test_accuracies_of_the_fashion_mnist_check():

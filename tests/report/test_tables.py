@@ -294,6 +294,12 @@ def check_latex(table):
   )
   assert begun == ended[::-1] == ['table', 'tabular']
   (columns,) = re.findall(r'\\begin{tabular}{([lr]+)}', text)
+  assert re.findall(r'\\(\w+rule)\b', text) == [
+    'toprule',
+    'midrule',
+    'bottomrule',
+  ]
+  assert rf'\label{{tab:{table.name.replace("_", "-")}}}' in text
   rows = [line for line in bare.splitlines() if line.endswith(r'\\')]
   assert len(rows) == 1 + len(table.rows)
   assert {row.count('&') for row in rows} == {len(columns) - 1}
@@ -318,7 +324,7 @@ def test_the_command_writes_all_formats(workdir, tmp_path):
   assert done.returncode == 0, done.stderr
   tables_of = by_name(workdir)
   names = [f'{n}.{s}' for n in tables_of for s in ('csv', 'md', 'tex')]
-  figures = [f'lca_5.{suffix}' for suffix in ('md', 'png', 'svg')]
+  figures = [f'lca_5.{suffix}' for suffix in ('md', 'pdf', 'png', 'svg')]
   written = sorted(path.name for path in tmp_path.iterdir())
   assert written == sorted(names + figures)
   text = (tmp_path / 'table3.md').read_text()
