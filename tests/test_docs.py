@@ -1,15 +1,15 @@
 """The pages for readers: their links, and the names and files in them."""
 
 import re
-import zipfile
 
 import processes
 import pytest
+from absl import flags
 
 from configs import common, digits, presets
 from lca.experiment import extensions, settings, sweep
 from lca.registry import Registry
-from lca.report import figures
+from lca.report import figures, requests
 
 ROOT = processes.ROOT
 PAGES = sorted(
@@ -92,13 +92,18 @@ def test_the_figure_of_the_guide(guide, monkeypatch):
   assert {*spec.panels.values()} <= groups
 
 
-def test_the_packed_file_of_the_guide():
+def test_the_heat_maps_and_tables_of_the_guide():
   text = (ROOT / 'docs' / 'running.md').read_text()
-  name, column = re.findall(r"ZipFile\('(.*?)'|\['(test_accuracy)'\]", text)
-  with zipfile.ZipFile(ROOT / name[0]) as packed:
-    assert {'metrics.csv', 'sweep.json'} <= {*packed.namelist()}
-    header = packed.open('metrics.csv').readline().decode().split(',')
-  assert {'run', column[1]} <= {*header}
+  commands = re.findall(
+    r'^python -m lca\.report (.*--(?:heatmap|table)=.*)', text, re.M
+  )
+  assert len(commands) == 4
+  for command in commands:
+    values = flags.FlagValues()
+    requests.define_flags(values)
+    values(['', *command.split()], known_only=True)
+    heat_maps, tables = requests.from_flags(values)
+    assert len(heat_maps) + len(tables) == 1
 
 
 def test_the_sweep_of_the_guide(guide):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lca.report.frames import Run
-from lca.report.groups import Group, check_seeds, group, show
+from lca.report.groups import Group, check_seeds, group, order, show
 from lca.report.requests import Request
 
 COLUMN = 'validation_accuracy'
@@ -47,36 +47,39 @@ def choose(
       f'{len(finished)} runs lack, such as {lacking[0].about["name"]}: set '
       'data.validation in the configs and run the sweep again'
     )
-  attacks = ('attack', *request.worst_over)
+  attacks = [*dict.fromkeys(('attack', *request.worst_over))]
   setting = [
     key
     for key in (*request.axes, *request.best)
     if key not in (*attacks, 'attack.name')
   ]
-  kept, chosen, left_out = [], [], []
+  kept, left_out = [], []
+  chosen: dict[Group, list[str]] = {}
   for values, of_setting in group(runs, setting).items():
-    where = ', '.join(map('{}={}'.format, setting, values))
     candidates = group(of_setting, request.choose)
     scores = _scores(candidates, request, setting, attacks)
     left_out += [
-      f'{_named(request, candidate)} where {where}'
-      for candidate in candidates.keys() - scores.keys()
+      f'{_named(request.choose, candidate)} where {_named(setting, values)}'
+      for candidate in candidates
+      if candidate not in scores
     ]
     if scores:
       best = max(scores, key=lambda candidate: scores[candidate])
       kept += candidates[best]
-      chosen.append(
-        f'{_named(request, best)} where {where} ({scores[best]:.3f})'
-      )
+      where = f'{", ".join(values)} ({scores[best]:.3f})'
+      chosen.setdefault(best, []).append(where)
   notes = [
-    'Chosen by the validation accuracy (in brackets) under the worst '
-    f'{" and ".join(attacks)}, the highest of any round of the mean over the '
-    f'seeds: {"; ".join(chosen) or "nothing"}.'
+    f'Chosen by the validation accuracy under the worst {" and ".join(attacks)}'
+    ', the highest of any round of the mean over the seeds, which is in '
+    f'brackets, for each {", ".join(setting)}:'
   ]
+  for values in sorted(chosen, key=lambda values: [*map(order, values)]):
+    where = '; '.join(chosen[values])
+    notes.append(f'{_named(request.choose, values)} for {where}.')
   if left_out:
     notes.append(
       'Not chosen from, because runs of them are missing or not finished: '
-      f'{"; ".join(sorted(left_out))}.'
+      f'{"; ".join(left_out)}.'
     )
   return kept, notes
 
@@ -116,6 +119,6 @@ def _scores(
   }
 
 
-def _named(request: Request, values: Group) -> str:
-  """Returns the chosen keys with their values."""
-  return ', '.join(map('{}={}'.format, request.choose, values))
+def _named(keys: Sequence[str], values: Group) -> str:
+  """Returns keys with their values as text."""
+  return ', '.join(map('{}={}'.format, keys, values))

@@ -1,6 +1,7 @@
 """Draws the grids of a request as heat maps."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,6 @@ from matplotlib.figure import Figure
 
 from lca.report import formats, style
 from lca.report.pivot import Cell, Grid, Pivot, better
-from lca.report.pivot_tables import conditions
 from lca.report.requests import Request
 
 Rows = list[Sequence[str]]
@@ -31,9 +31,7 @@ def draw(
   with style.applied(columns):
     figure, fits = _figure(pivot, request)
     style.save(figure, output, request.file)
-  notes = [*pivot.notes]
-  if request.where:
-    notes.insert(0, f'Only runs with {conditions(request)}.')
+  notes = [*request.notes, *pivot.notes]
   if not fits:
     notes.append(
       f'Texts of {style.SMALL} pt are wider than their cells: '
@@ -166,7 +164,7 @@ def _short(number: float) -> str:
 def _wrapped(name: str) -> list[str]:
   """Breaks a name after underscores into lines of about 10 characters."""
   lines = ['']
-  for part in name.replace('_', '_ ').replace('+', '+ ').split(' '):
+  for part in re.findall('[^_+]+[_+]*|[_+]+', name):
     if lines[-1] and len(lines[-1] + part) > 10:
       lines.append(part)
     else:

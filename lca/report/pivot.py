@@ -6,6 +6,7 @@ reduce them: `worst_over` and `best` take one of their values and name it, and
 `choose` takes one of them by the validation accuracy.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -30,11 +31,13 @@ class Cell(NamedTuple):
       has been reduced to.
     incomplete: True if `best` or `worst_over` had to leave out a value none of
       whose runs is finished.
+    choices: from how many values `best` and `worst_over` picked.
   """
 
   values: dict[int, float]
   picked: Group
-  incomplete: bool
+  incomplete: bool = False
+  choices: tuple[int, ...] = ()
 
   def number(self, seeds: int) -> Number:
     """Returns the cell for a table in which others have so many seeds."""
@@ -232,7 +235,7 @@ def _cell(runs: Sequence[Run], request: Request) -> Cell | None:
         for run in same
         if run.metrics is not None
       }
-      by_worst[worst] = Cell(values, (), False) if values else None
+      by_worst[worst] = Cell(values, ()) if values else None
     by_best[best] = _reduced(by_worst, min, request.value)
   return _reduced(by_best, max, request.value)
 
@@ -249,6 +252,7 @@ def _reduced(
   return cell._replace(
     picked=(*name, *cell.picked),
     incomplete=cell.incomplete or len(done) < len(cells),
+    choices=(len(cells), *cell.choices),
   )
 
 
@@ -257,13 +261,17 @@ def _gaps(panels: Mapping[str, Grid], seeds: int) -> Iterator[str]:
   cells = [c for grid in panels.values() for row in grid.cells for c in row]
   done = [cell for cell in cells if cell]
   if empty := len(cells) - len(done):
-    yield (
-      f'{empty} of {len(cells)} cells are empty: they have no finished run.'
-    )
+    yield f'Empty cells, which have no finished run: {empty} of {len(cells)}.'
   if fewer := sum(len(cell.values) < seeds for cell in done):
-    yield f'{fewer} cells have fewer than {seeds} finished seeds.'
+    yield f'Cells with fewer than {seeds} finished seeds: {fewer}.'
   if incomplete := sum(cell.incomplete for cell in done):
     yield (
-      f'{incomplete} cells, with a *, leave out values that have no finished '
-      'run yet.'
+      'Cells with a *, which leave out values that have no finished run yet: '
+      f'{incomplete}.'
+    )
+  choices = sorted({math.prod(cell.choices) for cell in done})
+  if len(choices) > 1:
+    yield (
+      f'The best or worst is one of {choices[0]} to {choices[-1]} '
+      'combinations: some cells have fewer runs than others.'
     )

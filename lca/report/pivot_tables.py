@@ -40,20 +40,9 @@ def make(pivot: Pivot, request: Request) -> Table:
       )
     else:
       notes[0] += ' A single seed allows no test of significance.'
-  for words, keys in (('best', request.best), ('worst', request.worst_over)):
-    if keys:
-      notes.append(f'In brackets the {words} {" and ".join(keys)}.')
-  if request.where:
-    notes.append(f'Only runs with {conditions(request)}.')
+  notes += [*request.notes, *pivot.notes]
   header = [f'{request.rows} / {request.columns}', *grid.columns]
-  return Table(request.file, title, header, rows, [*notes, *pivot.notes])
-
-
-def conditions(request: Request) -> str:
-  """Returns the conditions `request.where` as text."""
-  return ', '.join(
-    f'{key}={" or ".join(values)}' for key, values in request.where.items()
-  )
+  return Table(request.file, title, header, rows, notes)
 
 
 def _marked(

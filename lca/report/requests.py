@@ -57,26 +57,46 @@ class Request(NamedTuple):
       parts += [word, *keys] if keys else []
     return '_'.join(parts).replace('/', '.')
 
+  @property
+  def notes(self) -> list[str]:
+    """Sentences on which runs a grid shows, for the text below it."""
+    notes = []
+    if self.where:
+      conditions = [f'{k}={" or ".join(v)}' for k, v in self.where.items()]
+      notes.append(f'Only runs with {", ".join(conditions)}.')
+    picked = [f'the best {key}' for key in self.best]
+    picked += [f'the worst {key}' for key in self.worst_over]
+    if picked:
+      notes.append(f'Each cell is of, and names, {", then ".join(picked)}.')
+    return notes
 
-def define_flags() -> None:
-  """Defines the flags of heat maps and tables by config keys."""
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flags of heat maps and tables by config keys.
+
+  Args:
+    flag_values: the flags to which these are added.
+  """
   command_line.define_list(
     'heatmap',
     [],
     'x:KEY,y:KEY,value:METRIC, and if wanted panels:KEY and name:FILE. Draws a '
     'heat map of the runs by any keys of their configs.',
+    flag_values,
   )
   command_line.define_list(
     'table',
     [],
     'rows:KEY,columns:KEY,value:METRIC, and if wanted name:FILE. Writes a '
     'table of the runs by any keys of their configs.',
+    flag_values,
   )
   flags.DEFINE_multi_string(
     'where',
     [],
     'KEY=VALUE. Heat maps and tables take the runs alone that have this value. '
     'May be repeated: a run has one of the values given for each key.',
+    flag_values=flag_values,
   )
   for name, text in (
     ('worst_over', 'Keys, such as attack, of which each cell takes the worst.'),
@@ -87,14 +107,15 @@ def define_flags() -> None:
       'validation accuracy under the worst attack.',
     ),
   ):
-    flags.DEFINE_list(name, [], text)
-  flags.DEFINE_alias('worst-over', 'worst_over')
+    flags.DEFINE_list(name, [], text, flag_values=flag_values)
+  flags.DEFINE_alias('worst-over', 'worst_over', flag_values=flag_values)
   flags.DEFINE_enum(
     'columns',
     None,
     ['1', '2'],
     'Columns of a paper that figures span: 1 is 3.5 inches; 2, if not given, '
     'are 7.16.',
+    flag_values=flag_values,
   )
 
 

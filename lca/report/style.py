@@ -166,27 +166,22 @@ def cells(
   axes.grid(which='minor', color='white', linewidth=0.8)
   drawn = []
   for (row, column), score in np.ndenumerate(scores):
-    first, *others = texts[row][column].split('\n')
-    # Lines are stacked around the middle of the cell.
-    middle = LINE * len(others) / 2
-    for size, y, text in (
-      (SMALL + 1, middle, first),
-      (SMALL, -LINE / 2, '\n'.join(others)),
-    ):
-      if text:
-        drawn.append(
-          axes.annotate(
-            text,
-            (column, row),
-            xytext=(0, y),
-            textcoords='offset points',
-            ha='center',
-            va='center',
-            size=size,
-            linespacing=1.0,
-            color=_contrasting(image, score),
-          )
+    lines = texts[row][column].split('\n') if texts[row][column] else []
+    for place, text in enumerate(lines):
+      # The lines are stacked around the middle of the cell.
+      above = LINE * ((len(lines) - 1) / 2 - place)
+      drawn.append(
+        axes.annotate(
+          text,
+          (column, row),
+          xytext=(0, above),
+          textcoords='offset points',
+          ha='center',
+          va='center',
+          size=SMALL if place else SMALL + 1,
+          color=_contrasting(image, score),
         )
+      )
   return image, drawn
 
 

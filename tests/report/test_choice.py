@@ -54,9 +54,13 @@ def test_the_choice_is_that_of_the_worst_attack(workdir):
   # krum: 0.2, since min(0.6, 0.9) > min(0.8, 0.5). The choice is the same for
   # both attacks. median: 0.1, since min(0.5, 0.5) > min(0.5, 0.4).
   assert values == [[[0.8] * 2, [0.9] * 2], [[0.1] * 2, [0.2] * 2]]
-  (note,) = filled.notes
-  assert 'client.learning_rate=0.2 where aggregator=krum (0.600)' in note
-  assert 'client.learning_rate=0.1 where aggregator=median (0.500)' in note
+  assert filled.notes == [
+    'Chosen by the validation accuracy under the worst attack, the highest of '
+    'any round of the mean over the seeds, which is in brackets, for each '
+    'aggregator:',
+    'client.learning_rate=0.1 for median (0.500).',
+    'client.learning_rate=0.2 for krum (0.600).',
+  ]
 
 
 def test_a_cell_of_the_worst_attack_has_the_chosen_value(workdir):
@@ -78,15 +82,15 @@ def test_the_test_set_is_not_looked_at(workdir):
     rows = [f'{row.rpartition(",")[0]},0.123' for row in rows]
     file.write_text('\n'.join([header, *rows]) + '\n')
   assert header.endswith(',test_accuracy')
-  (note,) = pivot.make(workdir, REQUEST).notes
-  assert 'client.learning_rate=0.2 where aggregator=krum (0.600)' in note
+  *_, note = pivot.make(workdir, REQUEST).notes
+  assert note == 'client.learning_rate=0.2 for krum (0.600).'
 
 
 def test_a_value_with_an_unfinished_run_is_not_chosen(workdir):
   place = json.loads((workdir / 'sweep.json').read_text())['zero-0.2/krum/1']
   (workdir / place / 'summary.json').unlink()
-  chosen, left_out = pivot.make(workdir, REQUEST).notes
-  assert 'client.learning_rate=0.1 where aggregator=krum (0.500)' in chosen
+  _, chosen, left_out = pivot.make(workdir, REQUEST).notes
+  assert chosen == 'client.learning_rate=0.1 for krum (0.500); median (0.500).'
   assert left_out == (
     'Not chosen from, because runs of them are missing or not finished: '
     'client.learning_rate=0.2 where aggregator=krum.'
@@ -98,6 +102,16 @@ def test_a_sweep_without_a_validation_split_cannot_choose(tmp_path):
   sweep_files.write_run(tmp_path, 'g/krum/0', config)
   with pytest.raises(ValueError, match=r'such as g/krum/0: set data\.validat'):
     pivot.make(tmp_path, REQUEST)
+
+
+def test_nothing_to_choose_from_is_an_error(workdir):
+  for file in workdir.glob('*/summary.json'):
+    if json.loads((file.parent / 'config.json').read_text())['config']['seed']:
+      file.unlink()
+  with pytest.raises(
+    ValueError, match=r'nothing to choose\. Not chosen from, be'
+  ):
+    pivot.make(workdir, REQUEST)
 
 
 def test_other_keys_must_be_named(workdir):

@@ -63,13 +63,13 @@ def test_numbers_and_files(workdir, tmp_path):
     ('0.1', '0.255 ± 0.007', '0.505 ± 0.007', '0.755 ± 0.007'),
     ('1', '0.255 ± 0.007', '0.505 ± 0.007', ''),
   ]
-  assert notes == ['1 of 12 cells are empty: they have no finished run.']
+  assert notes == ['Empty cells, which have no finished run: 1 of 12.']
   for suffix in ('png', 'svg', 'pdf', 'md'):
     file = tmp_path / f'{REQUEST.file}.{suffix}'
     assert file.stat().st_size > 100
   text = file.read_text()
   assert '### aggregator=krum\n\n| data.alpha / aggregator.f | 1 |' in text
-  assert '1 of 12 cells are empty' in text
+  assert 'no finished run: 1 of 12' in text
 
 
 @pytest.mark.parametrize('columns', [1, 2])
@@ -105,6 +105,7 @@ def test_texts_that_do_not_fit_are_reported(workdir, tmp_path, drawn):
     panels=None, best=('aggregator',), columns='name', rows='aggregator.f'
   )
   _, notes = draw(workdir, tmp_path, request, columns=1)
+  assert notes[0] == 'Each cell is of, and names, the best aggregator.'
   assert (
     'Texts of 7 pt are wider than their cells: use --columns=2' in notes[-1]
   )

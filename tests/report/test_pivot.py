@@ -189,8 +189,8 @@ def test_unfinished_runs_are_counted(workdir):
   assert cell.number(filled.seeds).note == 'n=1 of 2'
   assert median.cells[1] == [median.cells[1][0], None]
   assert filled.notes == [
-    '1 of 8 cells are empty: they have no finished run.',
-    '1 cells have fewer than 2 finished seeds.',
+    'Empty cells, which have no finished run: 1 of 8.',
+    'Cells with fewer than 2 finished seeds: 1.',
   ]
   # The worst of what is finished is marked.
   filled = pivot.make(workdir, F_BY_RULE._replace(worst_over=('attack',)))
@@ -199,8 +199,18 @@ def test_unfinished_runs_are_counted(workdir):
   assert cell.picked == ('alie',) and cell.incomplete
   assert cell.number(2).note == 'alie*'
   assert filled.notes == [
-    '1 cells, with a *, leave out values that have no finished run yet.'
+    'Cells with a *, which leave out values that have no finished run yet: 1.'
   ]
+
+
+def test_a_worst_of_fewer_attacks_is_told(workdir):
+  config = {'aggregator.name': 'caf', 'aggregator.f': 1, 'attack.name': 'alie'}
+  sweep_files.write_run(workdir, 'more/caf/0', config)
+  filled = pivot.make(workdir, F_BY_RULE._replace(worst_over=('attack',)))
+  assert filled.notes[-1] == (
+    'The best or worst is one of 1 to 2 combinations: some cells have fewer '
+    'runs than others.'
+  )
 
 
 def test_runs_without_a_config_are_counted(workdir):

@@ -113,7 +113,7 @@ def test_the_worst_attack_and_the_conditions_are_named(tmp_path):
   table = make(tmp_path, request)
   assert '0.250 (label_flipping)' in formats.to_markdown(table)
   assert r'0.250 (label\_flipping)' in formats.to_latex(table)
-  assert 'In brackets the worst attack.' in table.notes
+  assert 'Each cell is of, and names, the worst attack.' in table.notes
   assert 'Only runs with aggregator=krum.' in table.notes
 
 
