@@ -62,6 +62,7 @@ ROOMS = {
     *WORDS,
     'lca.experiment.command_line',
     'lca.experiment.extensions',
+    'lca.experiment.forensics',
     'lca.experiment.identity',
     'lca.experiment.index',
     'lca.experiment.packing',

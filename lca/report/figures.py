@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from lca import models
 from lca.experiment import packing
 from lca.registry import Registry
-from lca.report import formats, style, tables
+from lca.report import formats, layers, style, tables
 from lca.report.runs import Lines, evaluated, read_lines
 from lca.stacked.trees import layer_names
 
@@ -303,6 +303,16 @@ FIGURES |= {
     {'CNN': 'cnn', 'EfficientNet-B0': 'efficientnet_b0'},
     sizes,
     read=layer_sizes,
+  ),
+  'layers_entered': Spec(
+    {
+      'layerwise Krum': 'forensics/layerwise_krum',
+      'layerwise cosine Krum': 'forensics/layerwise_cosine_krum',
+      'the same without its clip': 'forensics/layerwise_cosine_krum_noclip',
+    },
+    layers.entered,
+    3.0,
+    read=layers.read_evidence,
   ),
 }
 # The layerwise cosine paper's Figures 3 to 8 show the test losses behind its
