@@ -29,6 +29,24 @@ def config(presets='layerwise_cosine_krum,label_flipping', **changes):
   return config
 
 
+def tiny(rule, **changes):
+  """Returns the config of a run of one round that is as small as can be.
+
+  Args:
+    rule: presets, separated by commas.
+    **changes: values of keys, such as `num_rounds=4`.
+  """
+  config = digits.get_config(rule).unlock()
+  small = {
+    'num_rounds': 1,
+    'model.features': (2,),
+    'model.hidden': (4,),
+    'client.local_epochs': 1,
+  }
+  config.update_from_flattened_dict(small | changes)
+  return config
+
+
 def event_steps(workdir, tag):
   """Returns the steps of a scalar in the event files, which are TFRecords."""
   steps = []

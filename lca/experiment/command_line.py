@@ -36,13 +36,18 @@ def define_list(
   )
 
 
-def define_load() -> None:
-  """Defines the flag --load, whose files `extensions.load_files` executes."""
+def define_load(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flag --load, whose files `extensions.load_files` executes.
+
+  Args:
+    flag_values: the flags to which the new flag is added.
+  """
   flags.DEFINE_multi_string(
     'load',
     [],
     'A Python file that is executed first, so that the rules, attacks, models '
     'and data that it registers are known. May be repeated.',
+    flag_values=flag_values,
   )
 
 
@@ -74,7 +79,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
   to_parse: list[str] = []
   for argument in arguments:
     match = _FLAG.fullmatch(argument)
-    if match and match[2] == 'None' and _value(config, match[1]) is None:
+    if match and match[2] == 'None' and value_of(config, match[1]) is None:
       to_parse = [each for each in to_parse if keys_of([each]) != [match[1]]]
     else:
       to_parse.append(argument)
@@ -91,7 +96,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     raise ValueError(str(error).strip().splitlines()[-1]) from None
 
 
-def _value(config: ConfigDict, key: str) -> Any:
+def value_of(config: ConfigDict, key: str) -> Any:
   """Returns the value of a key such as 'data.name'."""
   return functools.reduce(ConfigDict.__getitem__, key.split('.'), config)
 
@@ -115,7 +120,7 @@ def set_key(config: ConfigDict, key: str, value: str) -> None:
   """
   check_key(config, key)
   *path, last = key.split('.')
-  section = _value(config, '.'.join(path)) if path else config
+  section = value_of(config, '.'.join(path)) if path else config
   kind = section.get_type(last)
   try:
     override(config, [f'--config.{key}={value}'])

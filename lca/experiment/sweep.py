@@ -1,51 +1,49 @@
 """Runs many configs, each in a directory of its own.
 
+    python -m lca.sweep --config=configs/digits.py --workdir=runs/grid \
+--grid='krum,median x none,alie x aggregator.f=1,2' --seeds=0,1 --jobs=2
     python -m lca.sweep --config=configs/legato_figures.py --workdir=runs/legato
-    python -m lca.sweep ... --only='fig5,krum|legato' --seeds=0,1 --jobs=2
+    python -m lca.sweep ... --only='fig5,krum|legato' --dry-run
     python -m lca.sweep ... --packed=legato.zip
 
-A sweep is a Python file whose `get_runs()` returns configs by name, such as
-`'fig5/krum'`. If the file has several sizes, --scale=SCALE chooses one, and
+With --grid the config is a setting, as of `main.py`, and the sweep's runs are
+all combinations of the grid (see `lca.experiment.grid`). Without it the config
+is a Python file whose `get_runs()` returns configs by name, such as
+`'fig5/krum'`. If that file has several sizes, --scale=SCALE chooses one, and
 `get_runs(SCALE)` is called.
 
 The directory of a run is named by what its config computes (see
 `lca.experiment.identity`), so that two names of the same run share a directory.
-`WORKDIR/sweep.json` holds the directory of each name. Finished runs are
-skipped, stopped runs go on, and failed runs are tried once more at the end.
+`WORKDIR/sweep.json` holds the directory of each name. Configs are checked
+before any run starts. Finished runs are skipped, and stopped runs go on. Runs
+that fail are tried once more at the end, unless they would fail again.
 
 --packed starts from the finished runs in a file of `lca.report --pack`. The
 runs that the workdir lacks are put there first, and are not run again.
 """
 
-import concurrent.futures
-import contextlib
 import copy
+import functools
 import inspect
 import itertools
-import multiprocessing
 import os
 import pathlib
-import queue
 import re
-import shutil
 import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from lca.experiment import (
   command_line,
   extensions,
+  grid,
   host,
+  jobs,
+  outlook,
   packing,
-  rundir,
-  train,
 )
-from lca.experiment.index import record
 
 
 def load(
@@ -65,12 +63,44 @@ def load(
     raise ValueError(f'there is no sweep {path}')
   module = extensions.load_file(path)
   if not hasattr(module, 'get_runs'):
-    raise ValueError(f'{path} is no sweep: it has no get_runs()')
+    setting = '; it is a setting, which needs a --grid'
+    raise ValueError(
+      f'{path} is no sweep: it has no get_runs()'
+      + (setting if hasattr(module, 'get_config') else '')
+    )
   if scale is None:
     return extensions.call(module, 'get_runs')
   if not inspect.signature(module.get_runs).parameters:
     raise ValueError(f'{path} has one scale only, got {scale!r}')
   return extensions.call(module, 'get_runs', scale)
+
+
+def load_grid(
+  source: str, text: str
+) -> tuple[dict[str, ConfigDict], list[str]]:
+  """Returns the configs of a grid over a setting, by name.
+
+  Args:
+    source: `SETTING.py` or `SETTING.py:PRESET,PRESET`. The presets are those of
+      all runs.
+    text: the grid, see `grid.parse`.
+
+  Returns:
+    See `grid.expand`. The names begin with the setting and its presets, as in
+    `'digits:dirichlet/krum/alie'`.
+
+  Raises:
+    ValueError: the file is no setting, or see `grid.expand`.
+  """
+  path, colon, presets = source.partition(':')
+  module = extensions.load_file(path)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(
+      f'{path} is no setting: it has no get_config(), which --grid needs'
+    )
+  get_config = functools.partial(extensions.call, module, 'get_config')
+  group = pathlib.Path(path).stem + colon + presets
+  return grid.expand(text, get_config, presets if colon else None, group)
 
 
 def choose(
@@ -105,7 +135,10 @@ def choose(
       for seed in seeds:
         seeded = copy.deepcopy(config).unlock()
         for key, value in (values or {}).items():
-          command_line.set_key(seeded, key, value)
+          try:
+            command_line.set_key(seeded, key, value)
+          except ValueError as error:
+            raise ValueError(f'{name}: {error}') from None
         seeded.seed = seed
         chosen[f'{name}/{seed}'] = seeded.lock()
   if not chosen:
@@ -115,212 +148,167 @@ def choose(
   return chosen
 
 
-def run_all(
-  runs: Mapping[str, ConfigDict],
-  workdir: str | os.PathLike,
-  jobs: int = 1,
-  stopping: Callable[[], bool] = lambda: False,
-  *,
-  load: Sequence[str | os.PathLike] = (),
-  grace: float = host.GRACE,
-) -> list[str]:
-  """Runs the configs that have no finished run yet.
-
-  Args:
-    runs: configs by name.
-    workdir: directory for the runs' directories. The output of a run is in a
-      `.log` file beside its directory until the run is finished.
-    jobs: number of runs at the same time. Each run has a process of its own,
-      and its share of the cores and of the memory.
-    stopping: called every second. Once it returns True, the runs under way stop
-      after their round, and no other run starts.
-    load: files that each process executes first, because they register
-      functions that the runs use.
-    grace: seconds that a run has to stop, see `host.Stopping`.
-
-  Returns:
-    The names of the runs that failed twice, or were stopped.
-
-  Raises:
-    ValueError: see `index.record`.
-  """
-  places = record(runs, workdir)
-  # Several names may share a directory, which is run once.
-  names = {place: name for name, place in places.items()}
-  free = queue.SimpleQueue()
-  for job in range(jobs):
-    free.put(job)
-
-  def run(name):
-    config, path, job = runs[name], places[name], free.get()
-    try:
-      directory = rundir.RunDirectory(path, config.to_dict())
-      done = directory.finished(config.num_rounds) or _in_a_process(
-        (config.to_dict(), path, (job, jobs), load, grace), stopping
-      )
-      # If the run has failed, the last line of its output says why.
-      log = path.with_suffix('.log')
-      failed = not done and log.exists()
-      lines = log.read_text().splitlines() if failed else []
-      why = f'{lines[-1]} (see {log})' if lines else ''
-    except (OSError, ValueError) as error:
-      done, why = False, error
-    finally:
-      free.put(job)
-    end = 'finished' if done else 'stopped' if stopping() else 'FAILED'
-    reason = f': {why}' if end == 'FAILED' else ''
-    print(f'{path.name} {end}: {name}{reason}', flush=True)
-    return done
-
-  failed = list(names.values())
-  for _ in range(2):
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-      done = list(pool.map(run, failed))
-    failed = [n for n, d in zip(failed, done, strict=True) if not d]
-  return failed
-
-
-def _in_a_process(
-  arguments: tuple[Any, ...], stopping: Callable[[], bool]
-) -> bool:
-  """Calls `_train` in a new process; returns True if the run was finished.
-
-  Args:
-    arguments: the arguments of `_train`, without the last one.
-    stopping: see `run_all`.
-  """
-  if stopping():
-    return False
-  context = multiprocessing.get_context('spawn')
-  receiver, sender = context.Pipe(duplex=False)
-  with receiver, sender:
-    process = context.Process(target=_train, args=(*arguments, receiver))
-    process.start()
-    receiver.close()  # so that sending fails once the process has ended
-    told = False
-    while process.is_alive():
-      process.join(1)
-      if stopping() and not told:
-        with contextlib.suppress(OSError):  # if it has ended meanwhile
-          sender.send('stop')
-        told = True
-  return process.exitcode == 0
-
-
-def _train(
-  config: dict[str, Any],
-  path: pathlib.Path,
-  job: tuple[int, int],
-  load: Sequence[str | os.PathLike],
-  grace: float,
-  sweep: Connection,
-) -> None:
-  """Runs a config. This is all that a run's process does.
-
-  Args:
-    config: the run's config, as nested dicts.
-    path: directory of the run.
-    job: index of this job, and the number of jobs that run at the same time.
-    load: see `run_all`.
-    grace: see `run_all`.
-    sweep: end of a pipe on which the sweep's process asks the run to stop.
-  """
-  stopping = host.Stopping(grace)
-  threading.Thread(target=_listen, args=(sweep, stopping), daemon=True).start()
-  # Without this, Orbax logs its progress, and repeats errors in the log.
-  logging.set_verbosity(logging.FATAL)
-  host.use_all_cores(*job)
-  log = path.with_suffix('.log')
-  with open(log, 'a') as file:
-    os.dup2(file.fileno(), sys.stdout.fileno())
-    os.dup2(file.fileno(), sys.stderr.fileno())
-  extensions.load_files(load)
-  experiment = train.set_up(ConfigDict(config).lock(), path, jobs=job[1])
-  stopping.take_signals()
-  if stopping() or train.run(experiment, stopping) is None:
-    sys.exit(host.STOPPED)
-  # A finished run needs no checkpoints: it is never continued.
-  shutil.rmtree(path / 'checkpoints')
-  log.unlink()
-
-
-def _listen(sweep: Connection, stopping: host.Stopping) -> None:
-  """Stops this run when the sweep's process asks for it, or has ended.
-
-  If the sweep's process was killed, and could not ask, the run stops after its
-  round. If the sweep's process asked and has then ended, the run ends at once.
-  """
-  with contextlib.suppress(EOFError, OSError):
-    while sweep.recv():
-      stopping.stop()
-  # The pipe is closed: the sweep's process has ended.
-  stopping.stop(again=stopping())
-
-
 def main(argv: list[str]) -> None:
   """Runs the sweep that the flags name, and exits with its outcome."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
-  only, seeds = ([*itertools.chain(*each)] for each in (args.only, args.seeds))
   stopping = host.Stopping(args.grace)
   try:
     extensions.load_files(args.load)
-    runs = load(args.config, args.scale)
-    for text in seeds:
-      if not text.isdecimal():
-        raise ValueError(f'--seeds={text} must be an integer of at least 0')
-    for item in args.set:
-      if '=' not in item:
-        raise ValueError(f'--set={item} is no KEY=VALUE')
-    values = dict(item.split('=', 1) for item in args.set)
-    runs = choose(runs, only, [*map(int, seeds)], values)
+    runs, files = runs_of(args)
+    places = outlook.places_of(runs, args.workdir)
+    # A run that has begun has passed the checks.
+    new = {
+      name: config
+      for name, config in runs.items()
+      if not (places[name] / 'config.json').exists()
+    }
+    wrong = jobs.check(new, files, args.jobs) if new else {}
+    if wrong:
+      listed = f'{len(wrong)} of {len(runs)} runs are impossible'
+      runs = {name: runs[name] for name in runs if name not in wrong}
+      if not runs or not args['skip-infeasible'].value:
+        remedy = 'leave them out with --skip-infeasible, or correct them'
+        raise ValueError(f'{listed}; {remedy}:\n{grid.listing(wrong)}')
+      print(f'{listed} and left out:\n{grid.listing(wrong)}')
+    if args['dry-run'].value:
+      print(*outlook.lines(runs, places, args.jobs), sep='\n')
+      return
     if args.packed:
       added = packing.add(args.packed, args.workdir)
       print(f'{added} runs of {args.packed} put into {args.workdir}')
-    failed = run_all(
+    failed = jobs.run_all(
       runs,
       args.workdir,
       args.jobs,
       stopping.take_signals(),
-      load=[*args.load, args.config],
+      load=files,
       grace=args.grace,
     )
   except (ValueError, TypeError, OSError) as error:
     sys.exit(f'lca.sweep: error: {error}')
+  except KeyboardInterrupt:
+    print('stopped before the first run of this command')
+    sys.exit(host.STOPPED)
   if stopping():
     sys.exit(host.STOPPED)
   if failed:
-    sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} failed: {failed}')
+    sys.exit(f'lca.sweep: error: {len(failed)} of {len(runs)} runs failed')
 
 
-def define_flags() -> None:
-  """Defines the flags of the command."""
-  flags.DEFINE_string('config', None, 'The sweep, a Python file.')
-  flags.DEFINE_string('scale', None, 'Size of the sweep, if it has several.')
-  flags.DEFINE_string('workdir', None, 'Directory for the runs.')
+def runs_of(args: flags.FlagValues) -> tuple[dict[str, ConfigDict], list[str]]:
+  """Returns the runs that the flags choose, and the files that they load.
+
+  Args:
+    args: the flags of the command.
+
+  Returns:
+    The configs by name, and the paths of the files.
+
+  Raises:
+    ValueError: flags that do not go together, or a wrong value of a flag.
+  """
+  only, seeds = ([*itertools.chain(*each)] for each in (args.only, args.seeds))
+  for text in seeds:
+    if not text.isdecimal():
+      raise ValueError(f'--seeds={text} must be an integer of at least 0')
+  for item in args.set:
+    if '=' not in item:
+      raise ValueError(f'--set={item} is no KEY=VALUE')
+  values = dict(item.split('=', 1) for item in args.set)
+  if args.packed and args['dry-run'].value:
+    raise ValueError(
+      '--dry-run writes nothing, so that it does not know of the runs that '
+      '--packed would add: leave out one of them'
+    )
+  if args.grid is None:
+    runs = load(args.config, args.scale)
+    file = args.config
+  else:
+    if args.scale is not None:
+      raise ValueError(f'--scale={args.scale} does not go with --grid')
+    for axis in grid.parse(args.grid):
+      if axis.key in values:
+        raise ValueError(
+          f'--set={axis.key}={values[axis.key]} does not go with the axis '
+          f'{axis.key} of the grid: leave out one of them'
+        )
+    runs, notes = load_grid(args.config, args.grid)
+    print('\n'.join([f'{len(runs)} combinations', *notes]))
+    file = args.config.partition(':')[0]
+  return choose(runs, only, [*map(int, seeds)], values), [*args.load, file]
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flags of the command.
+
+  Args:
+    values: the flags to which the new flags are added.
+  """
+  flags.DEFINE_string(
+    'config',
+    None,
+    'The sweep, a Python file. With --grid: SETTING.py or '
+    'SETTING.py:PRESET,PRESET, as of main.py.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'grid',
+    None,
+    'Runs all combinations, as in "krum,median x none,alie x aggregator.f=1,2".'
+    ' An axis lists presets, or values of one key. In an entry, + joins several'
+    ' presets, and "none" is no preset.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'dry-run',
+    False,
+    'Only lists the runs, with id, state and the time left.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'skip-infeasible',
+    False,
+    'Leaves out the runs whose config is impossible, such as f=3 of n=8 '
+    'clients, and lists them. Otherwise they are an error.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'scale', None, 'Size of the sweep, if it has several.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'workdir', None, 'Directory for the runs.', flag_values=values
+  )
   flags.DEFINE_string(
     'packed',
     None,
     'A file of `lca.report --pack`. Its finished runs are put into the workdir '
     'first, except those that are there already, and are not run again.',
+    flag_values=values,
   )
   command_line.define_list(
     'only',
     [],
     'Regular expressions. A run is chosen if each of them matches a whole part '
     'of its name.',
+    values,
   )
   command_line.define_list(
-    'seeds', ['0'], 'Seeds; every run is made with each of them.'
+    'seeds', ['0'], 'Seeds; every run is made with each of them.', values
   )
-  flags.DEFINE_multi_string('set', [], 'KEY=VALUE to set in every config.')
-  command_line.define_load()
-  flags.DEFINE_integer('jobs', 1, 'Runs at the same time.', 1)
+  flags.DEFINE_multi_string(
+    'set', [], 'KEY=VALUE to set in every config.', flag_values=values
+  )
+  command_line.define_load(values)
+  flags.DEFINE_integer(
+    'jobs', 1, 'Runs at the same time.', 1, flag_values=values
+  )
   flags.DEFINE_float(
     'grace',
     host.GRACE,
     'Seconds that runs have to finish their round on SIGTERM and Ctrl-C.',
     0.0,
+    flag_values=values,
   )
-  flags.mark_flags_as_required(['config', 'workdir'])
+  flags.mark_flags_as_required(['config', 'workdir'], values)

@@ -113,4 +113,4 @@ def test_a_sweep_s_processes_know_what_its_files_register(tmp_path):
     text=True,
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.count(' finished: ') == 2
+  assert done.stdout.count('] finished in ') == 2

@@ -2,9 +2,6 @@
 
 import concurrent.futures
 import fcntl
-import json
-import multiprocessing
-import os
 import re
 import signal
 import subprocess
@@ -13,24 +10,11 @@ import time
 
 import processes
 import pytest
-from run_files import PATIENCE, checkpoints, last_row
+from absl import flags
+from run_files import PATIENCE, checkpoints, last_row, tiny
 
-from configs import digits
-from lca.experiment import index, packing, sweep
+from lca.experiment import index, jobs, packing, sweep
 from lca.experiment.rundir import RunDirectory
-
-
-def tiny(rule, **changes):
-  config = digits.get_config(rule).unlock()
-  small = {
-    'num_rounds': 1,
-    'model.features': (2,),
-    'model.hidden': (4,),
-    'client.local_epochs': 1,
-  }
-  config.update_from_flattened_dict(small | changes)
-  return config
-
 
 RUNS = {
   'a/krum': tiny('krum'),
@@ -125,31 +109,6 @@ def test_two_sweeps_at_once_lose_no_name(tmp_path):
   assert set(index.names(tmp_path)) == set(runs)
 
 
-def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
-  runs = sweep.choose(RUNS)
-  failed = sweep.run_all(runs, tmp_path, jobs=2)
-  logs = [path.read_text() for path in tmp_path.glob('*.log')]
-  assert failed == ['b/wrong/0'], logs
-  places = json.loads((tmp_path / 'sweep.json').read_text())
-  assert places['a/krum/0'] == places['b/krum/0'] != places['a/median/0']
-  (log,) = tmp_path.glob('*.log')
-  assert log.stem == places['b/wrong/0']
-  assert log.read_text().count('min_examples=10000') >= 2  # tried twice
-  (said, _) = re.findall('FAILED: b/wrong/0: (.*)', capfd.readouterr().out)
-  assert 'min_examples=10000' in said and f'(see {log})' in said
-  finished = sorted(path.parent for path in tmp_path.glob('*/summary.json'))
-  assert len(finished) == 2
-  assert not list(tmp_path.glob('*/checkpoints'))
-  cores = len(os.sched_getaffinity(0))
-  for path in finished:  # two runs at a time share the cores
-    (where,) = json.loads((path / 'config.json').read_text())['environments']
-    assert len(where['devices']) in (max(1, cores // 2), (cores + 1) // 2)
-  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/*')}
-  assert sweep.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
-  assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('*/*')}
-  assert index.names(tmp_path) == places
-
-
 TINY = """
 from configs import digits
 
@@ -182,7 +141,8 @@ def test_a_sweep_goes_on_from_a_packed_one(tmp_path):
   done = start()
   assert done.returncode == 0, done.stderr
   assert done.stdout == (
-    f'1 runs of {file} put into {second}\n{path.name} finished: {name}\n'
+    f'1 runs of {file} put into {second}\n'
+    '1 of 1 runs are finished already; nothing left\n'
   )
   for each in ('config.json', 'metrics.csv', 'summary.json'):
     copy = second / path.name / each
@@ -194,31 +154,140 @@ def test_a_sweep_goes_on_from_a_packed_one(tmp_path):
   assert done.stderr.startswith(f'lca.sweep: error: {file} is damaged')
 
 
-def test_processes_that_cannot_start_fail_alone(tmp_path, capfd, monkeypatch):
-  class NoMore:
-    def __init__(self, **_):
-      pass
-
-    def start(self):
-      raise OSError('no more processes')
-
-  context = multiprocessing.get_context('spawn')
-  monkeypatch.setattr(context, 'Process', NoMore)
-  runs = sweep.choose(RUNS, ['a'])
-  assert sweep.run_all(runs, tmp_path) == ['a/krum/0', 'a/median/0']
-  assert capfd.readouterr().out.count('/0: no more processes') == 4
+GRID = 'krum,median x none,alie x aggregator.f=1,2,4'
 
 
-def test_a_directory_that_is_no_run_fails_alone(tmp_path, capsys):
-  runs = sweep.choose(RUNS, ['a'])
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """Returns a function that runs the command in this process.
+
+  The function takes arguments, and returns the exit code or message, and what
+  was printed.
+  """
+
+  def run(*arguments):
+    values = flags.FlagValues()
+    sweep.define_flags(values)
+    values(['lca.sweep', *arguments])
+    monkeypatch.setattr(flags, 'FLAGS', values)
+    try:
+      sweep.main([''])
+      code = 0
+    except SystemExit as error:
+      code = error.code
+    return code, capsys.readouterr().out
+
+  return run
+
+
+def test_a_dry_run_writes_nothing(tmp_path, command, monkeypatch):
+  """Lists the runs of a grid, of which three have begun."""
+  source = 'configs/digits.py:dirichlet'
+  runs, notes = sweep.load_grid(source, GRID)
+  assert notes == ['median has no aggregator.f: one run instead of 3']
+  values = {'data.alpha': '0.1', 'num_rounds': '3'}
+  runs = sweep.choose(runs, ['krum', '.*f=[12]'], [7], values)
   places = index.record(runs, tmp_path)
-  for place in places.values():
-    place.mkdir()
-    (place / 'notes.txt').touch()
-  assert sweep.run_all(runs, tmp_path) == list(places)
-  printed = capsys.readouterr().out
-  for name, place in places.items():
-    assert printed.count(f'{place.name} FAILED: {name}') == 2  # tried twice
+  assert list(places) == [
+    f'digits:dirichlet/krum/{attack}/aggregator.f={f}/7'
+    for attack in ('none', 'alie')
+    for f in (1, 2)
+  ]
+  ended, begun, opened, new = places
+  for name in (ended, begun, opened):
+    with RunDirectory(places[name], runs[name].to_dict()) as directory:
+      directory.open()
+      if name != opened:
+        row = {'round': 1, 'test_accuracy': 0.5}
+        directory.start([row] if name == begun else [row] * 3)
+      if name == ended:
+        directory.finish({'num_rounds': 3, 'average_test_accuracy': 0.5})
+  times = 'round,finished,seconds\n1,T,30\n2,T,20\n3,T,40\n'
+  (places[ended] / 'times.csv').write_text(times)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('**/*')}
+  checked = []
+  monkeypatch.setattr(jobs, 'check', lambda runs, *_: checked.extend(runs))
+  code, printed = command(
+    *(f'--config={source}', f'--grid={GRID}', f'--workdir={tmp_path}'),
+    # Both of the regular expressions count.
+    *('--only=.*f=[12]', '--only=krum', '--seeds=7', '--set=num_rounds=3'),
+    *('--set=data.alpha=0.1', '--jobs=2', '--dry-run'),
+  )
+  assert code == 0
+  assert checked == [new]
+  states = [
+    'finished             ',
+    'begun (round 1 of 3) ',
+    'begun (round 0 of 3) ',
+    'to do                ',
+  ]
+  assert printed.splitlines() == [
+    '8 combinations',
+    *notes,
+    *(
+      f'{place.name}  {state} {name}'
+      for (name, place), state in zip(places.items(), states, strict=True)
+    ),
+    # 8 rounds of 30 seconds each, two at a time.
+    '4 runs: 1 finished, 2 begun, 1 to do; 2 min left',
+  ]
+  assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('**/*')}
+
+
+def test_impossible_runs_stop_a_sweep(tmp_path, command, monkeypatch):
+  def check(runs, files, num_jobs):
+    assert files == ['configs/digits.py'] and num_jobs == 3
+    return {name: 'f is too large' for name in runs if 'f=8' in name}
+
+  monkeypatch.setattr(jobs, 'check', check)
+  arguments = ['--config=configs/digits.py', '--grid=krum x aggregator.f=1,8']
+  arguments += [f'--workdir={tmp_path}/runs', '--seeds=0,1', '--jobs=3']
+  wrong = [
+    '  f is too large',
+    '    digits/krum/aggregator.f=8/0',
+    '    digits/krum/aggregator.f=8/1',
+  ]
+  code, printed = command(*arguments)
+  assert code.splitlines() == [
+    'lca.sweep: error: 2 of 4 runs are impossible; leave them out with '
+    '--skip-infeasible, or correct them:',
+    *wrong,
+  ]
+  assert printed == '2 combinations\n'
+  code, printed = command(*arguments, '--skip-infeasible', '--dry-run')
+  assert code == 0
+  _, left_out, *names, first, second, total = printed.splitlines()
+  assert left_out == '2 of 4 runs are impossible and left out:'
+  assert names == wrong
+  assert first.endswith('  to do  digits/krum/aggregator.f=1/0')
+  assert second.endswith('  to do  digits/krum/aggregator.f=1/1')
+  assert total.startswith('2 runs: 0 finished, 0 begun, 2 to do; no times')
+  code, _ = command(*arguments, '--skip-infeasible', '--only=.*f=8')
+  assert code.startswith('lca.sweep: error: 2 of 2 runs are impossible')
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('flags_given', 'message'),
+  [
+    (['--grid=krum', '--scale=full'], '--scale=full does not go with --grid'),
+    (['--grid=krum x num_rounds=1', '--set=num_rounds=2'], 'leave out one of'),
+    (['--grid=krum', '--dry-run', '--packed=x.zip'], 'leave out one of them'),
+    (['--grid=krum', '--config=configs/tables.py'], 'it has no get_config()'),
+    (['--grid=krum', '--config=nowhere.py:krum'], 'there is no file'),
+    ([], 'it is a setting, which needs a --grid'),
+    (
+      ['--grid=krum x none,alie', '--set=attack.z=1'],
+      'digits/krum/none: there is no config key attack.z',
+    ),
+  ],
+)
+def test_flags_that_do_not_go_together(flags_given, message):
+  values = flags.FlagValues()
+  sweep.define_flags(values)
+  values(['', '--config=configs/digits.py', '--workdir=x', *flags_given])
+  with pytest.raises(ValueError, match=re.escape(message)):
+    sweep.runs_of(values)
 
 
 def test_what_is_no_sweep(tmp_path):

@@ -1,0 +1,364 @@
+"""The processes of a sweep: each run has one of its own.
+
+`check` finds the configs that are impossible, and `run_all` runs the others.
+"""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import queue
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from lca.experiment import (
+  extensions,
+  host,
+  outlook,
+  rundir,
+  settings,
+  train,
+)
+from lca.experiment.index import line_of, record
+from lca.experiment.summary import read_summary
+
+
+def check(
+  runs: Mapping[str, ConfigDict],
+  load: Sequence[str | os.PathLike] = (),
+  jobs: int = 1,
+) -> dict[str, str]:
+  """Checks configs without their data, as a run does when it starts.
+
+  A process of its own checks them: it sees the devices that a run sees, and
+  releases them when it ends. Runs of one line have the same problem, so that
+  one of them is checked.
+
+  Args:
+    runs: configs by name.
+    load: see `run_all`.
+    jobs: number of runs at the same time.
+
+  Returns:
+    The problem of each config that is impossible, by name.
+
+  Raises:
+    OSError: the process could not start, or ended before it had an answer.
+  """
+  lines = {line_of(name): config.to_dict() for name, config in runs.items()}
+  context = multiprocessing.get_context('spawn')
+  receiver, sender = context.Pipe(duplex=False)
+  process = context.Process(
+    target=_check, args=(lines, load, jobs, sender), daemon=True
+  )
+  with receiver:
+    with sender:  # closed here, so that receiving fails if the process ends
+      process.start()
+    try:
+      wrong = receiver.recv()
+    except EOFError:
+      process.join()
+      raise OSError(
+        'the process that checks the configs ended with exit code '
+        f'{process.exitcode}'
+      ) from None
+  process.join()
+  return {n: wrong[line_of(n)] for n in runs if line_of(n) in wrong}
+
+
+def _check(
+  configs: Mapping[str, dict[str, Any]],
+  load: Sequence[str | os.PathLike],
+  jobs: int,
+  sweep: Connection,
+) -> None:
+  """Checks configs. This is all that the process of `check` does.
+
+  Args:
+    configs: configs by name, as nested dicts.
+    load: see `run_all`.
+    jobs: number of runs at the same time.
+    sweep: end of a pipe that takes the problem of each impossible config, by
+      name.
+  """
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the sweep
+  logging.set_verbosity(logging.FATAL)
+  host.use_all_cores(0, jobs)
+  extensions.load_files(load)
+  wrong = {}
+  for name, config in configs.items():
+    # A file that cannot be read now may be there when the run starts.
+    with contextlib.suppress(OSError, ImportError):
+      try:
+        settings.from_config(config)
+      except (ValueError, TypeError) as error:
+        wrong[name] = str(error)
+  sweep.send(wrong)
+
+
+FAILS_AGAIN = os.EX_DATAERR
+"""The exit code of a run's process after an error that a retry would repeat."""
+
+
+class Outcome(NamedTuple):
+  """The end of a run's process.
+
+  Attributes:
+    code: the exit code, 0 if the run was finished; None if it never began.
+    seconds: that the process took.
+    why: the reason if it failed.
+  """
+
+  code: int | None
+  seconds: float
+  why: str
+
+
+def run_all(
+  runs: Mapping[str, ConfigDict],
+  workdir: str | os.PathLike,
+  jobs: int = 1,
+  stopping: Callable[[], bool] = lambda: False,
+  *,
+  load: Sequence[str | os.PathLike] = (),
+  grace: float = host.GRACE,
+) -> list[str]:
+  """Runs the configs that have no finished run yet, and prints how far it is.
+
+  A run that fails for a reason that may pass, such as lack of memory, is tried
+  once more at the end.
+
+  Args:
+    runs: configs by name.
+    workdir: directory for the runs' directories. The output of a run is in a
+      `.log` file beside its directory until the run is finished.
+    jobs: number of runs at the same time. Each run has a process of its own,
+      and its share of the cores and of the memory.
+    stopping: called every second. Once it returns True, the runs under way stop
+      after their round, and no other run starts.
+    load: files that each process executes first, because they register
+      functions that the runs use.
+    grace: seconds that a run has to stop, see `host.Stopping`.
+
+  Returns:
+    The names of the runs that failed.
+
+  Raises:
+    ValueError: see `index.record` and `outlook.pace`.
+  """
+  places = record(runs, workdir)
+  # Several names may share a directory, which is run once.
+  names = {place: name for name, place in places.items()}
+  states = {
+    name: outlook.state(place, runs[name].num_rounds)
+    for place, name in names.items()
+  }
+  todo = [name for name, state in states.items() if not state.finished]
+  pace = outlook.pace(places[name] for name in states if name not in todo)
+  tally = outlook.Tally(states, pace, jobs)
+  print(tally.opening(), flush=True)
+  if not todo:
+    return []
+  free = queue.SimpleQueue()
+  for job in range(jobs):
+    free.put(job)
+
+  def run(name):
+    config, path, job = runs[name], places[name], free.get()
+    start = time.monotonic()
+    try:
+      directory = rundir.RunDirectory(path, config.to_dict())
+      code = 0
+      if not directory.finished(config.num_rounds):
+        code = _in_a_process(
+          (config.to_dict(), path, (job, jobs), load, grace), stopping
+        )
+      why = _reason(code, path.with_suffix('.log')) if code else ''
+    except (OSError, ValueError) as error:
+      code = 1 if isinstance(error, OSError) else FAILS_AGAIN
+      why = str(error)
+    finally:
+      free.put(job)
+    return Outcome(code, time.monotonic() - start, why)
+
+  for last in (False, True):
+    again = []
+    for name, (code, seconds, why) in _outcomes(run, todo, jobs, stopping):
+      if code == 0:
+        tally.finish(name, seconds)
+        accuracy = read_summary(places[name])['average_test_accuracy']
+        end = f'finished in {outlook.span(seconds)}'
+        more = f' average test accuracy {accuracy:.3f}; {tally.time_left()}'
+      elif code == FAILS_AGAIN or (last and not stopping()):
+        tally.failed[name] = why
+        end, more = 'FAILED', f': {why}'
+      elif code is None:  # the sweep was stopped before this run
+        continue
+      elif stopping():
+        tally.stopped += 1
+        state = outlook.state(places[name], states[name].num_rounds)
+        end, more = 'stopped', f': {state}'
+      else:
+        again.append(name)
+        end, more = 'FAILED, to be tried again', f': {why}'
+      title = f'{name} ({places[name].name})'
+      print(f'{tally.count()} {end}: {title}{more}', flush=True)
+    todo = again
+    if stopping():
+      break
+  print(tally.closing(), flush=True)
+  return [*tally.failed]
+
+
+def _outcomes(
+  run: Callable[[str], Outcome],
+  names: Sequence[str],
+  jobs: int,
+  stopping: Callable[[], bool],
+) -> Iterator[tuple[str, Outcome]]:
+  """Runs each name in a thread, and yields the outcomes as the runs end.
+
+  Once `stopping` returns True, one line says how many runs are under way and
+  how many did not start. The latter have no outcome.
+
+  Args:
+    run: runs one name.
+    names: of the runs, in the order in which they start.
+    jobs: number of runs at the same time.
+    stopping: see `run_all`.
+  """
+  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    futures = {pool.submit(run, name): name for name in names}
+    told, never = False, 0
+    while futures:
+      ended, _ = concurrent.futures.wait(
+        futures, 1, concurrent.futures.FIRST_COMPLETED
+      )
+      for future in [future for future in futures if future in ended]:
+        name, outcome = futures.pop(future), future.result()
+        never += outcome.code is None
+        yield name, outcome
+      if stopping() and not told:
+        told = True
+        for future in [future for future in futures if future.cancel()]:
+          del futures[future]
+          never += 1
+        print(
+          f'runs under way, which end after their round: {len(futures)}; not '
+          f'started: {never}; the same command goes on with all of them',
+          flush=True,
+        )
+
+
+def _reason(code: int, log: pathlib.Path) -> str:
+  """Returns a line that says why a run's process failed.
+
+  Args:
+    code: the exit code of the process; -N if the signal N has ended it.
+    log: the output of the process, which need not exist.
+  """
+  if code < 0:
+    name = signal.Signals(-code).name
+    memory = ', as when memory runs out' if name == 'SIGKILL' else ''
+    return f'{name} ended its process{memory} (see {log})'
+  lines = log.read_text().splitlines() if log.exists() else []
+  # A traceback ends with the error's name and message, of one or more lines.
+  errors = [
+    line for line in lines if re.match(r'[\w.]+(Error|Exception)\b', line)
+  ]
+  return f'{(errors or lines or [f"exit code {code}"])[-1]} (see {log})'
+
+
+def _in_a_process(
+  arguments: tuple[Any, ...], stopping: Callable[[], bool]
+) -> int | None:
+  """Calls `_train` in a new process and returns the exit code of the process.
+
+  The result is None if the sweep is stopping already; no process starts then.
+
+  Args:
+    arguments: the arguments of `_train`, without the last one.
+    stopping: see `run_all`.
+  """
+  if stopping():
+    return None
+  context = multiprocessing.get_context('spawn')
+  receiver, sender = context.Pipe(duplex=False)
+  with receiver, sender:
+    process = context.Process(target=_train, args=(*arguments, receiver))
+    process.start()
+    receiver.close()  # so that sending fails once the process has ended
+    told = False
+    while process.is_alive():
+      process.join(1)
+      if stopping() and not told:
+        with contextlib.suppress(OSError):  # if it has ended meanwhile
+          sender.send('stop')
+        told = True
+  return process.exitcode
+
+
+def _train(
+  config: dict[str, Any],
+  path: pathlib.Path,
+  job: tuple[int, int],
+  load: Sequence[str | os.PathLike],
+  grace: float,
+  sweep: Connection,
+) -> None:
+  """Runs a config. This is all that a run's process does.
+
+  Args:
+    config: the run's config, as nested dicts.
+    path: directory of the run.
+    job: index of this job, and the number of jobs that run at the same time.
+    load: see `run_all`.
+    grace: see `run_all`.
+    sweep: end of a pipe on which the sweep's process asks the run to stop.
+  """
+  stopping = host.Stopping(grace)
+  threading.Thread(target=_listen, args=(sweep, stopping), daemon=True).start()
+  # Without this, Orbax logs its progress, and repeats errors in the log.
+  logging.set_verbosity(logging.FATAL)
+  host.use_all_cores(*job)
+  log = path.with_suffix('.log')
+  with open(log, 'a') as file:
+    os.dup2(file.fileno(), sys.stdout.fileno())
+    os.dup2(file.fileno(), sys.stderr.fileno())
+  try:
+    extensions.load_files(load)
+    experiment = train.set_up(ConfigDict(config).lock(), path, jobs=job[1])
+    stopping.take_signals()
+    if stopping() or train.run(experiment, stopping) is None:
+      sys.exit(host.STOPPED)
+  except (ValueError, TypeError, ImportError, FloatingPointError):
+    traceback.print_exc()
+    sys.exit(FAILS_AGAIN)
+  # A finished run needs no checkpoints: it is never continued.
+  shutil.rmtree(path / 'checkpoints')
+  log.unlink()
+
+
+def _listen(sweep: Connection, stopping: host.Stopping) -> None:
+  """Stops this run when the sweep's process asks for it, or has ended.
+
+  If the sweep's process was killed, and could not ask, the run stops after its
+  round. If the sweep's process asked and has then ended, the run ends at once.
+  """
+  with contextlib.suppress(EOFError, OSError):
+    while sweep.recv():
+      stopping.stop()
+  # The pipe is closed: the sweep's process has ended.
+  stopping.stop(again=stopping())
