@@ -8,6 +8,8 @@
     python -m lca.report --tables --figure=lca_3 --workdir=runs/tables
     python -m lca.report --pack=legato.zip --workdir=runs/legato
     python -m lca.report --figure=legato_5 --workdir=legato.zip --output=figures
+    python -m lca.report --run=runs/mine
+    python -m lca.report --sweep=runs/attacks
 
 --heatmap and --table show the runs of any sweep by keys of their configs (see
 `lca.report.pivot`). --figure draws a figure of the papers, and --tables writes
@@ -15,7 +17,10 @@ the layerwise cosine paper's tables (see `lca.report.tables`). Figures are PNG,
 SVG and PDF, with their numbers as Markdown, in WORKDIR/figures; tables are
 Markdown, CSV and LaTeX, in WORKDIR/tables. --output names another folder.
 --pack writes all finished runs into one file (see `lca.experiment.packing`),
-which --workdir takes in place of a directory.
+which --workdir takes in place of a directory. --run and --sweep, which stand in
+the place of --workdir, write web pages (see `lca.report.html`): of one run,
+finished or not, into the file DIR/report.html; of a sweep and each of its runs
+into the folder DIR/report. --output names another file or folder.
 
 The workdir is that of `lca.sweep`. If the sweep ran with a --scale other than
 its default, the same --scale is needed here.
@@ -31,6 +36,7 @@ from absl import app, flags
 from lca.experiment import command_line, extensions, packing
 from lca.report import formats, heatmaps, pivot, pivot_tables, requests, tables
 from lca.report.figures import FIGURES, Rows, draw
+from lca.report.html import pages, sweep
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
+  if args.run or args.sweep:
+    _write_pages(args)
+    return
   reports = args.heatmap or args.table or args.figure or args.tables
   if not (reports or args.pack):
     sys.exit(
@@ -104,6 +113,30 @@ def _print_figure(
   print(f'wrote {folder}/{name}.{{png,svg,pdf,md}}')
 
 
+def _write_pages(args: flags.FlagValues) -> None:
+  """Writes and names the page of --run, or the pages of --sweep."""
+  others = [
+    f'--{flag.name}'
+    for flag in args.get_key_flags_for_module(sys.argv[0])
+    if flag.present and flag.name not in ('run', 'sweep', 'output', 'load')
+  ]
+  if others:
+    sys.exit(
+      f'lca.report: error: --run and --sweep write pages alone: {others[0]} '
+      'goes with --workdir'
+    )
+  try:
+    extensions.load_files(args.load)
+    output = args.output and pathlib.Path(args.output).expanduser()
+    if args.run:
+      page = pages.write_run(pathlib.Path(args.run).expanduser(), output)
+    else:
+      page = sweep.write_sweep(args.sweep, output)
+  except (ValueError, OSError) as error:
+    sys.exit(f'lca.report: error: {error}')
+  print(f'wrote {page}')
+
+
 if __name__ == '__main__':
   requests.define_flags()
   command_line.define_list(
@@ -117,6 +150,10 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'workdir', None, 'The directory of a sweep, or a file of --pack.'
   )
+  flags.DEFINE_string('run', None, 'The directory of a run to show as a page.')
+  flags.DEFINE_string(
+    'sweep', None, 'The directory of a sweep, or a file of --pack, for pages.'
+  )
   flags.DEFINE_string(
     'pack', None, 'A zip file to write all finished runs into.'
   )
@@ -124,10 +161,13 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'output',
     None,
-    'Folder to write to; by default WORKDIR/figures and WORKDIR/tables.',
+    'Folder to write to, or the file of --run; by default WORKDIR/figures, '
+    'WORKDIR/tables, DIR/report and DIR/report.html.',
   )
   command_line.define_load()
   flags.adopt_module_key_flags(command_line)
   flags.adopt_module_key_flags(requests)
-  flags.mark_flags_as_required(['workdir'])
+  flags.mark_flags_as_mutual_exclusive(
+    ['workdir', 'run', 'sweep'], required=True
+  )
   app.run(main)

@@ -1,0 +1,1 @@
+"""Writes runs and sweeps as HTML pages that need no other file."""
