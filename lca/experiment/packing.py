@@ -21,6 +21,8 @@ format.json        the name and the version of this format, and the names of all
                    other files
 verbatim/ID/FILE   a file of a run that the files above do not give back byte
                    for byte, such as a config that a person has edited
+files/ID/FILE      small files that a run may have beside these: clients.csv,
+                   times.csv, confusion.csv, forensics.*
 
 pandas reads the last test accuracy of every run, by the run's name, like this:
 
@@ -30,9 +32,9 @@ pandas reads the last test accuracy of every run, by the run's name, like this:
     last = metrics.groupby('run')['test_accuracy'].last()
     by_name = {name: last.get(run) for name, run in ids.items()}
 
-Unpacking gives back each run's config.json, metrics.csv and summary.json byte
-for byte, and packing the same runs twice gives the same bytes. Checkpoints and
-the events for TensorBoard are not packed.
+Unpacking gives back each of these files byte for byte, and packing the same
+runs twice gives the same bytes. Models, checkpoints and the events for
+TensorBoard are not packed.
 """
 
 import collections
@@ -42,6 +44,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +55,9 @@ from lca.experiment import files, index, rundir, summary
 _FORMAT = 'packed sweep of lca'
 _VERSION = 1
 _RUN_FILES = ('config.json', 'metrics.csv', 'summary.json')
+# Files that a run may have beside these. Older versions of lca skip them when
+# they read a packed sweep.
+_MORE_FILES = re.compile(r'(clients|times|confusion)\.csv|forensics\.\w+')
 
 
 # From a workdir to a file.
@@ -108,13 +114,18 @@ def pack(
 def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
   """Returns the texts that the zip file holds, by their names in the file."""
   originals, configs, summaries, columns, positions = {}, {}, {}, {}, {}
-  environments, rows = [], []
+  environments, rows, more = [], [], {}
   for run in runs:
     # Both calls raise an error with a remedy if a file is damaged.
     rundir.read_config(workdir / run)
     summary.read_metrics(workdir / run)
     texts = {name: (workdir / run / name).read_bytes() for name in _RUN_FILES}
     originals |= {f'{run}/{name}': text for name, text in texts.items()}
+    more |= {
+      f'files/{run}/{file.name}': file.read_bytes()
+      for file in (workdir / run).iterdir()
+      if _MORE_FILES.fullmatch(file.name)
+    }
     about = json.loads(texts['config.json'])
     configs[run] = about['config']
     for environment in about['environments']:
@@ -144,6 +155,7 @@ def _members(workdir: pathlib.Path, runs: Sequence[str]) -> dict[str, bytes]:
     for path, text in originals.items()
     if rebuilt[path] != text
   }
+  members |= more
   about = {'format': _FORMAT, 'version': _VERSION, 'files': sorted(members)}
   return members | {'format.json': _json(about)}
 
@@ -334,6 +346,11 @@ def _rebuild(members: Mapping[str, bytes]) -> dict[str, bytes]:
     texts[f'{run}/summary.json'] = _json(summaries[run])
   for path in texts:
     texts[path] = members.get(f'verbatim/{path}', texts[path])
+  for name, text in members.items():
+    kind, _, path = name.partition('/')
+    run, _, file = path.partition('/')
+    if kind == 'files' and run in configs and _MORE_FILES.fullmatch(file):
+      texts[path] = text
   if 'sweep.json' in members:
     texts['sweep.json'] = members['sweep.json']
   return texts

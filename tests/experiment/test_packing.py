@@ -73,6 +73,27 @@ def test_finished_runs_come_back_byte_for_byte(workdir, tmp_path):
   assert [n for n in names if '/' in n] == ['verbatim/0c/config.json']
 
 
+def test_small_files_of_runs_are_carried(workdir, tmp_path):
+  more = {
+    '0a/clients.csv': b'client,byzantine\n0,1\n',
+    '0a/times.csv': b'round,finished,seconds\r\n',
+    '0b/confusion.csv': b'1,0\n0,2\n',
+    '0b/forensics.npz': bytes(range(256)),
+  }
+  others = ('0a/model.safetensors', '0a/best.safetensors', '0b/more.csv')
+  for name in [*more, *others, '0a/forensics.npz.tmp', '0d/clients.csv']:
+    (workdir / name).write_bytes(more.get(name, b'not packed'))
+  packing.pack(workdir, tmp_path / 'sweep.zip')
+  packing.unpack(tmp_path / 'sweep.zip', tmp_path / 'out')
+  assert all_files(tmp_path / 'out') == contents(workdir) | more
+  assert packing.add(tmp_path / 'sweep.zip', tmp_path / 'another') == 3
+  for name, content in more.items():
+    assert (tmp_path / 'another' / name).read_bytes() == content
+  with zipfile.ZipFile(tmp_path / 'sweep.zip') as packed:
+    assert {f'files/{name}' for name in more} < {*packed.namelist()}
+    assert json.loads(packed.read('format.json'))['version'] == 1
+
+
 def test_the_file_reads_as_one_table(workdir, tmp_path):
   packing.pack(workdir, tmp_path / 'sweep.zip')
   with zipfile.ZipFile(tmp_path / 'sweep.zip') as packed:
@@ -240,7 +261,7 @@ def test_a_newer_format(packed):
 
 
 @pytest.mark.parametrize(
-  'name', ['../evil', '/evil', 'verbatim/../../evil', 'a//b', './a']
+  'name', ['../evil', '/evil', 'files/../times.csv', 'a//b', './a']
 )
 def test_a_member_outside(packed, name):
   rewrite(packed, **{name: 'text'})
@@ -269,7 +290,9 @@ def test_an_index_that_leads_outside(packed, place):
 def test_only_files_of_runs_are_written(packed, tmp_path, workdir):
   rewrite(
     packed,
-    **{'verbatim/0a/more.py': '', 'more.py': '', '__MACOSX/a': '', 'b/': ''},
+    **dict.fromkeys(['verbatim/0a/more.py', 'more.py', '__MACOSX/a', 'b/'], ''),
+    **dict.fromkeys(['files/0a/more.py', 'files/0a/b/times.csv'], ''),
+    **dict.fromkeys(['files/0z/times.csv', 'files/times.csv'], ''),
   )
   packing.unpack(packed, tmp_path / 'out')
   assert all_files(tmp_path / 'out') == contents(workdir)
