@@ -1,14 +1,15 @@
 """A config of the keys that all settings share, with their defaults.
 
 `lca/experiment/sections.py` says what every key means and has the defaults, in
-one class for each section.
+one class for each section; `client` has two, in
+`lca/experiment/client_sections.py`.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import presets
-from lca.experiment import sections
+from lca.experiment import client_sections, sections
 from lca.registry import options_of, type_of
 
 
@@ -32,7 +33,7 @@ def federated_sgd(config: ConfigDict, batch_size: int) -> None:
     config: its section `client` is replaced, in place.
     batch_size: examples of the batch.
   """
-  config.client = _section(sections.Gradient)
+  config.client = _section(client_sections.Gradient)
   config.client.batch_size = batch_size
 
 

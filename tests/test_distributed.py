@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from lca.experiment import host
 
@@ -100,6 +101,17 @@ def test_two_processes_run_what_one_does(stops, tmp_path):
       [float(x) for x in same.values()],
       rtol=1e-5,
     )
+  # The first process gathers the model, which both processes hold in parts.
+  model, same = (
+    safetensors.numpy.load_file(tmp_path / name / 'model.safetensors')
+    for name in ('one', 'two')
+  )
+  assert model.keys() == same.keys()
+  for name in model:
+    np.testing.assert_allclose(model[name], same[name], rtol=1e-3, atol=1e-5)
+  counts = np.loadtxt(tmp_path / 'two' / 'confusion.csv', int, delimiter=',')
+  accuracy = np.trace(counts) / counts.sum()
+  np.testing.assert_allclose(accuracy, float(two[-1]['test_accuracy']))
   about = json.loads((tmp_path / 'two' / 'config.json').read_text())
   assert len(about['environments'][-1]['devices']) == 4
   assert len(list((tmp_path / 'two').glob('events.*'))) == 1

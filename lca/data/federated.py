@@ -36,6 +36,8 @@ class FederatedDataset:
       examples.
     root_indices: integer indices of the training examples that the server
       itself keeps, for rules such as FLTrust; None if there are none.
+    validation_indices: ascending integer indices of the training examples that
+      are held out for validation; None if there are none.
 
   Raises:
     ValueError: there are no clients, a client has no examples, or an index lies
@@ -45,6 +47,7 @@ class FederatedDataset:
   dataset: Dataset
   client_indices: Sequence[np.ndarray]
   root_indices: np.ndarray | None = None
+  validation_indices: np.ndarray | None = None
 
   def __post_init__(self):
     if not self.client_indices:
@@ -85,6 +88,12 @@ class FederatedDataset:
     return [*self.client_indices, *root]
 
   @property
+  def num_validation(self) -> int:
+    """The number of examples that are held out for validation."""
+    held_out = self.validation_indices
+    return 0 if held_out is None else len(held_out)
+
+  @property
   def max_examples(self) -> int:
     """The largest number of examples that a client or the server has."""
     return max(map(len, self._indices_by_id))
@@ -93,7 +102,8 @@ class FederatedDataset:
     """Counts the examples of each class for each client.
 
     Returns:
-      `[num_clients, num_classes]` integers, without the server's examples.
+      `[num_clients, num_classes]` integers, without the server's examples and
+      those held out for validation.
     """
     # np.bincount of older NumPy versions refuses uint64.
     labels = self.dataset.train.labels.astype(int)
@@ -124,6 +134,8 @@ class FederatedDataset:
     totals = f'{sizes.sum()} of {len(self.dataset.train)} examples'
     if self.root_indices is not None:
       totals += f', the server {len(self.root_indices)}'
+    if self.validation_indices is not None:
+      totals += f', {self.num_validation} are held out for validation'
     return (
       f'{self.num_clients} clients hold {totals}\n'
       f'per client {_range_and_median(sizes, "examples")} '
@@ -190,6 +202,7 @@ def federate(
   min_examples: int,
   seed: int,
   root_examples: int = 0,
+  validation: float = 0.0,
   **options: Any,
 ) -> FederatedDataset:
   """Splits the training examples of a data set over clients.
@@ -205,14 +218,20 @@ def federate(
     seed: the seed that determines the partition.
     root_examples: the number of training examples that the server keeps for
       itself; they are drawn at random, and no client gets them.
+    validation: the share, in [0, 1), of the training examples that is held out
+      for validation, rounded to whole examples. They are drawn at random,
+      before the server's examples, and nobody trains on them. The draw depends
+      on `seed` alone, and a larger share contains all examples of a smaller
+      one.
     **options: the options of the partition, such as `alpha` for `dirichlet`.
 
   Returns:
     The clients that are kept, numbered from 0 in the partition's order.
 
   Raises:
-    ValueError: no client is kept, `min_examples` is below 1, `root_examples`
-      leaves no example for the clients, or the partition refuses a value.
+    ValueError: no client is kept, `min_examples` is below 1, `root_examples` or
+      `validation` leaves no example for the clients, `validation` is less than
+      an example, or the partition refuses a value.
     TypeError: the partition does not take an option, or it needs an option
       that is missing.
   """
@@ -222,16 +241,16 @@ def federate(
       'has nothing to train on'
     )
   train = dataset.train
-  size = len(train)
-  if not 0 <= root_examples < size:
+  held_out, rest = _hold_out(validation, len(train), seed)
+  if not 0 <= root_examples < len(rest):
     raise ValueError(
-      f'root_examples must lie in [0, {size}), got {root_examples}'
+      f'root_examples must lie in [0, {len(rest)}), got {root_examples}'
     )
-  root, rest = None, np.arange(size)
+  root = None
   if root_examples:
     # The remaining indices are sorted so that clients see the examples in the
     # order of the file, as they do without root examples.
-    order = np.random.default_rng([seed, root_examples]).permutation(size)
+    order = np.random.default_rng([seed, root_examples]).permutation(rest)
     root, rest = order[:root_examples], np.sort(order[root_examples:])
   clients = partitions.make(
     partition,
@@ -247,4 +266,37 @@ def federate(
       f'none of {len(clients)} clients has min_examples={min_examples} '
       f'examples; the largest has {max(map(len, clients))}'
     )
-  return FederatedDataset(dataset, kept, root)
+  return FederatedDataset(dataset, kept, root, held_out)
+
+
+def _hold_out(
+  share: float, size: int, seed: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+  """Draws the examples that are held out for validation.
+
+  Args:
+    share: of the training examples, see `federate`.
+    size: number of training examples.
+    seed: see `federate`.
+
+  Returns:
+    The ascending indices of the examples that are held out, None if there are
+    none; and the ascending indices of all others.
+
+  Raises:
+    ValueError: the share is no part of the examples, or the clients are left
+      without any.
+  """
+  if not 0 <= share < 1:
+    raise ValueError(f'validation must lie in [0, 1), got {share}')
+  if not share:
+    return None, np.arange(size)
+  number = round(share * size)
+  if not 1 <= number < size:
+    raise ValueError(
+      f'validation={share} of {size} training examples is {number}: at least '
+      'one example must be held out, and at least one left for the clients'
+    )
+  # No seed of the root examples, [seed, number], gives the same stream.
+  order = np.random.default_rng([seed, 0, 1]).permutation(size)
+  return np.sort(order[:number]), np.sort(order[number:])

@@ -2,6 +2,7 @@
 
     train_and_evaluate(config, workdir)   # run a config
     simulate(dataset, model, rule, ...)   # run your own data, model and rule
+    load_run(workdir)                     # load the model of a finished run
 
 The names below are imported when they are first used, so that a program that
 only reads the directories of runs does not import the trainer.
@@ -13,14 +14,24 @@ from lca.registry import import_module
 
 # The module of each public name.
 _HOMES = {
+  'LoadedRun': 'trained',
   'Result': 'simulator',
+  'load_run': 'trained',
   'run': 'train',
   'set_up': 'train',
   'simulate': 'simulator',
   'train_and_evaluate': 'train',
 }
 
-__all__ = ['Result', 'run', 'set_up', 'simulate', 'train_and_evaluate']
+__all__ = [
+  'LoadedRun',
+  'Result',
+  'load_run',
+  'run',
+  'set_up',
+  'simulate',
+  'train_and_evaluate',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,6 +58,24 @@ def check_layers(layers: str | None, rule: Mapping[str, Any]) -> None:
     )
 
 
+def check_best(best: str, validation: float) -> None:
+  """Checks that `checkpoint.best` names a metric that the run measures.
+
+  Args:
+    best: the metric; '' keeps no best model.
+    validation: the share of the training examples that is held out.
+
+  Raises:
+    ValueError: a metric of the validation examples, and there are none.
+  """
+  if best.startswith('validation') and not validation:
+    raise ValueError(
+      f'checkpoint.best={best!r} needs training examples that are held out for '
+      'validation, and data.validation is 0: set it to their share, for '
+      "instance to 0.1, or choose checkpoint.best='test_accuracy'"
+    )
+
+
 def check_model(classifier: Classifier, dataset: Dataset) -> PyTree:
   """Returns the shapes of the model's variables for a data set.
 

@@ -15,7 +15,9 @@ from typing import Any
 # may differ when a run is continued.
 _NOT_COMPARED = (
   'parallel',
-  'checkpoint',
+  'checkpoint.every',
+  'checkpoint.keep',
+  'checkpoint.model',
   'data.archive_dir',
   'data.data_dir',
   'eval.batch_size',
@@ -34,6 +36,8 @@ _IMPLIED_VALUES = {
   'aggregator.init': 'last',
   'attack.changes': 'mean',
   'model.initial_weights': 'lecun_normal',
+  'data.validation': 0.0,
+  'checkpoint.best': '',
 }
 
 

@@ -8,15 +8,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from lca import data as datasets
+from lca.experiment.client_sections import MODES, Gradient, Training
 from lca.experiment.sections import (
   ATTACKERS,
   DEFAULTS,
-  MODES,
   NAMED,
   SECTIONS,
   Data,
-  Gradient,
-  Training,
   defaults,
 )
 from lca.registry import check_options, options_of
@@ -116,6 +114,10 @@ def optional_parameters(names: Iterable[str]) -> dict[str, inspect.Parameter]:
   """Returns parameters with these names for `check_options`, none required."""
   kind = inspect.Parameter.KEYWORD_ONLY
   return {k: inspect.Parameter(k, kind, default=None) for k in names}
+
+
+CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
+"""The keys of the section `model` that are no options of the module."""
 
 
 SOURCE_KEYS = {'archive_dir', 'data_dir', 'image_size'}

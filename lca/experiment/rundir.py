@@ -7,6 +7,10 @@ forensics.*    evidence of each round, with `eval.forensics`; see
                `lca.experiment.forensics`
 summary.json   the number of rounds and the five metrics of the paper's tables;
                there once the run is finished; null stands for NaN and infinity
+confusion.csv  the numbers of test examples by class (rows) and by the class
+               that the final model predicts (columns)
+model.safetensors   the final model; see `lca.experiment.model_files`
+best.safetensors    the best model, if `checkpoint.best` is set
 events.*       the metrics for TensorBoard
 checkpoints/   checkpoints by Orbax, named by their round
 lock           an empty file that the process of the run holds locked
@@ -198,7 +202,8 @@ class RunDirectory(contextlib.AbstractContextManager):
     """Rewrites the metrics with the rounds up to the checkpoint.
 
     Rounds that a killed process has written after its last checkpoint are
-    removed. The old summary is deleted, and the events are written anew.
+    removed. What an earlier end of the run has left is deleted (summary, model
+    and confusion matrix), and the events are written anew.
 
     Args:
       rows: the metrics of these rounds.
@@ -206,7 +211,9 @@ class RunDirectory(contextlib.AbstractContextManager):
       layers: names of the layers in the evidence; None keeps no evidence.
     """
     self._columns = (*COLUMNS, *more)
-    for old in [self.path / 'summary.json', *self.path.glob('events.*')]:
+    of_the_end = ('summary.json', 'confusion.csv', 'model.safetensors')
+    of_the_end = [self.path / name for name in of_the_end]
+    for old in [*of_the_end, *self.path.glob('events.*')]:
       old.unlink(missing_ok=True)
     files.write(self.path / 'metrics.csv', self._csv(rows, header=True))
     self._events = EventsWriter(str(self.path / 'events'))
@@ -225,6 +232,10 @@ class RunDirectory(contextlib.AbstractContextManager):
     with open(self.path / 'metrics.csv', 'a') as file:
       file.write(self._csv([row], header=False))
     self._add_events(row)
+
+  def keep(self, name: str, content: str | bytes) -> None:
+    """Writes a file of the run, or replaces it, as a whole."""
+    files.write(self.path / name, content)
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes the summary, which marks the run as finished."""
@@ -271,6 +282,9 @@ class WritesNothing:
   def add(
     self, row: Row, evidence: Mapping[str, np.ndarray] | None = None
   ) -> None:
+    """Does nothing."""
+
+  def keep(self, name: str, content: str | bytes) -> None:
     """Does nothing."""
 
   def finish(self, summary: Mapping[str, Any]) -> None:

@@ -5,10 +5,11 @@ keys in sections, such as `client.batch_size`. A key that a config leaves out
 has its default. `main.py --config.KEY=VALUE` sets a key on the command line.
 
 Seven sections, `data` to `parallel`, have the same keys in every run. Each is a
-dataclass below: its fields are the keys, and the fields' defaults are the
-defaults of every run. The constructor refuses values that are wrong whatever
-the rest of the config says. Beside these keys, `data` has the options of the
-chosen partition and data set, and `server` those of the chosen optimiser.
+dataclass below or, for `client`, in `lca/experiment/client_sections.py`: its
+fields are the keys, and the fields' defaults are the defaults of every run. The
+constructor refuses values that are wrong whatever the rest of the config says.
+Beside these keys, `data` has the options of the chosen partition and data set,
+and `server` those of the chosen optimiser.
 
 Three sections have no defaults: the function that their `name` chooses decides
 which keys they have. A preset (`configs/presets.py`) fills in such a section:
@@ -77,21 +78,12 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
 import dataclasses
 from typing import Any
 
+from lca.experiment.client_sections import (
+  Training,
+  check_at_least_one,
+  check_one_of,
+)
 from lca.registry import options_of
-
-
-def _check_at_least_one(section: Any, prefix: str, *keys: str) -> None:
-  for key in keys:
-    value = getattr(section, key)
-    if value < 1:
-      raise ValueError(f'{prefix}{key} must be at least 1, got {value}')
-
-
-def _check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise ValueError(
-      f'{name} must be {" or ".join(map(repr, known))}, got {value!r}'
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +92,8 @@ class Run:
 
   Attributes:
     seed: an integer in [0, 2**32) that decides all that is random in a run: the
-      partition and the server's root examples, the model's first weights, who
-      attacks, which clients each round draws, the order of their examples,
+      partition, the validation and root examples, the model's first weights,
+      who attacks, which clients each round draws, the order of their examples,
       dropout, who does not answer, and what attacks and rules draw. The split
       of the data into training and test set does not depend on it. A restart,
       or another number of devices, draws the same numbers.
@@ -113,7 +105,7 @@ class Run:
   num_rounds: int = 100
 
   def __post_init__(self):
-    _check_at_least_one(self, '', 'num_rounds')
+    check_at_least_one(self, '', 'num_rounds')
     if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits of a seed
       raise ValueError(f'seed must lie in [0, 2**32), got {self.seed}')
 
@@ -142,6 +134,10 @@ class Data:
       server trains on them as a client would, and the rule receives the
       server's update. 0 is none. Presets set 100 for rules that need this
       update (`fltrust`).
+    validation: the share, in [0, 1), of the training examples on which nobody
+      trains, but each test of the model also measures `validation_loss` and
+      `validation_accuracy`. They are drawn at random before `root_examples`,
+      and the draw depends on `seed` alone. 0, the default, holds out none.
     partition: which client holds which examples: a name in
       `lca.data.PARTITIONS`, such as `'iid'` or `'dirichlet'`.
   """
@@ -150,104 +146,17 @@ class Data:
   num_clients: int | None = 200
   min_examples: int = 30
   root_examples: int = 0
+  validation: float = 0.0
   partition: str = 'iid'
 
   def __post_init__(self):
     if self.name is None:
       raise ValueError("data.name must be set, to 'digits' for instance")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Client:
-  """The keys of `client` in both modes.
-
-  Attributes:
-    batch_size: examples that one gradient is computed from, at least 1. A
-      client that holds fewer takes them all. The last batch of an epoch may be
-      smaller.
-    drop_rate: the chance, in [0, 1), that an honest client of a round does not
-      answer. Its update is then a row of NaN, counted as `dropped`. Attackers
-      always answer. If the rule takes an `f`, it must be at least the sum of
-      attackers and missing clients in every round; this is checked before the
-      first round, as the seed decides who does not answer.
-    dtype: `'float32'` or `'bfloat16'`: the type of numbers in the clients'
-      forward and backward passes. Parameters, their gradients, optimisers and
-      losses stay float32, and so do all tests of the model.
-    update_dtype: `'float32'` or `'bfloat16'`: how the server stores the
-      clients' updates, and what a rule remembers of them. `'bfloat16'` halves
-      their memory. Sums, distances and the model stay float32.
-  """
-
-  batch_size: int = 256
-  drop_rate: float = 0.0
-  dtype: str = 'float32'
-  update_dtype: str = 'float32'
-
-  def __post_init__(self):
-    _check_at_least_one(self, 'client.', 'batch_size')
-    for key in ('dtype', 'update_dtype'):
-      _check_one_of(f'client.{key}', getattr(self, key), _DTYPES)
-
-
-_DTYPES = ('float32', 'bfloat16')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Training(_Client):
-  """The section `client` in the mode `'training'`: clients train for epochs.
-
-  A client sends its trained model minus the server's. The section also has the
-  keys of both modes (`_Client`).
-
-  Attributes:
-    mode: `'training'`.
-    optimizer: a name in `lca.experiment.optimizers.OPTIMIZERS`, used with the
-      defaults of its options. Its state starts anew in every round.
-    learning_rate: step size of that optimiser, above 0.
-    local_epochs: passes over a client's examples in a round, at least 1, each
-      in a new random order.
-  """
-
-  mode: str = 'training'
-  optimizer: str = 'adam'
-  learning_rate: float = 1e-3
-  local_epochs: int = 10
-  # Without an annotation this is no field, and so no key of this mode.
-  momentum = 0.0
-
-  def __post_init__(self):
-    super().__post_init__()
-    _check_at_least_one(self, 'client.', 'local_epochs')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gradient(_Client):
-  """The section `client` in the mode `'gradient'`: federated SGD.
-
-  A client draws one batch of its examples in a round and sends minus the
-  gradient of the mean loss; the step size is `server.learning_rate`.
-  `configs.common.federated_sgd` puts this section into a config. The section
-  also has the keys of both modes (`_Client`).
-
-  Attributes:
-    mode: `'gradient'`.
-    momentum: beta in [0, 1) of the workers' momentum. A client sends
-      `m = beta * m + (1 - beta) * x`, where x is minus its gradient and m is
-      kept from one of its rounds to the next. 0 keeps none.
-  """
-
-  mode: str = 'gradient'
-  momentum: float = 0.0
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not 0 <= self.momentum < 1:
+    if not 0 <= self.validation < 1:
       raise ValueError(
-        f'client.momentum must lie in [0, 1), got {self.momentum}'
+        'data.validation, a share of the training examples, must lie in '
+        f'[0, 1), got {self.validation}'
       )
-
-
-MODES = {'training': Training, 'gradient': Gradient}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,7 +195,7 @@ class Train:
   on_nonfinite: str = 'stop'
 
   def __post_init__(self):
-    _check_one_of('train.on_nonfinite', self.on_nonfinite, ('stop', 'continue'))
+    check_one_of('train.on_nonfinite', self.on_nonfinite, ('stop', 'continue'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,26 +227,40 @@ class Eval:
   forensics: bool = False
 
   def __post_init__(self):
-    _check_at_least_one(self, 'eval.', 'every', 'batch_size')
+    check_at_least_one(self, 'eval.', 'every', 'batch_size')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-  """When the state is saved, so that a run can go on after it was ended.
+  """The state to go on from, and the trained models, that a run keeps.
 
-  These keys may change when a run is continued.
+  All keys but `best` may change when a run is continued.
 
   Attributes:
     every: rounds from one checkpoint to the next, at least 1. The last round is
       always saved, and so is the one after which the run was told to stop.
     keep: how many of the newest checkpoints are kept, at least 1.
+    model: True, the default, writes the model of the last round to
+      `model.safetensors` at the end of the run. False saves the space.
+    best: a metric whose best round's model is kept in `best.safetensors`:
+      `'test_accuracy'`, `'test_loss'`, `'validation_accuracy'` or
+      `'validation_loss'`; of equal rounds the first. The latter two need
+      `data.validation`. A model that was chosen by the test data looks better
+      on them than it is. `''`, the default, keeps none.
   """
 
   every: int = 10
   keep: int = 2
+  model: bool = True
+  best: str = ''
 
   def __post_init__(self):
-    _check_at_least_one(self, 'checkpoint.', 'every', 'keep')
+    check_at_least_one(self, 'checkpoint.', 'every', 'keep')
+    check_one_of('checkpoint.best', self.best, ('', *BEST))
+
+
+BEST = ('test_accuracy', 'test_loss', 'validation_accuracy', 'validation_loss')
+"""The metrics that `checkpoint.best` can choose a model by."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

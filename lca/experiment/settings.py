@@ -21,6 +21,7 @@ from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
 from lca.experiment import checks, optimizers, reading, sections
+from lca.experiment.client_sections import Gradient, Training
 from lca.experiment.sections import DEFAULTS
 from lca.federated import clients, placement
 from lca.federated.clients import LocalGradient
@@ -197,7 +198,9 @@ def from_config(config: Mapping[str, Any]) -> Settings:
       f'--config=SETTING.py:{partition}'
     )
   # The other keys of the section are the module's own.
-  classifier_keys = {k: model.pop(k) for k in _CLASSIFIER_KEYS if k in model}
+  classifier_keys = {
+    k: model.pop(k) for k in reading.CLASSIFIER_KEYS if k in model
+  }
   return make(
     config,
     aggregator=aggregators.make(config['aggregator']),
@@ -214,9 +217,6 @@ def from_config(config: Mapping[str, Any]) -> Settings:
     pixels=models.PIXELS.get(model['name']),
     **classifier_keys,
   )
-
-
-_CLASSIFIER_KEYS = ('resize', 'crop', 'pretrained', 'batch_stats')
 
 
 def make(
@@ -265,6 +265,7 @@ def make(
     for name in ('train', 'eval', 'checkpoint', 'parallel')
   )
   data, federate = _data(config['data'], run.seed)
+  checks.check_best(checkpoint.best, data.validation)
   client = reading.read(
     'client', reading.of_client(config['client']), config['client']
   )
@@ -370,7 +371,7 @@ def _server(
 
 
 def _clients_part(
-  client: sections.Training | sections.Gradient,
+  client: Training | Gradient,
   classifier: models.Classifier,
   parallel: sections.Parallel,
 ) -> LocalGradient:
@@ -381,7 +382,7 @@ def _clients_part(
     'microbatch_size': parallel.microbatch_size,
     'update_dtype': client.update_dtype,
   }
-  if isinstance(client, sections.Gradient):
+  if isinstance(client, Gradient):
     return LocalGradient(**shared)
   return clients.LocalTraining(
     **shared,

@@ -1,7 +1,6 @@
 """The simulator as a library: runs your own data, model, rule and attack."""
 
 import dataclasses
-import functools
 import inspect
 import os
 import typing
@@ -12,16 +11,15 @@ from typing import Annotated, Any, TypedDict, Unpack
 import jax
 import numpy as np
 from flax import linen as nn
-from numpy.typing import ArrayLike
 
 from lca.aggregators import Aggregator, stateless
 from lca.attacks import Attack
 from lca.attacks.base import NO_ATTACK
 from lca.data import Dataset
 from lca.experiment import names, reading, sections, settings, train
-from lca.models import Classifier
+from lca.experiment.trained import TrainedModel
 from lca.registry import REQUIRED, check_options
-from lca.typing import PyTree, Update
+from lca.typing import Update
 
 
 class Options(TypedDict, total=False):
@@ -37,6 +35,7 @@ class Options(TypedDict, total=False):
   partition: Annotated[str, 'data.partition']
   min_examples: Annotated[int, 'data.min_examples']
   root_examples: Annotated[int, 'data.root_examples']
+  validation: Annotated[float, 'data.validation']
   clients_per_round: Annotated[int, 'server.clients_per_round']
   num_byzantine: Annotated[int, 'attack.num_byzantine']
   num_attackers: Annotated[int | None, 'attack.num_attackers']
@@ -70,61 +69,21 @@ _KEYS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Result(TrainedModel):
   """The result of a simulation: its metrics and the trained model.
 
   Attributes:
     history: the metrics by name, each `[num_rounds]`. `test_loss` and
       `test_accuracy` are NaN in rounds without a test. See
       `lca.federated.metrics` for the other names.
-    variables: the trained model's variables, a Flax dict of NumPy arrays.
     summary: `num_rounds` and the five metrics of the paper's tables.
-    classifier: the model, and how its inputs are prepared.
     dataset: the data that the model was trained on.
-    batch_size: examples that `predict` computes at once.
   """
 
   history: dict[str, np.ndarray]
-  variables: PyTree
   summary: dict[str, Any]
-  classifier: Classifier
   dataset: Dataset
-  batch_size: int
-
-  @functools.cached_property
-  def _logits(self) -> Callable[[PyTree, jax.Array], jax.Array]:
-    return jax.jit(self.classifier.logits)
-
-  def predict(self, inputs: ArrayLike) -> np.ndarray:
-    """Returns the model's logits `[k, classes]`, computed batch by batch.
-
-    Args:
-      inputs: `[k, ...]`, like the inputs of the data set.
-
-    Raises:
-      ValueError: the inputs have another shape or kind of dtype than those of
-        the data set.
-    """
-    inputs, like = np.asarray(inputs), self.dataset.train.inputs
-    if (
-      inputs.shape[1:] != like.shape[1:] or inputs.dtype.kind != like.dtype.kind
-    ):
-      raise ValueError(
-        f'the model was trained on {like.dtype} {list(like.shape[1:])}, got '
-        f'{inputs.dtype} {list(inputs.shape)}'
-      )
-    inputs = inputs.astype(like.dtype)
-    size = min(self.batch_size, max(1, len(inputs)))
-    results = []
-    for start in range(0, max(1, len(inputs)), size):
-      block = inputs[start : start + size]
-      # All batches are padded to one shape, so that one program is compiled.
-      padded = np.zeros((size, *like.shape[1:]), like.dtype)
-      padded[: len(block)] = block
-      logits = self._logits(self.variables, padded)
-      results.append(np.asarray(logits)[: len(block)])
-    return np.concatenate(results)
 
 
 def simulate(
@@ -157,8 +116,8 @@ def simulate(
     **options: keys of a config; `lca.experiment.sections` has their meaning.
 
       - `seed`, `num_rounds`, `num_clients`, `clients_per_round`, `partition`,
-        `min_examples`, `root_examples`, `drop_rate` and `on_nonfinite` have the
-        same names in a config.
+        `min_examples`, `root_examples`, `validation`, `drop_rate` and
+        `on_nonfinite` have the same names in a config.
       - `num_byzantine`, `num_attackers` and `sampled` say who attacks. By
         default a fifth of the clients are attackers. One of them takes part in
         each round; or all, if every client takes part in each round.
@@ -259,14 +218,13 @@ def _run(
 ) -> Result:
   """Runs the rounds that are missing, and returns the result of all rounds."""
   experiment = train.prepare(run_settings, workdir)
-  parts = experiment.parts
-  if parts:
+  simulation = experiment.simulation
+  if simulation:
     state, rows = train.run_rounds(experiment)
   else:  # the run was finished before: read its model from the last checkpoint
-    parts = run_settings.parts()
-    initial = parts.simulation().init()
+    simulation = run_settings.parts().simulation()
     with train.checkpoints_of(experiment) as checkpoints:
-      state, rows = checkpoints.restore(initial)
+      state, rows = checkpoints.restore(simulation.init())
     if len(rows) < run_settings.run.num_rounds:
       raise ValueError(
         f'{experiment.directory.path} holds a finished run whose last '
@@ -278,10 +236,11 @@ def _run(
       name: np.array([row.get(name, np.nan) for row in rows])
       for name in columns
     },
-    variables=jax.device_get(state.variables),
+    variables=jax.device_get(simulation.everywhere(state)),
     summary=train.summary_of(rows),
-    classifier=parts.classifier,
+    classifier=simulation.classifier,
     dataset=dataset,
+    input_spec=dataset.train.input_spec,
     batch_size=run_settings.eval.batch_size,
   )
 

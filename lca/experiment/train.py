@@ -17,6 +17,7 @@ import jax
 
 from lca.experiment import describe, host
 from lca.experiment.checkpoints import Checkpoints
+from lca.experiment.keeping import Keeping
 from lca.experiment.rundir import (
   ReadOnlyRunDirectory,
   RunDirectory,
@@ -145,6 +146,11 @@ def prepare(
         'eval.forensics keeps its evidence in the directory of the run: give a '
         'workdir, or leave it out'
       )
+    if best := settings.checkpoint.best:
+      raise ValueError(
+        f'checkpoint.best={best!r} keeps a model in the directory of the run: '
+        'give a workdir, or leave it out'
+      )
     directory = Nowhere()
   else:
     # Of several processes only the first one writes.
@@ -253,6 +259,7 @@ def run_rounds(
         directory.start(
           rows, simulation.more_metrics, simulation.evidence_layers
         )
+        kept = Keeping(settings.checkpoint, simulation, directory, rows)
         # Rounds before `first` were run by an earlier process, or call.
         first, start = len(rows), time.monotonic()
         if first:
@@ -269,6 +276,7 @@ def run_rounds(
           directory.add(row, evidence)
           if settings.train.on_nonfinite == 'stop':
             _check_finite(simulation, row)
+          kept.after_round(state, row)
           now = time.monotonic()
           seconds = (now - start) / max(1, round_idx - first)
           host.say(_line(row, num_rounds, seconds))
@@ -284,6 +292,7 @@ def run_rounds(
       # Leaving the context has waited for the last checkpoint. Only now may
       # the summary mark the run as finished.
       if len(rows) >= num_rounds:
+        kept.at_the_end(state, rows[-1])
         directory.finish(summary_of(rows))
   finally:
     _locked_here.pop(directory.path, None)

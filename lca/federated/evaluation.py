@@ -1,8 +1,9 @@
-"""Evaluation of a model: exact means over the test set, block by block."""
+"""Evaluation of a model: exact means over whole sets, block by block."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,46 +12,123 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lca.data import Split
-from lca.federated.placement import pad_rows
+from lca.data import FederatedDataset, Split
+from lca.federated.placement import Placement, pad_rows
 from lca.models import Classifier
 from lca.stacked.sharding import AXIS
 from lca.typing import PyTree
 
 BLOCK_BYTES = 2**28
-"""The largest size of a block of test inputs, over all devices.
+"""The largest size of a block of inputs, over all devices.
 
-A test set that fits into one block stays on the devices. Otherwise each block
-is read while the block before it is tested.
+A set of examples that fits into one block stays on the devices. Otherwise each
+block is read while the block before it is tested.
 """
 
 Block = Callable[[], tuple[jax.Array, jax.Array, jax.Array]]
 """A function that puts inputs, labels and weights of a block on a mesh.
 
-The arrays are `[batches, batch, ...]`. Weights are 1 for examples of the test
-set, and 0 for rows that only fill up a batch.
+The arrays are `[batches, batch, ...]`. Weights are 1 for examples of the set,
+and 0 for rows that only fill up a batch.
 """
 
-Tester = Callable[..., tuple[jax.Array, jax.Array]]
-"""`(variables, inputs, labels, weights) -> (sum of losses, number correct)`."""
+Tester = Callable[..., Any]
+"""`(variables, inputs, labels, weights) -> sums over the examples of a block`.
+
+The sums are numbers or an array, the same on every device.
+"""
 
 
-def make_blocks(split: Split, mesh: Mesh, batch_size: int) -> list[Block]:
-  """Cuts a test set into blocks of at most `BLOCK_BYTES` of inputs.
+class Evaluation:
+  """Tests models on the test set and on the examples held out for validation.
+
+  Attributes:
+    columns: names of the metrics beside `test_loss` and `test_accuracy`.
 
   Args:
-    split: the test set.
+    classifier: the model and its loss.
+    data: the data set, and the indices of the examples for validation.
+    placement: the devices that examples are spread over.
+  """
+
+  def __init__(
+    self, classifier: Classifier, data: FederatedDataset, placement: Placement
+  ):
+    dataset = data.dataset
+    self._classifier, self._mesh = classifier, placement.mesh
+    self._num_classes = dataset.num_classes
+    self._test = make_tester(classifier, placement.mesh)
+    # The examples of each set: a split and the indices of its rows.
+    sets = {'test': (dataset.test, np.arange(len(dataset.test)))}
+    if data.validation_indices is not None:
+      sets['validation'] = (dataset.train, data.validation_indices)
+    self._sizes = {name: len(rows) for name, (_, rows) in sets.items()}
+    self._blocks = {
+      name: make_blocks(
+        split, indices, placement.mesh, placement.eval_batch_size
+      )
+      for name, (split, indices) in sets.items()
+    }
+    names = [f'{name}_{what}' for name in sets for what in _MEASURED]
+    self.columns = names[len(_MEASURED) :]
+
+  def evaluate(self, variables: PyTree) -> dict[str, float]:
+    """Tests a model on every set.
+
+    Args:
+      variables: the model, with a copy on every device.
+
+    Returns:
+      `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
+      right predictions. If examples were held out for validation,
+      `validation_loss` and `validation_accuracy` follow.
+    """
+    measured = {}
+    for name, blocks in self._blocks.items():
+      sums = _sum_blocks(self._test, variables, blocks) / self._sizes[name]
+      for what, mean in zip(_MEASURED, sums.tolist(), strict=True):
+        measured[f'{name}_{what}'] = mean
+    return measured
+
+  def confusion(self, variables: PyTree) -> np.ndarray:
+    """Counts the test examples by class and by the class that a model predicts.
+
+    Args:
+      variables: the model, with a copy on every device.
+
+    Returns:
+      `[classes, logits]` integers: the entry in row i and column j counts the
+      examples of class i for which the j-th logit is the largest. A model has
+      one logit for each class, or more.
+    """
+    count = make_counter(self._classifier, self._mesh, self._num_classes)
+    counts = _sum_blocks(count, variables, self._blocks['test'])
+    return counts.astype(np.int64)
+
+
+_MEASURED = ('loss', 'accuracy')
+
+
+def make_blocks(
+  split: Split, indices: np.ndarray, mesh: Mesh, batch_size: int
+) -> list[Block]:
+  """Cuts a set of examples into blocks of at most `BLOCK_BYTES` of inputs.
+
+  Args:
+    split: the split that holds the examples.
+    indices: `[k]` rows of the split that make the set, such as all rows of the
+      test set, in ascending order.
     mesh: mesh with an axis `'clients'`, over which each block is spread.
     batch_size: number of examples that a device tests at once.
 
   Returns:
-    The blocks, in the order of the test set. A single block is kept on the
+    The blocks, in the order of the indices. A single block is kept on the
     devices after its first use.
   """
   devices = mesh.shape[AXIS]
-  batch_size = min(batch_size, -(-len(split) // devices))
+  batch_size = min(batch_size, -(-len(indices) // devices))
   total_batch = batch_size * devices  # over all devices
-  batches = -(-len(split) // total_batch)
+  batches = -(-len(indices) // total_batch)
   spec = split.input_spec
   batch_bytes = total_batch * math.prod(spec.shape) * spec.dtype.itemsize
   num_blocks = -(-batches // max(1, BLOCK_BYTES // batch_bytes))
@@ -58,7 +136,7 @@ def make_blocks(split: Split, mesh: Mesh, batch_size: int) -> list[Block]:
   sharding = NamedSharding(mesh, P(AXIS))
 
   def place(start):
-    rows = np.arange(start, min(start + size, len(split)))
+    rows = indices[start : start + size]
     weights = np.ones(len(rows), np.float32)
     return tuple(
       jax.device_put(
@@ -67,7 +145,7 @@ def make_blocks(split: Split, mesh: Mesh, batch_size: int) -> list[Block]:
       for x in (split.read(rows), split.labels[rows], weights)
     )
 
-  starts = range(0, len(split), size)
+  starts = range(0, len(indices), size)
   blocks = [functools.partial(place, start) for start in starts]
   return blocks if len(blocks) > 1 else [functools.cache(blocks[0])]
 
@@ -80,6 +158,45 @@ def make_tester(classifier: Classifier, mesh: Mesh) -> Tester:
     mesh: mesh with an axis `'clients'`, over which the blocks are spread.
   """
 
+  def test(variables, *examples):
+    sums = lax.map(lambda batch: classifier.test(variables, *batch), examples)
+    return jax.tree.map(jnp.sum, sums)
+
+  return _on_blocks(test, mesh)
+
+
+def make_counter(
+  classifier: Classifier, mesh: Mesh, num_classes: int
+) -> Tester:
+  """Returns a jitted function that counts a block's examples by prediction.
+
+  Args:
+    classifier: computes the logits of a batch.
+    mesh: mesh with an axis `'clients'`, over which the blocks are spread.
+    num_classes: number of classes of the labels.
+
+  Returns:
+    A function whose result is `[classes, logits]`, see `Evaluation.confusion`.
+  """
+
+  def count(variables, inputs, labels, weights):
+    width = jax.eval_shape(classifier.logits, variables, inputs[0]).shape[-1]
+
+    def predict(batch):
+      return jnp.argmax(classifier.logits(variables, batch), axis=-1)
+
+    # One addition of the whole block: a matrix for each batch would take as
+    # many times the memory as there are batches.
+    counts = jnp.zeros((num_classes, width), jnp.int32)
+    predicted = lax.map(predict, inputs)
+    return counts.at[labels, predicted].add(weights.astype(jnp.int32))
+
+  return _on_blocks(count, mesh)
+
+
+def _on_blocks(function: Tester, mesh: Mesh) -> Tester:
+  """Returns a jitted function that sums a function's results over devices."""
+
   @jax.jit
   @functools.partial(
     jax.shard_map,
@@ -88,38 +205,26 @@ def make_tester(classifier: Classifier, mesh: Mesh) -> Tester:
     out_specs=P(),
     check_vma=False,
   )
-  def test(variables, inputs, labels, weights):
-    sums = lax.map(
-      lambda batch: classifier.test(variables, *batch),
-      (inputs, labels, weights),
-    )
-    return lax.psum(jax.tree.map(jnp.sum, sums), AXIS)
+  def summed(variables, inputs, labels, weights):
+    return lax.psum(function(variables, inputs, labels, weights), AXIS)
 
-  return test
+  return summed
 
 
-def evaluate(
-  test: Tester, variables: PyTree, blocks: Sequence[Block], size: int
-) -> dict[str, float]:
-  """Tests a model on the whole test set.
+def _sum_blocks(
+  test: Tester, variables: PyTree, blocks: Sequence[Block]
+) -> np.ndarray:
+  """Returns the sums of a tester's results over all blocks, in float64.
 
   Args:
-    test: function from `make_tester`.
+    test: function from `make_tester` or `make_counter`.
     variables: the model, with a copy on every device.
     blocks: blocks from `make_blocks`.
-    size: number of examples in the test set.
-
-  Returns:
-    `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
-    right predictions.
   """
-  sums, running = np.zeros(2), (0, 0)
+  sums, running = np.zeros(()), 0
   for block in blocks:
     examples = block()  # read while the devices test the block before
-    sums += jax.device_get(running)  # wait for the block before
+    # Waits for the block before.
+    sums = sums + np.asarray(jax.device_get(running), float)
     running = test(variables, *examples)
-  loss, correct = sums + jax.device_get(running)
-  return {
-    'test_loss': float(loss) / size,
-    'test_accuracy': float(correct) / size,
-  }
+  return sums + np.asarray(jax.device_get(running), float)

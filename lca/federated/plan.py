@@ -35,8 +35,8 @@ class Plan(NamedTuple):
 
   Attributes:
     model: parameters and batch statistics of the model that clients start from.
-    examples: examples of the device's clients in two rounds, and of the test
-      set.
+    examples: examples of the device's clients in two rounds, of the test set,
+      and of those held out for validation.
     updates: updates of the device's clients.
     state: the device's share of the server's model, of its optimiser's state
       and of the clients' momenta.
@@ -87,6 +87,7 @@ def on_paper(
   batch_size: int = 0,
   activation_bytes: int = 0,
   test_examples: int = 0,
+  validation_examples: int = 0,
   update_bytes: int = _FLOAT,
   moments: int = 2,
   server_models: int = 1,
@@ -109,6 +110,7 @@ def on_paper(
     activation_bytes: bytes that the forward pass keeps of an example for the
       backward pass.
     test_examples: examples in the test set.
+    validation_examples: training examples held out for validation.
     update_bytes: bytes of a number in an update, such as 2 for bfloat16.
     moments: numbers that the clients' optimiser keeps of each parameter, such
       as 2 for Adam.
@@ -144,11 +146,14 @@ def on_paper(
   # A client's copy of the model, its gradient, and the optimiser's moments.
   client = (2 + moments) * model
   updates = rows * parameters * update_bytes
-  test = min(test_examples * example_bytes, 2 * BLOCK_BYTES) // devices
+  tested = sum(
+    min(number * example_bytes, 2 * BLOCK_BYTES) // devices
+    for number in (test_examples, validation_examples)
+  )
   to_others = (devices - 1) / devices  # the part that leaves a device
   return Plan(
     model=model,
-    examples=2 * rows * examples * example_bytes + test,
+    examples=2 * rows * examples * example_bytes + tested,
     updates=updates,
     state=state,
     rule=rule,
@@ -186,6 +191,7 @@ def of(simulation: Simulation) -> Plan:
     examples=data.max_examples,
     example_bytes=math.prod(spec.shape) * spec.dtype.itemsize + _LABEL,
     test_examples=len(data.dataset.test),
+    validation_examples=data.num_validation,
     devices=devices,
     update_bytes=simulation.update_dtype.itemsize,
   )._replace(

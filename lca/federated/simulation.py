@@ -16,8 +16,9 @@ from jax import lax
 
 from lca.aggregators import layer_names
 from lca.data import ClientData, FederatedDataset
-from lca.federated import evaluation, metrics
+from lca.federated import metrics
 from lca.federated.clients import LocalGradient
+from lca.federated.evaluation import Evaluation
 from lca.federated.placement import (
   Placement,
   place_parts,
@@ -35,6 +36,7 @@ from lca.federated.round import (
   server_step,
 )
 from lca.models import Classifier
+from lca.typing import PyTree
 
 
 class Programs(NamedTuple):
@@ -68,11 +70,12 @@ class Simulation:
 
   While a round trains, a thread reads the examples of the next round's clients
   and puts them on the devices. So the devices hold the training examples of two
-  rounds, and two blocks of test examples. The rest of a memory-mapped data set
-  stays on disk.
+  rounds, and two blocks of test examples and of those held out for validation.
+  The rest of a memory-mapped data set stays on disk.
 
   Attributes:
     data: the examples of every client, and the test set.
+    classifier: the model and its loss.
     placement: the devices that a round is spread over.
     clients_per_device: number of clients that each device trains in a round.
       The server counts as a client if it has examples of its own. If the number
@@ -105,8 +108,8 @@ class Simulation:
     placement: Placement,
   ):
     server.check_examples(data.server_id is not None)
-    self.data, self.placement = data, placement
-    self._population, self._classifier = population, classifier
+    self.data, self.classifier, self.placement = data, classifier, placement
+    self._population = population
     self._train, self._server, self._seed = train, server, seed
     mesh = placement.mesh
     trainers = population.clients_per_round + (data.server_id is not None)
@@ -125,10 +128,7 @@ class Simulation:
         server.attack.on_labels, num_classes=data.dataset.num_classes
       )
     )
-    self._test = evaluation.make_tester(classifier, mesh)
-    self._test_blocks = evaluation.make_blocks(
-      data.dataset.test, mesh, placement.eval_batch_size
-    )
+    self._evaluation = Evaluation(classifier, data, placement)
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
     self._next: _PreparedRound | None = None
 
@@ -144,8 +144,8 @@ class Simulation:
     dataset = self.data.dataset
     spec = dataset.train.input_spec
     key = key_for(self._seed, Purpose.INIT)
-    variables = self._classifier.init(key, spec)
-    self._classifier.check_classes(variables, spec, dataset.num_classes)
+    variables = self.classifier.init(key, spec)
+    self.classifier.check_classes(variables, spec, dataset.num_classes)
     return variables
 
   def _initial_state(self, variables):
@@ -192,7 +192,8 @@ class Simulation:
   @property
   def more_metrics(self) -> list[str]:
     """The names of the metrics that only some runs have, in their order."""
-    return [name for name in self._metric_names if name not in metrics.ALWAYS]
+    more = [name for name in self._metric_names if name not in metrics.ALWAYS]
+    return [*more, *self._evaluation.columns]
 
   @functools.cached_property
   def programs(self) -> Programs:
@@ -280,7 +281,7 @@ class Simulation:
 
     # 3. Clients train, from a copy of the model on every device.
     updates, losses = train(
-      jax.device_put(state.variables, self.placement.everywhere),
+      self.everywhere(state),
       *prepared.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
@@ -381,15 +382,13 @@ class Simulation:
     return server_step(self._server, state, sent, drawn)
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
-    """Tests a model on the whole test set.
+    """Tests the model of a state; see `Evaluation.evaluate`."""
+    return self._evaluation.evaluate(self.everywhere(state))
 
-    Args:
-      state: a state whose `variables` are tested.
+  def confusion(self, state: ServerState) -> np.ndarray:
+    """Counts predictions of a state's model; see `Evaluation.confusion`."""
+    return self._evaluation.confusion(self.everywhere(state))
 
-    Returns:
-      `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
-      right predictions.
-    """
-    variables = jax.device_put(state.variables, self.placement.everywhere)
-    size = len(self.data.dataset.test)
-    return evaluation.evaluate(self._test, variables, self._test_blocks, size)
+  def everywhere(self, state: ServerState) -> PyTree:
+    """Returns the model of a state, with a copy on every device."""
+    return jax.device_put(state.variables, self.placement.everywhere)

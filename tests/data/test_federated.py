@@ -153,6 +153,59 @@ def test_root_examples_leave_an_example(dataset, root_examples):
     make_federated(dataset, root_examples=root_examples)
 
 
+def test_examples_for_validation_belong_to_nobody(dataset):
+  clients = make_federated(dataset, root_examples=4, validation=0.3)
+  held_out = clients.validation_indices
+  assert clients.num_validation == len(held_out) == 4  # 3.9 of 13
+  assert held_out.tolist() == sorted(held_out)
+  everything = [held_out, clients.root_indices, *clients.client_indices]
+  np.testing.assert_array_equal(np.sort(np.concatenate(everything)), range(13))
+  assert clients.dataset is dataset  # nothing is copied
+  assert '9 of 13' not in clients.describe()
+  assert '5 of 13 examples, the server 4, 4 are held out' in clients.describe()
+
+
+def test_the_seed_alone_draws_the_examples_for_validation():
+  digits = load('digits')
+
+  def held_out(share=0.1, **changes):
+    return make_federated(
+      digits, validation=share, **changes
+    ).validation_indices.tolist()
+
+  assert held_out() == held_out(partition='one_class', root_examples=50)
+  assert held_out() != held_out(seed=1)
+  assert len(held_out()) == 144  # 143.7
+  assert set(held_out()) < set(held_out(0.2))
+  # They are not what the server would be given.
+  root = make_federated(digits, root_examples=144).root_indices
+  assert len({*held_out()} & {*root.tolist()}) < 72
+
+
+def test_nothing_is_held_out_by_default(dataset):
+  clients = make_federated(dataset)
+  assert clients.validation_indices is None and clients.num_validation == 0
+  assert 'held out' not in clients.describe()
+
+
+@pytest.mark.parametrize('share', [-0.1, 1.0, float('nan')])
+def test_a_share_for_validation_is_a_share(dataset, share):
+  with pytest.raises(ValueError, match=r'validation must lie in \[0, 1\), got'):
+    make_federated(dataset, validation=share)
+
+
+@pytest.mark.parametrize(('share', 'number'), [(0.03, 0), (0.99, 13)])
+def test_validation_and_clients_need_an_example(dataset, share, number):
+  message = f'validation={share} of 13 training examples is {number}: at least'
+  with pytest.raises(ValueError, match=message):
+    make_federated(dataset, validation=share)
+
+
+def test_root_examples_are_drawn_from_what_validation_leaves(dataset):
+  with pytest.raises(ValueError, match=r'root_examples .* \[0, 9\), got 9'):
+    make_federated(dataset, root_examples=9, validation=0.3)
+
+
 @pytest.fixture
 def owned():
   """Returns a data set in which owner 10 i has the examples i, i + 4, ..."""
@@ -173,6 +226,16 @@ def test_natural_clients_have_what_the_server_leaves(owned):
   )
   everything = np.concatenate([clients.root_indices, *clients.client_indices])
   np.testing.assert_array_equal(np.sort(everything), range(13))
+  for indices in clients.client_indices:
+    assert len(set(owned.train.owners[indices])) == 1
+
+
+def test_natural_clients_have_what_validation_leaves(owned):
+  clients = make_federated(
+    owned, partition='natural', num_clients=None, validation=0.4
+  )
+  everything = [clients.validation_indices, *clients.client_indices]
+  np.testing.assert_array_equal(np.sort(np.concatenate(everything)), range(13))
   for indices in clients.client_indices:
     assert len(set(owned.train.owners[indices])) == 1
 

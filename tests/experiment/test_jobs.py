@@ -13,6 +13,7 @@ from run_files import PATIENCE, tiny
 
 from lca.experiment import host, index, jobs, sweep
 from lca.experiment.rundir import RunDirectory
+from lca.experiment.trained import load_run
 
 RUNS = {
   'a/krum': tiny('krum'),
@@ -44,6 +45,9 @@ def test_a_sweep_runs_what_is_missing_and_says_what_failed(tmp_path, capfd):
   for path in finished:  # two runs at a time share the cores
     (where,) = json.loads((path / 'config.json').read_text())['environments']
     assert len(where['devices']) in (max(1, cores // 2), (cores + 1) // 2)
+    # The model stays, although the checkpoints are gone.
+    kernel = load_run(path).variables['params']['Conv_0']['kernel']
+    assert kernel.shape == (3, 3, 1, 2)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/*')}
   assert jobs.run_all(sweep.choose(RUNS, ['a']), tmp_path) == []
   printed = capfd.readouterr().out

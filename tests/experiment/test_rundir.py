@@ -4,7 +4,7 @@ import errno
 import fcntl
 
 import pytest
-from run_files import CONFIG, finished
+from run_files import CONFIG, ROW, finished
 
 from lca.experiment.rundir import RunDirectory
 
@@ -71,3 +71,16 @@ def test_a_run_may_lose_its_checkpoints_before_it_opens(tmp_path):
   checkpoint.rmdir()
   with late, pytest.raises(ValueError, match='no checkpoint'):
     late.open()
+
+
+def test_what_the_end_of_a_run_left_goes_when_it_goes_on(tmp_path):
+  ends = {'summary.json', 'confusion.csv', 'model.safetensors'}
+  with RunDirectory(tmp_path, CONFIG) as directory:
+    directory.open()
+    directory.start([ROW])
+    for name in [*ends, 'best.safetensors']:
+      directory.keep(name, b'bytes')
+    assert (tmp_path / 'confusion.csv').read_bytes() == b'bytes'
+    directory.start([ROW])
+    assert not ends & contents(tmp_path).keys()
+    assert (tmp_path / 'best.safetensors').exists()

@@ -77,7 +77,7 @@ def test_the_defaults_are_the_bases():
 def test_every_key_without_a_value_has_a_type():
   for section in sections.SECTIONS.values():
     for name, parameter in options_of(section).items():
-      assert type_of(parameter) in (int, float, str), name
+      assert type_of(parameter) in (bool, int, float, str), name
 
 
 @pytest.mark.parametrize('sweep', [attacks, tables, legato_figures])

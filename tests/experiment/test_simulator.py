@@ -297,6 +297,18 @@ def test_the_servers_options(dataset, result):
       'krum needs f: with sampled=True the number of attackers varies',
     ),
     ({'num_rounds': 0}, ValueError, 'num_rounds must be at least 1'),
+    ({'validation': 1.0}, ValueError, r'data\.validation, a share .*got 1\.0'),
+    ({'validation': 1e-4}, ValueError, 'validation=0.0001 of 1437 .* is 0: at'),
+    (
+      {'validation': 0.1, 'checkpoint': {'best': 'test'}},
+      ValueError,
+      r"checkpoint\.best must be '' or 'test_accuracy' or .*, got 'test'",
+    ),
+    (
+      {'checkpoint': {'best': 'validation_accuracy'}},
+      ValueError,
+      r"best='validation_accuracy' needs .* data\.validation is 0",
+    ),
   ],
 )
 def test_wrong_options(dataset, tmp_path, options, error, message):
@@ -327,6 +339,13 @@ def test_wrong_parts(dataset, parts, error, message):
   parts = {'dataset': dataset, 'model': MLP(), 'rule': lca.krum} | parts
   with pytest.raises(error, match=message):
     lca.experiment.simulate(*parts.values(), **SMALL)
+
+
+def test_a_best_model_needs_a_directory(dataset):
+  with pytest.raises(ValueError, match=r"best='test_loss' keeps .* workdir"):
+    lca.experiment.simulate(
+      dataset, MLP(), lca.krum, checkpoint={'best': 'test_loss'}, **SMALL
+    )
 
 
 def test_an_aggregator_has_its_arguments(dataset):

@@ -1,11 +1,15 @@
 """Evaluation is exact over the test set, in one block or several."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from simulations import CLASSIFIER, simulation
+from simulations import CLASSIFIER, TRAIN, simulation
 
 import lca
 from lca import data as datasets
+from lca.federated import plan
+from lca.models import CNN
 
 
 @pytest.mark.parametrize(
@@ -77,10 +81,82 @@ def test_the_next_block_is_read_while_one_is_tested(data, monkeypatch):
     return Awaited(), np.float32(36)
 
   monkeypatch.setattr(datasets.Split, 'read', recorded)
-  monkeypatch.setattr(sim, '_test', test)
+  monkeypatch.setattr(sim._evaluation, '_test', test)
   metrics = sim.evaluate(sim.init())
   assert events == [
     *('read', 'tested', 'read', 'awaited', 'tested'),
     *('read', 'awaited', 'tested', 'awaited'),
   ]
   assert metrics == {'test_loss': 3 * 90 / 360, 'test_accuracy': 3 * 36 / 360}
+
+
+@pytest.fixture(scope='module')
+def with_validation(data):
+  held_out = np.arange(3, 100, 2)
+  return dataclasses.replace(data, validation_indices=held_out)
+
+
+@pytest.mark.parametrize(('devices', 'block_bytes'), [(1, 2**28), (4, 60 * 64)])
+def test_validation_examples_are_measured_as_test_examples(
+  data, with_validation, devices, block_bytes, monkeypatch
+):
+  monkeypatch.setattr(lca.federated.evaluation, 'BLOCK_BYTES', block_bytes)
+  sim = simulation(with_validation, devices=devices, eval_batch_size=5)
+  state, train = sim.init(), data.dataset.train
+  metrics = sim.evaluate(state)
+  assert [*metrics] == [
+    *('test_loss', 'test_accuracy', 'validation_loss', 'validation_accuracy')
+  ]
+  plain = simulation(data, devices=devices, eval_batch_size=5)
+  assert plain.evaluate(state).items() <= metrics.items()
+  # The same examples as the test set of another simulation.
+  rows = np.arange(3, 100, 2)
+  split = datasets.Split(train.inputs[rows], train.labels[rows])
+  dataset = dataclasses.replace(data.dataset, test=split)
+  other = simulation(
+    dataclasses.replace(data, dataset=dataset),
+    devices=devices,
+    eval_batch_size=5,
+  ).evaluate(state)
+  assert metrics['validation_accuracy'] == other['test_accuracy']
+  np.testing.assert_allclose(
+    metrics['validation_loss'], other['test_loss'], rtol=1e-6
+  )
+
+
+def test_the_memory_of_validation_examples_is_planned(with_validation):
+  sim = simulation(with_validation)
+  # Seven clients in two rounds; an image of 8 x 8 bytes and a label of 4.
+  examples = 2 * 7 * with_validation.max_examples + 360 + 49
+  assert plan.of(sim).examples == examples * (64 + 4)
+  assert sim.more_metrics == ['validation_loss', 'validation_accuracy']
+
+
+@pytest.mark.parametrize(
+  ('devices', 'block_bytes', 'logits'),
+  [(1, 2**28, 10), (4, 2**28, 12), (2, 60 * 64, 10)],
+)
+def test_the_confusion_matrix(data, devices, block_bytes, logits, monkeypatch):
+  monkeypatch.setattr(lca.federated.evaluation, 'BLOCK_BYTES', block_bytes)
+  module = CNN(logits, features=(2, 3), hidden=(4,))
+  classifier = dataclasses.replace(CLASSIFIER, module=module)
+  train = dataclasses.replace(TRAIN, losses=classifier.losses)
+  sim = simulation(
+    data,
+    devices=devices,
+    eval_batch_size=7,
+    classifier=classifier,
+    train=train,
+  )
+  state, test = sim.init(), data.dataset.test
+  predicted = np.asarray(classifier.logits(state.variables, test.inputs))
+  expected = np.zeros((10, logits), int)
+  np.add.at(expected, (test.labels, predicted.argmax(1)), 1)
+  counts = sim.confusion(state)
+  assert counts.dtype == int
+  np.testing.assert_array_equal(counts, expected)
+  np.testing.assert_array_equal(
+    counts.sum(1), np.bincount(test.labels, minlength=10)
+  )
+  accuracy = sim.evaluate(state)['test_accuracy']
+  assert np.trace(counts) / len(test) == accuracy

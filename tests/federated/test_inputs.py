@@ -116,6 +116,6 @@ def test_blocks_are_cut_by_bytes(dtype, monkeypatch):
   split = datasets.Split(np.zeros((60, 5), dtype), np.zeros(60, int))
   each = 5 * np.dtype(dtype).itemsize
   monkeypatch.setattr(evaluation, 'BLOCK_BYTES', 20 * each)
-  blocks = evaluation.make_blocks(split, clients_mesh(2), 5)
+  blocks = evaluation.make_blocks(split, np.arange(60), clients_mesh(2), 5)
   shapes = [block()[0].shape for block in blocks]
   assert shapes == [(4, 5, 5)] * 3
