@@ -1,13 +1,11 @@
 """Reads tensors from files of weights, without PyTorch.
 
-A `.safetensors` file consists of a header and the numbers of the tensors. A
-`.pth` file contains a pickle. A pickle from an untrusted source is dangerous,
+A `.pth` file contains a pickle. A pickle from an untrusted source is dangerous,
 because loading it may call any function. The unpickler here therefore knows
 dictionaries and arrays only, and raises an error for every other name.
 """
 
 import collections
-import json
 import os
 import pathlib
 import pickle
@@ -15,8 +13,8 @@ import zipfile
 from collections.abc import Callable
 from typing import BinaryIO
 
-import jax.numpy as jnp
 import numpy as np
+import safetensors
 
 Tensors = dict[str, np.ndarray]
 
@@ -38,33 +36,10 @@ def read(path: pathlib.Path) -> Tensors:
     ) from error
 
 
-_SAFETENSORS = {
-  'F64': '<f8',
-  'F32': '<f4',
-  'F16': '<f2',
-  'BF16': jnp.bfloat16,
-  'I64': '<i8',
-}
-
-
 def _read_safetensors(path):
-  """Reads a `.safetensors` file.
-
-  The file holds the header's size in eight bytes, the header as JSON, and then
-  the bytes of all arrays. The header has the dtype, the shape and the start and
-  end of each array.
-  """
-  data = path.read_bytes()
-  start = 8 + int.from_bytes(data[:8], 'little')
-  header = json.loads(data[8:start])
-  header.pop('__metadata__', None)
-  body = memoryview(data)[start:]
-
-  def array(dtype, shape, data_offsets):
-    content = body[slice(*data_offsets)]
-    return np.frombuffer(content, _SAFETENSORS[dtype]).reshape(shape)
-
-  return {name: array(**entry) for name, entry in header.items()}
+  """Reads a `.safetensors` file."""
+  with safetensors.safe_open(path, 'np') as opened:
+    return {name: opened.get_tensor(name) for name in opened.keys()}
 
 
 def _read_pth(path):
