@@ -280,6 +280,13 @@ _FIG6 = {
   'Gaussian, sigma = 100': 'sigma100',
 }
 
+_PARTITIONS = {'iid': 'IID', 'dirichlet': 'Dirichlet'}
+_LAYERWISE = {
+  'layerwise Krum': 'layerwise_krum',
+  'cosine': 'layerwise_cosine_krum',
+  'cosine, no clip': 'layerwise_cosine_krum_noclip',
+}
+
 FIGURES |= {
   'attacks': Spec(
     {'test accuracy, 3 Byzantine of 15': 'attacks'}, heat_map, 5.2
@@ -306,9 +313,9 @@ FIGURES |= {
   ),
   'layers_entered': Spec(
     {
-      'layerwise Krum': 'forensics/layerwise_krum',
-      'layerwise cosine Krum': 'forensics/layerwise_cosine_krum',
-      'the same without its clip': 'forensics/layerwise_cosine_krum_noclip',
+      f'{rule}, {name}': f'{partition}/{preset}'
+      for partition, name in _PARTITIONS.items()
+      for rule, preset in _LAYERWISE.items()
     },
     layers.entered,
     3.0,
