@@ -100,8 +100,12 @@ def with_lca(setting: Setting) -> Callable[[], None]:
   image = jax.ShapeDtypeStruct((28, 28, 1), np.uint8)
   variables = classifier.init(jax.random.key(0), image)
 
+  blank = placement.blank_results(mesh, variables, setting.clients)
+
   def once():
-    jax.block_until_ready(run(variables, *placed, jax.random.key(1)))
+    jax.block_until_ready(
+      run(variables, *placed, jax.random.key(1), *blank(), 0, setting.clients)
+    )
 
   return once
 

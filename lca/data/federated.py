@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lca.data import partitions
@@ -185,6 +186,19 @@ class FederatedDataset:
       labels[row, : len(indices)] = train.labels[indices]
       counts[row] = len(indices)
     return ClientData(inputs, labels, counts)
+
+  def gathered_shapes(self, rows: int) -> ClientData:
+    """Returns the shapes and dtypes of the arrays of `gather`, without data.
+
+    Args:
+      rows: the number of rows of the arrays.
+    """
+    spec, shape = self.dataset.train.input_spec, (rows, self.max_examples)
+    return ClientData(
+      jax.ShapeDtypeStruct(shape + spec.shape, spec.dtype),
+      jax.ShapeDtypeStruct(shape, np.int32),
+      jax.ShapeDtypeStruct((rows,), np.int32),
+    )
 
 
 def _range_and_median(counts: np.ndarray, unit: str) -> str:

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -118,12 +119,28 @@ def default_microbatch_size(
   return 32 if backend == 'cpu' and not batch_stats else None
 
 
+def chunk_width(clients: int, chunk_size: int) -> int:
+  """Returns how many clients a chunk holds if chunks are nearly equal.
+
+  Args:
+    clients: number of clients of a device.
+    chunk_size: the largest size of a chunk.
+
+  Examples:
+    >>> chunk_width(9, chunk_size=4)
+    3
+  """
+  return -(-clients // -(-clients // chunk_size))
+
+
 def train_clients(
   train: LocalGradient, mesh: Mesh, chunk_size: int
 ) -> jax.stages.Wrapped:
-  """Makes the function that trains all clients of a round.
+  """Makes the function that trains the clients of a round, all or some of them.
 
-  Each device trains its rows in chunks, one chunk after the other.
+  Each device trains its rows in chunks, one chunk after the other. A call
+  trains some of the chunks, so that a long round can be several calls of the
+  same compiled program, and the host sees which of them have ended.
 
   Args:
     train: computes one client's update.
@@ -132,11 +149,16 @@ def train_clients(
       larger chunk needs more memory. The result changes only by rounding.
 
   Returns:
-    A jitted function `(variables, data, client_ids, key) -> (updates, losses)`.
-    `data` and `client_ids` are stacked over `n` clients; `n` must be a multiple
-    of the number of devices (see `place_clients`). The id of a client is folded
-    into `key` for its training. The updates, leaves `[n, ...]`, and the mean
-    training losses, `[n]`, are spread by client.
+    A jitted function `(variables, data, client_ids, key, updates, losses,
+    start, stop) -> (updates, losses)`. `data` and `client_ids` are stacked over
+    `n` clients; `n` must be a multiple of the number of devices (see
+    `place_clients`). The id of a client is folded into `key` for its training.
+    Each device trains chunks `start` to `stop - 1` of its clients (see
+    `chunk_width`), and writes the results into its rows of the updates, leaves
+    `[n, ...]`, and of the mean training losses, `[n]`, which are spread by
+    client. `blank_results` makes those of the first call. The memory of
+    `updates` is used again, so that the argument cannot be read afterwards. A
+    `stop` beyond the last chunk stands for the end.
 
   Raises:
     ValueError: `chunk_size` is below 1.
@@ -146,26 +168,83 @@ def train_clients(
 
   # Without check_vma=False, shard_map sums the gradient with respect to the
   # replicated variables over the devices: a wrong result without an error.
-  @jax.jit
+  @functools.partial(jax.jit, donate_argnames='updates')
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(), P(AXIS), P(AXIS), P()),
+    in_specs=(P(), P(AXIS), P(AXIS), P(), P(AXIS), P(AXIS), P(), P()),
     out_specs=P(AXIS),
     check_vma=False,
   )
-  def on_each_device(variables, data, client_ids, key):
+  def on_each_device(
+    variables, data, client_ids, key, updates, losses, start, stop
+  ):
     def train_one(client):
       data, client_id = client
       return train(variables, data, jax.random.fold_in(key, client_id))
 
-    num_chunks = -(-len(client_ids) // chunk_size)
-    width = -(-len(client_ids) // num_chunks)  # chunks of nearly equal size
-    return lax.map(
-      train_one, (data, client_ids), batch_size=None if width == 1 else width
+    width = chunk_width(len(client_ids), chunk_size)
+    whole, rest = divmod(len(client_ids), width)
+
+    def train_chunk(size, i, results):
+      """Trains chunk i, of `size` clients."""
+      first = i * width
+      clients = jax.tree.map(
+        lambda x: lax.dynamic_slice_in_dim(x, first, size), (data, client_ids)
+      )
+      if width == 1:
+        clients = jax.tree.map(lambda x: x[0], clients)
+        new = jax.tree.map(lambda x: x[None], train_one(clients))
+      else:
+        new = jax.vmap(train_one)(clients)
+      return jax.tree.map(
+        lambda x, y: lax.dynamic_update_slice_in_dim(x, y, first, axis=0),
+        results,
+        new,
+      )
+
+    # The chunks of full width, and then the shorter last one, if there is one:
+    # a loop of one step, or of none if it is not yet this chunk's turn.
+    results = lax.fori_loop(
+      start,
+      jnp.minimum(stop, whole),
+      functools.partial(train_chunk, width),
+      (updates, losses),
     )
+    if rest:
+      results = lax.fori_loop(
+        whole,
+        jnp.minimum(stop, whole + 1),
+        functools.partial(train_chunk, rest),
+        results,
+      )
+    return results
 
   return on_each_device
+
+
+def blank_results(
+  mesh: Mesh, update: PyTree, clients: int
+) -> jax.stages.Wrapped:
+  """Makes the function that returns the results of clients yet to be trained.
+
+  Args:
+    mesh: mesh with an axis `'clients'`.
+    update: one client's update, or its shapes.
+    clients: number of clients, `n`.
+
+  Returns:
+    A jitted function `() -> (updates, losses)` of zeros, for the function of
+    `train_clients`.
+  """
+
+  def zeros():
+    updates = jax.tree.map(
+      lambda x: jnp.zeros((clients, *x.shape), x.dtype), update
+    )
+    return updates, jnp.zeros(clients)
+
+  return jax.jit(zeros, out_shardings=NamedSharding(mesh, P(AXIS)))
 
 
 def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -21,6 +21,7 @@ import jax
 from jax.sharding import Mesh
 
 from lca.federated.evaluation import BLOCK_BYTES
+from lca.federated.placement import chunk_width
 from lca.federated.simulation import Simulation
 from lca.typing import PyTree
 
@@ -157,16 +158,11 @@ def on_paper(
     updates=updates,
     state=state,
     rule=rule,
-    training=_width(rows, chunk_size)
+    training=chunk_width(rows, chunk_size)
     * (client + min(batch_size, examples) * activation_bytes),
     server=state + products + (share if devices > 1 else 0),
     sent=round(to_others * (updates + model + 2 * products)),
   )
-
-
-def _width(clients: int, chunk_size: int) -> int:
-  """Returns how many clients a chunk holds if chunks are nearly equal."""
-  return -(-clients // -(-clients // chunk_size))
 
 
 def of(simulation: Simulation) -> Plan:
@@ -276,7 +272,7 @@ def _largest_chunk(simulation: Simulation, plan: Plan, limit: float) -> int:
   compiler's reports for one client and for the simulation's own chunk size.
   """
   clients, room = simulation.clients_per_device, limit - plan.resident
-  width = _width(clients, simulation.placement.chunk_size)
+  width = chunk_width(clients, simulation.placement.chunk_size)
   one = _training_bytes(simulation, 1) if width > 1 else math.inf
   if max(one, plan.server) > room:
     return 0

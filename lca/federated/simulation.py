@@ -1,11 +1,13 @@
 """Federated training of a classifier, one round at a time.
 
 `Simulation.run_round` is the place to begin. A round runs two compiled
-programs: `train`, in which all clients train, and `apply`, in which the server
-takes its step (`lca.federated.round.server_step`).
+programs: `train`, in which the clients train, and `apply`, in which the server
+takes its step (`lca.federated.round.server_step`). A long round calls `train`
+several times, each time for some of the clients (`lca.federated.training`).
 """
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,12 +21,7 @@ from lca.data import ClientData, FederatedDataset
 from lca.federated import metrics
 from lca.federated.clients import LocalGradient
 from lca.federated.evaluation import Evaluation
-from lca.federated.placement import (
-  Placement,
-  place_parts,
-  train_clients,
-  with_shardings,
-)
+from lca.federated.placement import Placement, place_parts, with_shardings
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
 from lca.federated.round import (
@@ -35,6 +32,7 @@ from lca.federated.round import (
   server_init,
   server_step,
 )
+from lca.federated.training import RoundTraining
 from lca.models import Classifier
 from lca.typing import PyTree
 
@@ -43,7 +41,7 @@ class Programs(NamedTuple):
   """The two compiled programs of a round.
 
   Attributes:
-    train: trains the clients.
+    train: trains the clients, or some of them.
     apply: takes the server's step.
   """
 
@@ -123,6 +121,12 @@ class Simulation:
       momenta=placement.by_coordinate(self._shapes.momenta, lead=1)
     )
 
+    self._training = RoundTraining(
+      train,
+      placement,
+      self._shapes.variables,
+      data.gathered_shapes(self.clients_per_device * mesh.size),
+    )
     self._attack_labels = jax.jit(
       functools.partial(
         server.attack.on_labels, num_classes=data.dataset.num_classes
@@ -204,12 +208,9 @@ class Simulation:
   @functools.cached_property
   def _lowered(self) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     training = self.lower_training(self.placement.chunk_size)
-    updates, losses = with_shardings(
-      training.out_info, self.placement.by_client
-    )
     with jax.set_mesh(self.placement.mesh):
       applying = self._step.lower(
-        *self.abstract_state, updates, losses, self._draw(0)
+        *self.abstract_state, *self._training.results, self._draw(0)
       )
     return training, applying
 
@@ -233,21 +234,14 @@ class Simulation:
       chunk_size: number of clients that a device trains at once; it may differ
         from the simulation's own.
     """
-    mesh, spec = self.placement.mesh, self.data.dataset.train.input_spec
-    rows = self.clients_per_device * mesh.size
-    examples = (rows, self.data.max_examples)  # `[n, S]`
-    numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)  # of examples, and ids
-    inputs = jax.ShapeDtypeStruct((*examples, *spec.shape), spec.dtype)
-    labels = jax.ShapeDtypeStruct(examples, jnp.int32)
-    clients = ClientData._make([inputs, labels, numbers])
-    return train_clients(self._train, mesh, chunk_size).lower(
-      with_shardings(self._shapes.variables, self.placement.everywhere),
-      *with_shardings((clients, numbers), self.placement.by_client),
-      key_for(self._seed, Purpose.TRAIN, 0),
-    )
+    return self._training.lower(chunk_size)
 
   def run_round(
-    self, state: ServerState, round_idx: int, last: bool = False
+    self,
+    state: ServerState,
+    round_idx: int,
+    last: bool = False,
+    report: Callable[[int], object] = lambda clients: None,
   ) -> tuple[ServerState, dict[str, Any]]:
     """Runs one round.
 
@@ -256,6 +250,8 @@ class Simulation:
         are overwritten in place; afterwards use those of the new state.
       round_idx: index of the round, from 0. It decides all random draws.
       last: True if no round follows, so that no examples need to be read ahead.
+      report: is called now and then in a long round, with the number of clients
+        that have trained. It is not called in a run of several processes.
 
     Returns:
       The new state, and the metrics as numbers (see `lca.federated.metrics`):
@@ -274,13 +270,13 @@ class Simulation:
     if jax.config.jax_disable_jit:  # pyright: ignore
       # Programs that are compiled ahead of time cannot run without jit. The
       # plain functions can then be debugged step by step.
-      mesh, chunk_size = self.placement.mesh, self.placement.chunk_size
-      train, apply = train_clients(self._train, mesh, chunk_size), self._step
+      train, apply = self._training.function(), self._step
     else:
       train, apply = self.programs
 
     # 3. Clients train, from a copy of the model on every device.
-    updates, losses = train(
+    updates, losses = self._training.enqueue(
+      train,
       self.everywhere(state),
       *prepared.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
@@ -288,6 +284,11 @@ class Simulation:
 
     # 4. Byzantine clients attack, and the server takes its step.
     state, measured = apply(*state, updates, losses, prepared.drawn)
+    del updates  # so that their memory is free once the step is taken
+
+    # 5. The host waits for the devices, which have all their work by now.
+    n = self._population.clients_per_round
+    self._training.wait(lambda trained: report(min(trained, n)))
     measured = jax.device_get(measured)
     evidence = measured.pop('forensics', None)
     numbers = [

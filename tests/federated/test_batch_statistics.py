@@ -13,6 +13,7 @@ from lca import data as datasets
 from lca.federated.clients import LocalTraining
 from lca.federated.placement import (
   Placement,
+  blank_results,
   clients_mesh,
   place_clients,
   train_clients,
@@ -80,7 +81,10 @@ def first_round(data):
     (data.gather(trainers), trainers.astype(np.int32)), MESH
   )
   key = key_for(SEED, Purpose.TRAIN, 0)
-  updates, _ = train_clients(TRAIN, MESH, 1)(variables, *placed, key)
+  results = blank_results(MESH, variables, len(trainers))()
+  updates, _ = train_clients(TRAIN, MESH, 1)(
+    variables, *placed, key, *results, 0, len(trainers)
+  )
   server_update = jax.tree.map(lambda u: u[7], updates)
   return variables, jax.tree.map(lambda u: u[:7], updates), server_update
 

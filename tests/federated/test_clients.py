@@ -17,6 +17,7 @@ from lca.federated.clients import (
   with_momentum,
 )
 from lca.federated.placement import (
+  blank_results,
   clients_mesh,
   default_microbatch_size,
   place_clients,
@@ -109,15 +110,22 @@ def expected():
   return jax.tree.map(lambda *rows: np.stack(rows), *updates), np.array(losses)
 
 
+def trained(train, mesh, chunk_size, variables, placed):
+  """Trains the placed clients in one call; returns updates and losses."""
+  rows = len(placed[1])
+  update = train.to_update_dtype(variables)
+  return train_clients(train, mesh, chunk_size)(
+    variables, *placed, KEY, *blank_results(mesh, update, rows)(), 0, rows
+  )
+
+
 def run(train=TRAIN, devices=1, chunk_size=1, data=None):
   """Trains all clients on a mesh; returns their updates and losses."""
   data = client_data() if data is None else data
   mesh = clients_mesh(devices)
   ids = np.arange(len(data.labels), dtype=np.int32)
   placed = place_clients((data, ids), mesh)
-  updates, losses = train_clients(train, mesh, chunk_size)(
-    variables(), *placed, KEY
-  )
+  updates, losses = trained(train, mesh, chunk_size, variables(), placed)
   n = len(data.labels)
   return jax.tree.map(lambda u: np.asarray(u)[:n], updates), losses[:n]
 
@@ -308,8 +316,8 @@ def run_normalized(train, data, devices=1, chunk_size=1):
   mesh = clients_mesh(devices)
   ids = np.arange(len(SIZES), dtype=np.int32)
   placed = place_clients((data, ids), mesh)
-  updates, losses = train_clients(train, mesh, chunk_size)(
-    normalized_variables(), *placed, KEY
+  updates, losses = trained(
+    train, mesh, chunk_size, normalized_variables(), placed
   )
   n = len(SIZES)
   return jax.tree.map(lambda u: np.asarray(u)[:n], updates), losses[:n]

@@ -16,7 +16,12 @@ from lca import data as datasets
 from lca.experiment import host, train
 from lca.federated import plan
 from lca.federated.clients import LocalTraining
-from lca.federated.placement import Placement, clients_mesh, train_clients
+from lca.federated.placement import (
+  Placement,
+  blank_results,
+  clients_mesh,
+  train_clients,
+)
 from lca.federated.population import Population
 from lca.federated.round import Server
 from lca.federated.simulation import Simulation
@@ -97,14 +102,25 @@ def test_what_xla_says_of_the_round_as_it_runs(four, data):
   rows = data.gather(range(12))
   key = jax.random.key(0)
   variables = CLASSIFIER.init(key, data.dataset.train.input_spec)
-  function = train_clients(TRAIN, four.placement.mesh, 3)
-  lowered = function.lower(variables, rows, np.arange(12, dtype=np.int32), key)
+  mesh = four.placement.mesh
+  lowered = train_clients(TRAIN, mesh, 3).lower(
+    variables,
+    rows,
+    np.arange(12, dtype=np.int32),
+    key,
+    *blank_results(mesh, variables, 12)(),
+    *np.int32([0, 1]),
+  )
   used = lowered.compile().memory_analysis()
   needed = plan.of(four)
   assert needed.training == used.temp_size_in_bytes
-  # The other arguments are three numbers of examples, three ids and a key.
+  # The other arguments are the updates, which are overwritten in place; three
+  # numbers of examples, ids and losses; a key, and two bounds.
   images = (needed.examples - 360 * (64 + 4) // 4) // 2
-  assert used.argument_size_in_bytes == needed.model + images + 3 * 8 + 8
+  assert used.argument_size_in_bytes == (
+    needed.model + images + needed.updates + 3 * 12 + 8 + 2 * 4
+  )
+  assert used.alias_size_in_bytes == needed.updates
 
 
 def test_a_simulation_runs_what_was_planned(four, monkeypatch):

@@ -10,6 +10,7 @@ from simulations import POPULATION, simulation
 
 import lca
 from lca import data as datasets
+from lca.federated import training
 
 
 def test_the_next_rounds_clients_are_read_ahead(data, monkeypatch):
@@ -69,3 +70,23 @@ def test_the_remembered_state_is_overwritten_in_place(data):
   sim.run_round(state, 0)
   assert all(x.is_deleted() for leaves in memory for x in leaves)
   assert not any(x.is_deleted() for x in variables)
+
+
+def test_a_long_round_is_told_in_parts_and_has_the_same_bits(data, monkeypatch):
+  sim = simulation(data, chunk_size=3)  # 7 clients: chunks of 3, 3 and 1
+  monkeypatch.setattr(training, 'LONG', 0.0)
+  told = []
+  parts, _ = sim.run_round(sim.init(), 0, report=told.append)
+  assert told == [3, 6]
+  monkeypatch.setattr(training, 'LONG', np.inf)
+  whole, _ = sim.run_round(sim.init(), 0, report=told.append)
+  assert told == [3, 6]  # nothing was told of a round in one call
+  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+
+
+def test_the_parts_overwrite_the_updates_in_place(data):
+  sim = simulation(data)
+  update = sum(x.nbytes for x in jax.tree.leaves(sim.init().variables))
+  used = sim.programs.train.memory_analysis()
+  assert used.alias_size_in_bytes == 7 * update
+  assert used.output_size_in_bytes - used.alias_size_in_bytes < 200

@@ -1,0 +1,140 @@
+"""The training of a round's clients, by one or several calls of one program.
+
+A call trains some of each device's chunks of clients. The calls of a long round
+are enqueued all at once, so that no device waits for the host or for another
+device. The losses of a call are there as soon as it has ended, and tell the
+host how far the round is.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lca.data import ClientData
+from lca.federated.clients import LocalGradient
+from lca.federated.placement import (
+  Placement,
+  blank_results,
+  chunk_width,
+  train_clients,
+  with_shardings,
+)
+from lca.federated.randomness import Purpose, key_for
+from lca.typing import PyTree, Updates
+
+LONG = 2.0
+"""Seconds of a round from which on the next round trains in several calls."""
+
+_CALLS = 24
+"""The most calls of a round. JAX lets 32 computations wait on a CPU device, and
+blocks before it enqueues one more."""
+
+
+class RoundTraining:
+  """The program that trains a round's clients, and the calls of a round.
+
+  Attributes:
+    results: the shapes, dtypes and shardings of the updates and the losses.
+
+  Args:
+    train: computes one client's update.
+    placement: the devices, and how many clients each trains at once.
+    variables: the model's shapes.
+    data: the shapes of the stacked examples of all rows that train.
+  """
+
+  def __init__(
+    self,
+    train: LocalGradient,
+    placement: Placement,
+    variables: PyTree,
+    data: ClientData,
+  ):
+    self._train, self._placement = train, placement
+    self._variables, self._data = variables, data
+    self._calls: list[tuple[int, jax.Array]] = []  # rows trained by then
+    self._seconds = float('inf')  # that the last round has trained
+    update = jax.eval_shape(train.to_update_dtype, variables)
+    rows = len(data.num_examples)
+    self._blank_results = blank_results(placement.mesh, update, rows)
+    shapes = jax.eval_shape(self._blank_results)
+    self.results = with_shardings(shapes, placement.by_client)
+
+  def function(self, chunk_size: int | None = None) -> jax.stages.Wrapped:
+    """Returns the function of `train_clients`.
+
+    Args:
+      chunk_size: number of clients that a device trains at once; None for that
+        of the placement.
+    """
+    return train_clients(
+      self._train,
+      self._placement.mesh,
+      chunk_size or self._placement.chunk_size,
+    )
+
+  def lower(self, chunk_size: int) -> jax.stages.Lowered:
+    """Lowers the program; see `function`."""
+    data, ids = self._data, self._data.num_examples
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    return self.function(chunk_size).lower(
+      with_shardings(self._variables, self._placement.everywhere),
+      *with_shardings((data, ids), self._placement.by_client),
+      jax.eval_shape(lambda: key_for(0, Purpose.TRAIN)),
+      *self.results,
+      number,
+      number,
+    )
+
+  def enqueue(
+    self,
+    program: jax.stages.Wrapped | jax.stages.Compiled,
+    variables: PyTree,
+    data: ClientData,
+    client_ids: jax.Array,
+    key: jax.Array,
+  ) -> tuple[Updates, jax.Array]:
+    """Enqueues the training of all clients, and does not wait for it.
+
+    The first round of a process, and rounds after a long one, are several calls
+    of the program. All processes of a run must make the same calls, so that in
+    a run of several processes a round is always one call.
+
+    Args:
+      program: from `lower` or `function`.
+      variables, data, client_ids, key: as for `train_clients`.
+
+    Returns:
+      The updates and the losses of all clients.
+    """
+    in_parts = self._seconds > LONG and jax.process_count() == 1
+    rows, devices = len(client_ids), self._placement.mesh.size
+    width = chunk_width(rows // devices, self._placement.chunk_size)
+    chunks = -(-rows // (width * devices))
+    bounds = np.linspace(0, chunks, 1 + min(chunks, _CALLS if in_parts else 1))
+    self._begun = time.monotonic()
+    updates, losses = self._blank_results()
+    for start, stop in itertools.pairwise(bounds.astype(np.int32)):
+      updates, losses = program(
+        variables, data, client_ids, key, updates, losses, start, stop
+      )
+      self._calls.append((min(int(stop) * width * devices, rows), losses))
+    return updates, losses
+
+  def wait(self, report: Callable[[int], object]) -> None:
+    """Waits for the calls of `enqueue`, one after the other.
+
+    Args:
+      report: is called with the number of rows that are trained, after each
+        call except the last one.
+    """
+    for trained, losses in self._calls[:-1]:
+      jax.block_until_ready(losses)
+      report(trained)
+    jax.block_until_ready(self._calls[-1][1])
+    self._seconds = time.monotonic() - self._begun
+    self._calls = []
