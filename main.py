@@ -16,7 +16,15 @@ import datetime
 import itertools
 import pathlib
 import re
+import signal
 import sys
+
+if __name__ == '__main__':
+  # The imports below take seconds. Until `main` handles signals, Ctrl-C ends
+  # the process without a traceback.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  if not {'-h', '--help', '--helpshort', '--helpfull'}.intersection(sys.argv):
+    print('starting ...', flush=True)
 
 import jax
 from absl import app, flags, logging
@@ -38,8 +46,11 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     # Orbax logs every step that it takes, and errors that are raised anyway.
     logging.set_verbosity(logging.FATAL)
-  host.use_all_cores()  # before JAX makes its devices
   args = flags.FLAGS
+  if args.quiet:
+    host.be_quiet()
+  host.use_all_cores()  # before JAX makes its devices
+  stopping = host.Stopping(args.grace, in_rounds=False).take_signals()
   try:
     extensions.load_files(args.load)
     config = _config(args.config, argv[1:])
@@ -47,19 +58,25 @@ def main(argv: list[str]) -> None:
     host.join_processes(args.coordinator, args.num_processes, args.process_id)
     with _hint_at_presets(argv):
       experiment = _set_up(config, args.workdir)
+    stopping.in_rounds = True  # from now on a round is finished and saved first
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
   except KeyboardInterrupt:
-    host.say('stopped before the first round of this command')
+    then = (
+      f'with --workdir={args.workdir} goes on' if args.workdir else 'starts'
+    )
+    host.say(
+      f'stopped before the first round of this command; the same command {then}'
+    )
     sys.exit(host.STOPPED)
   host.say(f'{experiment.directory.path} on {jax.devices()}')
   if experiment.simulation:  # None if the run is finished already
-    host.say(experiment.simulation.data.describe())
-    host.say(experiment.plan)
+    host.detail(experiment.simulation.data.describe())
+    host.detail(experiment.plan)
   else:
     host.say('the run is finished; these are its results')
   try:
-    result = train.run(experiment, host.Stopping(args.grace).take_signals())
+    result = train.run(experiment, stopping)
   except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
     _fail(error)
   if result is None:
@@ -216,6 +233,11 @@ def _define_flags() -> None:
     'Seconds from SIGTERM or Ctrl-C until the process is ended, if it has not '
     'finished its round before.',
     0.0,
+  )
+  flags.DEFINE_bool(
+    'quiet',
+    False,
+    'Prints what runs, warnings and results, but no rounds and no progress.',
   )
   flags.DEFINE_string(
     'coordinator',

@@ -47,17 +47,26 @@ def tiny(rule, **changes):
   return config
 
 
-def event_steps(workdir, tag):
-  """Returns the steps of a scalar in the event files, which are TFRecords."""
-  steps = []
+def events(workdir):
+  """Returns the events in the event files, which are TFRecords."""
+  found = []
   for path in sorted(workdir.glob('events.*')):
     content = path.read_bytes()
     while content:
       (size,) = struct.unpack('<Q', content[:8])
-      event = event_pb2.Event.FromString(content[12 : 12 + size])
-      steps += [event.step for v in event.summary.value if v.tag == tag]
+      found.append(event_pb2.Event.FromString(content[12 : 12 + size]))
       content = content[16 + size :]
-  return steps
+  return found
+
+
+def event_steps(workdir, tag):
+  """Returns the steps of a scalar in the event files."""
+  return [
+    event.step
+    for event in events(workdir)
+    for value in event.summary.value
+    if value.tag == tag
+  ]
 
 
 ROW = {'round': 1, 'test_loss': 0.5, 'test_accuracy': 0.75}

@@ -54,9 +54,10 @@ ROOMS = {
   'lca.aggregators': RULES,
   'lca.attacks': (*RULES, 'lca.attacks'),
   'lca.models': (*WORDS, 'lca.stacked', 'lca.models'),
-  'lca.data': (*WORDS, 'lca.data'),
+  'lca.progress': (),
+  'lca.data': (*WORDS, 'lca.progress', 'lca.data'),
   'lca.federated': ENGINE,
-  'lca.experiment': (*ENGINE, 'lca.experiment', 'lca.version'),
+  'lca.experiment': (*ENGINE, 'lca.progress', 'lca.experiment', 'lca.version'),
   'lca.sweep': ('lca.experiment',),
   'lca.report': (
     *WORDS,

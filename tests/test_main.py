@@ -58,7 +58,7 @@ def test_one_clear_error(args, message, main, tmp_path):
   workdir = tmp_path / 'run'
   code, output, errors = main(*args, f'--workdir={workdir}')
   assert code != 0
-  assert output == ''
+  assert output == 'starting ...\n'
   assert errors.startswith('main.py: error: ')
   assert message in errors and 'Traceback' not in errors
   assert not workdir.exists()

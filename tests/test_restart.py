@@ -113,7 +113,11 @@ def check_same_end(workdir, straight):
   """Checks that two runs have the same files, events and state."""
   for name in FILES:
     assert (workdir / name).read_bytes() == (straight / name).read_bytes()
-  for tag in ('test_loss', 'byzantine', 'factor/params/Conv_0/bias'):
+  for tag in (
+    'test/loss',
+    'clients/byzantine',
+    'layers/factor/params/Conv_0/bias',
+  ):
     assert event_steps(workdir, tag) == list(range(1, 31))
   states = []
   for path in (workdir, straight):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lca import progress
 from lca.data import cache
 from lca.data.builders import VERSIONS
 from lca.data.dataset import Split
@@ -176,14 +177,21 @@ def _prepare(make_builder: Callable, archive_dir: str | Path | None):
   # With its own setting of 10 retries, TFDS 4.9 takes 204 seconds to give up on
   # a server that cannot be reached.
   downloader.MAX_RETRIES = 4
+  # TFDS draws its own bars, which make a log unreadable.
+  tfds.display_progress_bar(progress.on_terminal())
   builder = make_builder()
   config = tfds.download.DownloadConfig(
     manual_dir=archive_dir, try_download_gcs=False
   )
   try:
-    builder.download_and_prepare(
-      download_config=config, file_format='array_record'
-    )
+    with (
+      contextlib.nullcontext()
+      if progress.on_terminal()
+      else progress.seconds(f'preparing {builder.name}')
+    ):
+      builder.download_and_prepare(
+        download_config=config, file_format='array_record'
+      )
   except FileExistsError:
     # Another process has prepared the same data in the meantime, and its files
     # are used.
@@ -235,21 +243,23 @@ def _write_split(
   ):
     integers['owner'] = draft.array(f'{split}_owners', (size,), np.int64)
   # Reading records one by one takes three times as long as in batches.
-  for start in range(0, size, _BATCH):
-    rows = range(start, min(start + _BATCH, size))
-    records = source.__getitems__(rows)
-    pixels = np.empty((len(records), *shape), np.uint8)
-    with _naming_examples(builder, split, rows):
-      for i, record in enumerate(records):
-        image = decode(record['image'])
-        if image.shape != shape:
-          raise ValueError(
-            f'images have different shapes: {shape} and {image.shape}'
-          )
-        pixels[i] = image
-      images.append(pixels)
-    for key, array in integers.items():
-      array.append(np.array([r[key] for r in records], array.dtype))
+  with progress.bar(f'{builder.name}, {split} split', size, 'images') as shown:
+    for start in range(0, size, _BATCH):
+      rows = range(start, min(start + _BATCH, size))
+      records = source.__getitems__(rows)
+      pixels = np.empty((len(records), *shape), np.uint8)
+      with _naming_examples(builder, split, rows):
+        for i, record in enumerate(records):
+          image = decode(record['image'])
+          if image.shape != shape:
+            raise ValueError(
+              f'images have different shapes: {shape} and {image.shape}'
+            )
+          pixels[i] = image
+        images.append(pixels)
+      for key, array in integers.items():
+        array.append(np.array([r[key] for r in records], array.dtype))
+      shown.update(len(rows))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lca import progress
+
 _GPU_SHARES = 'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
 
@@ -88,6 +90,8 @@ def join_processes(
     or ',' in os.getenv(_TPU_WORKERS, '')  # a list of all hosts of a pod
   ):
     jax.distributed.initialize()
+  if jax.process_index() > 0:
+    progress.hide()
 
 
 STOPPED = 128 + signal.SIGTERM
@@ -113,11 +117,17 @@ class Stopping:
   A thread acts on the signals, because Python's own handlers wait while XLA
   runs a long round.
 
+  Attributes:
+    in_rounds: False raises a KeyboardInterrupt in the main thread at the first
+      signal, for a process that has no round to finish yet.
+
   Args:
     grace: seconds between the first signal and the end of the process.
+    in_rounds: see the attribute.
   """
 
-  def __init__(self, grace: float = GRACE):
+  def __init__(self, grace: float = GRACE, in_rounds: bool = True):
+    self.in_rounds = in_rounds
     self._grace = grace
     self._asked = threading.Event()
 
@@ -137,9 +147,14 @@ class Stopping:
     self._writer.setblocking(False)
     signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, lambda *_: None)
+      signal.signal(number, self._interrupt)
     threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
     return self
+
+  def _interrupt(self, number: int, frame: object) -> None:
+    """Raises a KeyboardInterrupt unless rounds run, which end by themselves."""
+    if not self.in_rounds:
+      raise KeyboardInterrupt
 
   def _watch(self, reader: socket.socket) -> None:
     """Reads signals from the socket and acts on them, without end."""
@@ -158,8 +173,9 @@ class Stopping:
       os._exit(STOPPED)
     if not self():
       print(
-        'stopping after this round; a second signal ends the run at once, and '
-        f'so does the end of {self._grace:g} seconds',
+        f'stopping{" after this round" if self.in_rounds else ""}; a second '
+        'signal ends the run at once, and so does the end of '
+        f'{self._grace:g} seconds',
         flush=True,
       )
       # Set after printing: the process may end as soon as the flag is set.
@@ -169,10 +185,25 @@ class Stopping:
       end.start()
 
 
+_state = {'quiet': False}
+
+
+def be_quiet() -> None:
+  """Leaves out details and progress from now on."""
+  _state['quiet'] = True
+  progress.hide()
+
+
 def say(message: object) -> None:
   """Prints a line, in the first of a run's processes only."""
   if jax.process_index() == 0:
     print(message, flush=True)
+
+
+def detail(message: object) -> None:
+  """Prints a line as `say` does, unless the process was told to be quiet."""
+  if not _state['quiet']:
+    say(message)
 
 
 def any_process(yes: bool) -> bool:

@@ -3,8 +3,12 @@
 The directory of a run is named by the run's id, so that two names of the same
 run share a directory. The name of a run is `GROUP/LINE/SEED`. The text before
 the seed is the name of the line, which the runs of all seeds share.
+
+TensorBoard names runs by their paths. So the folder `tensorboard` beside the
+index holds a symbolic link to each run's directory, with the path of its name.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -148,3 +152,15 @@ def _add(
     workdir / 'sweep.json',
     json.dumps({**known, **ids}, indent=1, sort_keys=True) + '\n',
   )
+  for name, run in ids.items():
+    _link(workdir / run, pathlib.Path(f'{workdir}/tensorboard/{name}'))
+
+
+def _link(run: pathlib.Path, link: pathlib.Path) -> None:
+  """Makes a relative symbolic link to a run, in the place of an older one."""
+  # The links are a convenience: file systems without symbolic links, and names
+  # of which one is a part of the path of another, go without.
+  with contextlib.suppress(OSError):
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(run, link.parent))

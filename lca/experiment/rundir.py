@@ -3,6 +3,10 @@
 config.json    the config, and each environment that the run was started or
                continued in: versions, devices, commit
 metrics.csv    one row a round; see `lca.federated.metrics` for the columns
+times.csv      one row a round: when it was finished (UTC), and the seconds that
+               it took with its test
+clients.csv    one row a client: whether it is an attacker, and its numbers of
+               examples in all and in each class, before attacks change labels
 forensics.*    evidence of each round, with `eval.forensics`; see
                `lca.experiment.forensics`
 summary.json   the number of rounds and the five metrics of the paper's tables;
@@ -11,29 +15,28 @@ confusion.csv  the numbers of test examples by class (rows) and by the class
                that the final model predicts (columns)
 model.safetensors   the final model; see `lca.experiment.model_files`
 best.safetensors    the best model, if `checkpoint.best` is set
-events.*       the metrics for TensorBoard
+events.*       the metrics and the config for TensorBoard
 checkpoints/   checkpoints by Orbax, named by their round
 lock           an empty file that the process of the run holds locked
 """
 
 import contextlib
 import csv
+import datetime
 import io
 import json
 import math
 import os
 import pathlib
+import re
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
 
 from lca.experiment import environment, files, forensics
+from lca.experiment.events import Events
 from lca.experiment.identity import check_same_run
 from lca.experiment.summary import Row, is_finished, read_summary
 
@@ -47,6 +50,8 @@ COLUMNS = (
   'nonfinite',
 )
 """The columns of every metrics.csv; others follow these (see `start`)."""
+
+_TIMES_HEADER = 'round,finished,seconds\n'
 
 
 class RunDirectory(contextlib.AbstractContextManager):
@@ -216,22 +221,56 @@ class RunDirectory(contextlib.AbstractContextManager):
     for old in [*of_the_end, *self.path.glob('events.*')]:
       old.unlink(missing_ok=True)
     files.write(self.path / 'metrics.csv', self._csv(rows, header=True))
-    self._events = EventsWriter(str(self.path / 'events'))
+    times = [
+      _TIMES_HEADER,
+      *_complete_times(self.path / 'times.csv', len(rows)),
+    ]
+    files.write(self.path / 'times.csv', ''.join(times))
+    self._events = Events(self.path, self.config)
     self._files.callback(self._events.close)
     for row in rows:
-      self._add_events(row)
+      self._events.add(row)
     if layers is not None:
       self._forensics = forensics.Writer(self.path, layers, len(rows))
 
   def add(
-    self, row: Row, evidence: Mapping[str, np.ndarray] | None = None
+    self,
+    row: Row,
+    seconds: float,
+    evidence: Mapping[str, np.ndarray] | None = None,
   ) -> None:
-    """Appends the metrics of one round, and its evidence if there is any."""
+    """Appends the metrics of a round that has just been finished.
+
+    Args:
+      row: the metrics.
+      seconds: that the round took.
+      evidence: of the round; None if the run keeps no evidence.
+    """
     if evidence is not None:
       self._forensics.add(evidence)
     with open(self.path / 'metrics.csv', 'a') as file:
       file.write(self._csv([row], header=False))
-    self._add_events(row)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    with open(self.path / 'times.csv', 'a') as file:
+      file.write(f'{row["round"]},{now},{seconds:.3f}\n')
+    self._events.add(row)
+
+  def write_clients(self, byzantine: np.ndarray, examples: np.ndarray) -> None:
+    """Writes who attacks, and who holds how many examples of which class.
+
+    Args:
+      byzantine: `[num_clients]` mask of the attackers.
+      examples: `[num_clients, num_classes]` numbers of examples.
+    """
+    classes = [f'class_{c}' for c in range(examples.shape[1])]
+    rows = [['client', 'byzantine', 'examples', *classes]]
+    for client, (attacks, counts) in enumerate(
+      zip(byzantine, examples, strict=True)
+    ):
+      rows.append([client, int(attacks), counts.sum(), *counts])
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    files.write(self.path / 'clients.csv', text.getvalue())
 
   def keep(self, name: str, content: str | bytes) -> None:
     """Writes a file of the run, or replaces it, as a whole."""
@@ -239,6 +278,7 @@ class RunDirectory(contextlib.AbstractContextManager):
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes the summary, which marks the run as finished."""
+    self._events.finish()
     numbers = {k: v if math.isfinite(v) else None for k, v in summary.items()}
     files.write(self.path / 'summary.json', _json(numbers))
 
@@ -250,19 +290,6 @@ class RunDirectory(contextlib.AbstractContextManager):
       writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-  def _add_events(self, row: Row) -> None:
-    """Appends the metrics of one round for TensorBoard."""
-    values = [
-      Summary.Value(tag=name, simple_value=value)
-      for name, value in row.items()
-      if name != 'round'
-    ]
-    event = Event(
-      wall_time=time.time(), step=row['round'], summary=Summary(value=values)
-    )
-    self._events.write_event(event)
-    self._events.flush()
 
 
 class WritesNothing:
@@ -280,11 +307,17 @@ class WritesNothing:
     """Does nothing."""
 
   def add(
-    self, row: Row, evidence: Mapping[str, np.ndarray] | None = None
+    self,
+    row: Row,
+    seconds: float,
+    evidence: Mapping[str, np.ndarray] | None = None,
   ) -> None:
     """Does nothing."""
 
   def keep(self, name: str, content: str | bytes) -> None:
+    """Does nothing."""
+
+  def write_clients(self, byzantine: np.ndarray, examples: np.ndarray) -> None:
     """Does nothing."""
 
   def finish(self, summary: Mapping[str, Any]) -> None:
@@ -300,6 +333,17 @@ class ReadOnlyRunDirectory(WritesNothing, RunDirectory):
 
   def _check_access(self) -> None:
     """Does nothing: the first process, which writes, checks this."""
+
+
+def _complete_times(file: pathlib.Path, num_rounds: int) -> list[str]:
+  """Returns the lines of a times.csv that belong to the first rounds.
+
+  A run that was begun before there were times lacks lines. A killed process may
+  have left a part of a line, or rounds after the last checkpoint.
+  """
+  lines = file.read_text().splitlines(True) if file.exists() else []
+  matches = [re.fullmatch(r'(\d+),[^,]+,[^,]+\n', line) for line in lines]
+  return [m[0] for m in matches if m and int(m[1]) <= num_rounds]
 
 
 def _read_config(

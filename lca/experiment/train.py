@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lca import progress
 from lca.experiment import describe, host
 from lca.experiment.checkpoints import Checkpoints
 from lca.experiment.keeping import Keeping
@@ -163,8 +164,10 @@ def prepare(
   simulation = parts.simulation()
   for line in describe.lines(settings.config, parts):
     host.say(line)
-  host.say('compiling ...')
-  needed = plan.check(simulation, plan.memory_limit(parts.placement.mesh, jobs))
+  host.detail('compiling ...')
+  limit = plan.memory_limit(parts.placement.mesh, jobs)
+  with progress.seconds('compiling'):
+    needed = plan.check(simulation, limit)
   _claim(directory)
   return Experiment(settings, directory, parts, simulation, needed)
 
@@ -251,6 +254,7 @@ def run_rounds(
   """
   settings, simulation = experiment.settings, experiment.simulation
   directory, num_rounds = experiment.directory, settings.run.num_rounds
+  clients = experiment.parts.population.clients_per_round
   _claim(directory)
   try:
     with directory:
@@ -259,27 +263,37 @@ def run_rounds(
         directory.start(
           rows, simulation.more_metrics, simulation.evidence_layers
         )
+        directory.write_clients(
+          experiment.parts.population.attackers(settings.run.seed),
+          simulation.data.label_histogram(),
+        )
         kept = Keeping(settings.checkpoint, simulation, directory, rows)
         # Rounds before `first` were run by an earlier process, or call.
         first, start = len(rows), time.monotonic()
         if first:
           host.say(f'goes on after round {first}')
         for round_idx in range(first, num_rounds):
+          begun = time.monotonic()
           row = {'round': round_idx + 1}
           last = row['round'] == num_rounds
-          state, metrics = simulation.run_round(state, round_idx, last)
+          name = f'round {row["round"]}/{num_rounds}'
+          with progress.bar(name, clients, 'clients') as shown:
+            state, metrics = simulation.run_round(
+              state, round_idx, last, lambda done: shown.update(done - shown.n)
+            )
           evidence = metrics.pop('forensics', None)
           if last or row['round'] % settings.eval.every == 0:
-            row |= simulation.evaluate(state)
+            with progress.seconds(f'{name}: testing'):
+              row |= simulation.evaluate(state)
           row |= metrics
           rows.append(row)
-          directory.add(row, evidence)
+          directory.add(row, time.monotonic() - begun, evidence)
           if settings.train.on_nonfinite == 'stop':
             _check_finite(simulation, row)
           kept.after_round(state, row)
           now = time.monotonic()
           seconds = (now - start) / max(1, round_idx - first)
-          host.say(_line(row, num_rounds, seconds))
+          host.detail(_line(row, num_rounds, seconds))
           # The pace leaves out the first round, which also compiles.
           if round_idx == first:
             start = now
@@ -294,6 +308,14 @@ def run_rounds(
       if len(rows) >= num_rounds:
         kept.at_the_end(state, rows[-1])
         directory.finish(summary_of(rows))
+  except KeyboardInterrupt as error:  # from Python; main.py takes the signals
+    error.add_note(
+      f'the run goes on from the last checkpoint in {directory.path}, if the '
+      'same command or call is given'
+      if directory.path
+      else 'nothing was saved: give a workdir for a run that can be continued'
+    )
+    raise
   finally:
     _locked_here.pop(directory.path, None)
   return state, rows

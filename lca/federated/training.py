@@ -116,7 +116,7 @@ class RoundTraining:
     width = chunk_width(rows // devices, self._placement.chunk_size)
     chunks = -(-rows // (width * devices))
     bounds = np.linspace(0, chunks, 1 + min(chunks, _CALLS if in_parts else 1))
-    self._begun = time.monotonic()
+    self._calls, self._begun = [], time.monotonic()
     updates, losses = self._blank_results()
     for start, stop in itertools.pairwise(bounds.astype(np.int32)):
       updates, losses = program(

@@ -65,7 +65,7 @@ def test_what_keeps_nothing_writes_nothing(tmp_path, monkeypatch, nowhere):
   with directory:
     directory.open()
     directory.start([], ['dropped'])
-    directory.add({'round': 1})
+    directory.add({'round': 1}, 0.5)
     directory.finish({'num_rounds': 1})
   assert not list(tmp_path.iterdir())
   assert directory.summary() is None and not directory.finished(0)

@@ -34,6 +34,19 @@ libc.pthread_mutex_lock(mutex)
 """
 
 
+NO_ROUND_YET = """
+import time
+from lca.experiment import host
+
+stopping = host.Stopping({grace}, in_rounds=False).take_signals()
+try:
+  print('ready', flush=True)
+  time.sleep(60)
+except KeyboardInterrupt:
+  print('cleaned up')
+"""
+
+
 def start(code, grace):
   """Starts a process with this code, and waits until it handles signals."""
   process = subprocess.Popen(
@@ -55,6 +68,14 @@ def test_a_process_finishes_what_it_does(number):
   first, last = output.splitlines()
   assert 'stopping after this round' in first and '600 seconds' in first
   assert last == 'saved'
+
+
+def test_a_signal_interrupts_what_comes_before_the_rounds():
+  with start(NO_ROUND_YET, grace=600) as process:
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=50)
+  assert 'cleaned up' in output
+  assert 'after this round' not in output
 
 
 def test_a_second_signal_ends_a_process_at_once():

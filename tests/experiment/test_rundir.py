@@ -1,8 +1,10 @@
 """Tests of a run's directory: what it refuses and what it writes."""
 
+import datetime
 import errno
 import fcntl
 
+import numpy as np
 import pytest
 from run_files import CONFIG, ROW, finished
 
@@ -84,3 +86,43 @@ def test_what_the_end_of_a_run_left_goes_when_it_goes_on(tmp_path):
     directory.start([ROW])
     assert not ends & contents(tmp_path).keys()
     assert (tmp_path / 'best.safetensors').exists()
+
+
+def test_who_holds_what(tmp_path):
+  with RunDirectory(tmp_path, CONFIG) as directory:
+    directory.open()
+    directory.write_clients(
+      np.array([False, True]), np.array([[3, 0, 4], [0, 5, 0]])
+    )
+  assert (tmp_path / 'clients.csv').read_text() == (
+    'client,byzantine,examples,class_0,class_1,class_2\n'
+    '0,0,7,3,0,4\n'
+    '1,1,5,0,5,0\n'
+  )
+
+
+def times(path):
+  """Returns the rows of times.csv as lists of texts."""
+  return [x.split(',') for x in (path / 'times.csv').read_text().splitlines()]
+
+
+def test_the_times_of_lost_rounds_are_cut(tmp_path):
+  begun = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+  with RunDirectory(tmp_path, CONFIG) as directory:
+    directory.open()
+    directory.start([])
+    for number in range(1, 12):
+      directory.add({'round': number}, number / 8)
+  header, first, *_, last = before = times(tmp_path)
+  assert header == ['round', 'finished', 'seconds']
+  assert first[::2] == ['1', '0.125'] and last[::2] == ['11', '1.375']
+  now = datetime.datetime.now(datetime.UTC)
+  assert begun <= datetime.datetime.fromisoformat(last[1]) <= now
+  # A killed process has left a part of round 12's line, which looks like
+  # round 1's. The last checkpoint is that of round 10.
+  with open(tmp_path / 'times.csv', 'a') as file:
+    file.write('1')
+  with RunDirectory(tmp_path, CONFIG) as directory:
+    directory.open()
+    directory.start([{'round': number} for number in range(1, 11)])
+  assert times(tmp_path) == before[:11]

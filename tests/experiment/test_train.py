@@ -31,7 +31,7 @@ def check_same_end(workdir, reference):
   jax.tree.map(np.testing.assert_array_equal, *states)
   written = (reference / 'metrics.csv').read_bytes()
   assert (workdir / 'metrics.csv').read_bytes() == written
-  assert event_steps(workdir, 'test_loss') == [1, 2, 3, 4]
+  assert event_steps(workdir, 'test/loss') == [1, 2, 3, 4]
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def test_a_run_leaves_its_files(straight):
   environment = written['environments'][0]
   assert environment['packages']['jax'] and environment['devices']
   assert [row['round'] for row in rows(workdir)] == ['1', '2', '3', '4']
-  assert event_steps(workdir, 'test_loss') == [1, 2, 3, 4]
+  assert event_steps(workdir, 'test/loss') == [1, 2, 3, 4]
   assert json.loads((workdir / 'summary.json').read_text()) == summary
 
 
@@ -180,7 +180,7 @@ def test_a_round_that_is_not_finite_stops_the_run(tmp_path):
   assert message in str(info.value) and attackers in str(info.value)
   (row,) = rows(tmp_path)
   assert (row['rejected'], row['nonfinite']) == ('2', str(size))
-  assert event_steps(tmp_path, 'nonfinite') == [1]
+  assert event_steps(tmp_path, 'health/nonfinite') == [1]
   assert not (tmp_path / 'summary.json').exists()
 
   changes['train.on_nonfinite'] = 'continue'
@@ -378,7 +378,7 @@ def test_federated_sgd_restarts_in_the_same_bits(tmp_path):
   assert last == summary
   check_same_end(again, straight)
   assert float(rows(straight)[3]['factor/params/Conv_0/bias']) > 0
-  assert event_steps(straight, 'norm/params/Conv_0/bias') == [1, 2, 3, 4]
+  assert event_steps(straight, 'layers/norm/params/Conv_0/bias') == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

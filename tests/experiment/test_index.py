@@ -1,0 +1,26 @@
+"""Tests of a sweep's index: the folder of names that TensorBoard reads."""
+
+from configs import digits
+from lca.experiment import index
+
+
+def test_runs_are_linked_by_name(tmp_path):
+  runs = {'no attack/krum/0': digits.get_config('krum').lock()}
+  place = index.record(runs, tmp_path)['no attack/krum/0']
+  place.mkdir()
+  (place / 'events.x').touch()
+  link = tmp_path / 'tensorboard' / 'no attack' / 'krum' / '0'
+  assert link.is_symlink() and not link.readlink().is_absolute()
+  assert (link / 'events.x').exists()
+  # The same name stands for another run once its config has changed.
+  place.rename(tmp_path / 'old')
+  changed = digits.get_config('krum').unlock()
+  changed.num_rounds = 3
+  other = index.record({'no attack/krum/0': changed.lock()}, tmp_path)
+  assert link.resolve() == other['no attack/krum/0'].resolve() != place
+
+
+def test_a_name_within_another_name_goes_without_a_link(tmp_path):
+  config = digits.get_config('krum').lock()
+  places = index.record({'a/0': config, 'a/0/0': config}, tmp_path)
+  assert {*places} == {'a/0', 'a/0/0'}
