@@ -17,8 +17,8 @@ from lca.experiment.identity import run_id
 from lca.federated.population import population_from
 
 
-def rows(workdir):
-  with open(workdir / 'metrics.csv') as file:
+def rows(workdir, name='metrics'):
+  with open(workdir / f'{name}.csv') as file:
     return list(csv.DictReader(file))
 
 
@@ -50,6 +50,13 @@ def test_a_run_leaves_its_files(straight):
   environment = written['environments'][0]
   assert environment['packages']['jax'] and environment['devices']
   assert [row['round'] for row in rows(workdir)] == ['1', '2', '3', '4']
+  assert [row['round'] for row in rows(workdir, 'times')] == list('1234')
+  assert all(float(row['seconds']) > 0 for row in rows(workdir, 'times'))
+  clients = rows(workdir, 'clients')
+  # A fifth of the 20 clients attack; each has its share of 1,437 digits.
+  assert [row['client'] for row in clients] == [str(i) for i in range(20)]
+  assert sum(int(row['byzantine']) for row in clients) == 4
+  assert sum(int(row['examples']) for row in clients) == 1437
   assert event_steps(workdir, 'test/loss') == [1, 2, 3, 4]
   assert json.loads((workdir / 'summary.json').read_text()) == summary
 
@@ -93,14 +100,15 @@ def test_rounds_after_the_last_checkpoint_are_run_again(
 ):
   run_round = train.Simulation.run_round
 
-  def killed(self, state, round_idx, last):
+  def killed(self, state, round_idx, last, report):
     if round_idx == 3:
       raise KeyboardInterrupt
-    return run_round(self, state, round_idx, last)
+    return run_round(self, state, round_idx, last, report)
 
   monkeypatch.setattr(train.Simulation, 'run_round', killed)
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(KeyboardInterrupt) as info:
     train.train_and_evaluate(config(num_rounds=4), tmp_path)
+  assert f'checkpoint in {tmp_path}, if the same' in info.value.__notes__[0]
   assert len(rows(tmp_path)) == 3  # one more than in the last checkpoint
   assert not (tmp_path / 'summary.json').exists()
   monkeypatch.undo()
