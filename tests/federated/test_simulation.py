@@ -74,11 +74,11 @@ def test_the_remembered_state_is_overwritten_in_place(data):
 
 def test_a_long_round_is_told_in_parts_and_has_the_same_bits(data, monkeypatch):
   sim = simulation(data, chunk_size=3)  # 7 clients: chunks of 3, 3 and 1
-  monkeypatch.setattr(training, 'LONG', 0.0)
+  monkeypatch.setattr(training, 'SECONDS', 1e-9)
   told = []
   parts, _ = sim.run_round(sim.init(), 0, report=told.append)
   assert told == [3, 6]
-  monkeypatch.setattr(training, 'LONG', np.inf)
+  monkeypatch.setattr(training, 'SECONDS', np.inf)
   whole, _ = sim.run_round(sim.init(), 0, report=told.append)
   assert told == [3, 6]  # nothing was told of a round in one call
   jax.tree.map(np.testing.assert_array_equal, parts, whole)
