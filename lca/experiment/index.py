@@ -161,6 +161,9 @@ def _link(run: pathlib.Path, link: pathlib.Path) -> None:
   # The links are a convenience: file systems without symbolic links, and names
   # of which one is a part of the path of another, go without.
   with contextlib.suppress(OSError):
+    target = os.path.relpath(run, link.parent)
+    if link.is_symlink() and os.readlink(link) == target:
+      return
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(run, link.parent))
+    link.symlink_to(target)

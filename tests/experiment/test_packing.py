@@ -347,7 +347,7 @@ def test_a_workdir_keeps_what_it_has(packed, workdir, tmp_path):
   }
   assert packing.add(packed, new) == 0
   assert sorted(p.name for p in new.iterdir()) == [
-    *('0a', '0b', '0c', 'lock', 'sweep.json')
+    *('0a', '0b', '0c', 'lock', 'sweep.json', 'tensorboard')
   ]
 
 

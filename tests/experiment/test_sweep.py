@@ -204,7 +204,7 @@ def test_a_dry_run_writes_nothing(tmp_path, command, monkeypatch):
         directory.finish({'num_rounds': 3, 'average_test_accuracy': 0.5})
   times = 'round,finished,seconds\n1,T,30\n2,T,20\n3,T,40\n'
   (places[ended] / 'times.csv').write_text(times)
-  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob('**/*')}
+  before = {path: path.lstat().st_mtime_ns for path in tmp_path.glob('**/*')}
   checked = []
   monkeypatch.setattr(jobs, 'check', lambda runs, *_: checked.extend(runs))
   code, printed = command(
@@ -231,7 +231,7 @@ def test_a_dry_run_writes_nothing(tmp_path, command, monkeypatch):
     # 8 rounds of 30 seconds each, two at a time.
     '4 runs: 1 finished, 2 begun, 1 to do; 2 min left',
   ]
-  assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob('**/*')}
+  assert before == {p: p.lstat().st_mtime_ns for p in tmp_path.glob('**/*')}
 
 
 def test_impossible_runs_stop_a_sweep(tmp_path, command, monkeypatch):
