@@ -153,17 +153,29 @@ def _add(
     json.dumps({**known, **ids}, indent=1, sort_keys=True) + '\n',
   )
   for name, run in ids.items():
-    _link(workdir / run, pathlib.Path(f'{workdir}/tensorboard/{name}'))
+    _link(workdir.resolve(), run, name)
 
 
-def _link(run: pathlib.Path, link: pathlib.Path) -> None:
-  """Makes a relative symbolic link to a run, in the place of an older one."""
+def _link(workdir: pathlib.Path, run: str, name: str) -> None:
+  """Makes a relative symbolic link to a run, in the place of an older one.
+
+  Args:
+    workdir: the sweep's directory, without symbolic links in its path.
+    run: the run's id.
+    name: the run's name.
+  """
   # The links are a convenience: file systems without symbolic links, and names
   # of which one is a part of the path of another, go without.
   with contextlib.suppress(OSError):
-    target = os.path.relpath(run, link.parent)
-    if link.is_symlink() and os.readlink(link) == target:
+    link = pathlib.Path(f'{workdir}/tensorboard/{name}')
+    # The path leads elsewhere if the name has `..` in it, as that of a packed
+    # sweep from others may have, or if it goes through the link of another run.
+    if link.parent.resolve() != link.parent:
       return
+    target = os.path.relpath(workdir / run, link.parent)
+    if link.is_symlink():
+      if os.readlink(link) == target:
+        return
+      link.unlink()
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(target)
+    link.symlink_to(target)  # an error if a file of this name is there

@@ -24,3 +24,23 @@ def test_a_name_within_another_name_goes_without_a_link(tmp_path):
   config = digits.get_config('krum').lock()
   places = index.record({'a/0': config, 'a/0/0': config}, tmp_path)
   assert {*places} == {'a/0', 'a/0/0'}
+
+
+def test_a_name_that_leads_elsewhere_replaces_nothing(tmp_path):
+  workdir, mine = tmp_path / 'sweep', tmp_path / 'mine.txt'
+  workdir.mkdir()
+  mine.write_text('mine')
+  (workdir / 'tensorboard').mkdir()
+  (workdir / 'tensorboard' / 'notes').write_text('mine')
+  config = digits.get_config('krum').lock()
+  index.record({'../../mine.txt': config, 'notes': config}, workdir)
+  assert mine.read_text() == 'mine'
+  assert (workdir / 'tensorboard' / 'notes').read_text() == 'mine'
+
+
+def test_a_link_is_never_made_inside_a_run(tmp_path):
+  config = digits.get_config('krum').lock()
+  runs = {'a/0': config, 'a/0/0': config}
+  index.record(runs, tmp_path)['a/0'].mkdir()
+  place = index.record(runs, tmp_path)['a/0']
+  assert not [*place.iterdir()]
