@@ -51,7 +51,7 @@ class Writer:
       process has left, are cut off.
 
   Raises:
-    ValueError: the files hold fewer rounds, or are damaged.
+    OSError: the files hold fewer rounds, are damaged, or are missing.
   """
 
   def __init__(self, run: pathlib.Path, layers: Sequence[str], rounds: int):
@@ -60,15 +60,17 @@ class Writer:
       for name in ('forensics.json', 'forensics.bin'):
         (run / name).unlink(missing_ok=True)
       return
-    about = files.read_json(run / 'forensics.json', _REMEDY)
-    self._dtype = _dtype(about)
-    size = rounds * self._dtype.itemsize
-    if (run / 'forensics.bin').stat().st_size < size:
-      raise ValueError(
+    try:
+      _, records = _read(run)
+    except ValueError as error:
+      raise OSError(str(error)) from None
+    if len(records) < rounds:
+      raise OSError(
         f'{run}/forensics.bin is damaged (fewer than {rounds} rounds): '
         f'{_REMEDY}'
       )
-    os.truncate(run / 'forensics.bin', size)
+    self._dtype = records.dtype
+    os.truncate(run / 'forensics.bin', rounds * records.itemsize)
 
   def add(self, evidence: Mapping[str, np.ndarray]) -> None:
     """Appends one round.
@@ -90,6 +92,10 @@ class Writer:
       record[name] = evidence[name]
     with open(self._run / 'forensics.bin', 'ab') as file:
       file.write(record.tobytes())
+      # A checkpoint that outlives the evidence of its rounds, as in a power
+      # failure, could not be continued.
+      file.flush()
+      os.fsync(file.fileno())
 
 
 _FIELDS = _OF_CLIENTS | _OF_BOTH | _OF_LAYERS
@@ -292,15 +298,9 @@ def read(run: str | os.PathLike) -> Forensics | None:
     ValueError: the files are damaged.
   """
   run = pathlib.Path(run).expanduser()
-  if not (run / 'forensics.json').exists():
+  if not (run / 'forensics.bin').exists():  # written after the other file
     return None
-  about = files.read_json(run / 'forensics.json', _REMEDY)
-  try:
-    records = np.fromfile(run / 'forensics.bin', _dtype(about))
-  except (KeyError, TypeError, FileNotFoundError) as error:
-    raise ValueError(
-      f'{run}/forensics.json is damaged ({error!r}): {_REMEDY}'
-    ) from None
+  about, records = _read(run)
   fields = {name: records[name] for name in records.dtype.names}
   return Forensics(
     layers=about['layers'],
@@ -308,3 +308,18 @@ def read(run: str | os.PathLike) -> Forensics | None:
     clients=fields.pop('ids'),
     **fields,
   )
+
+
+def _read(run: pathlib.Path) -> tuple[dict[str, Any], np.ndarray]:
+  """Returns the content of the JSON file, and the records of all rounds.
+
+  Raises:
+    ValueError: a file is damaged or missing.
+  """
+  try:
+    about = files.read_json(run / 'forensics.json', _REMEDY)
+    return about, np.fromfile(run / 'forensics.bin', _dtype(about))
+  except (KeyError, TypeError, FileNotFoundError) as error:
+    raise ValueError(
+      f'{run}/forensics.json is damaged ({error!r}): {_REMEDY}'
+    ) from None

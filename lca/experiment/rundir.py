@@ -86,8 +86,10 @@ class RunDirectory(contextlib.AbstractContextManager):
       self._check_access()
 
   def __exit__(self, kind, error, traceback) -> None:
-    if isinstance(error, OSError) and error.filename is None:
-      error.filename = str(self.path)  # the error of a write names no file
+    # The error of a write names no file. An error with a message of its own has
+    # no number, and prints no file.
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+      error.filename = str(self.path)
     try:
       self._files.close()
     except OSError:
@@ -216,6 +218,8 @@ class RunDirectory(contextlib.AbstractContextManager):
       layers: names of the layers in the evidence; None keeps no evidence.
     """
     self._columns = (*COLUMNS, *more)
+    if layers is not None:  # first, because damaged files are an error
+      self._forensics = forensics.Writer(self.path, layers, len(rows))
     of_the_end = ('summary.json', 'confusion.csv', 'model.safetensors')
     of_the_end = [self.path / name for name in of_the_end]
     for old in [*of_the_end, *self.path.glob('events.*')]:
@@ -230,8 +234,6 @@ class RunDirectory(contextlib.AbstractContextManager):
     self._files.callback(self._events.close)
     for row in rows:
       self._events.add(row)
-    if layers is not None:
-      self._forensics = forensics.Writer(self.path, layers, len(rows))
 
   def add(
     self,

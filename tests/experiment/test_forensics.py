@@ -6,11 +6,13 @@ import math
 import jax
 import numpy as np
 import pytest
+from run_files import CONFIG, ROW
 
 import lca.data
 import lca.experiment
 from lca import attacks
 from lca.experiment.forensics import Writer, krum_eta, read
+from lca.experiment.rundir import RunDirectory
 from lca.models import CNN
 
 NAN = math.nan
@@ -122,8 +124,30 @@ def test_rounds_after_the_checkpoint_are_cut_off(tmp_path):
   assert read(tmp_path).clients[:, 0].tolist() == [0, 2]
   Writer(tmp_path, ['w', 'b'], 1).add(second)
   assert (tmp_path / 'forensics.bin').read_bytes() == whole
-  with pytest.raises(ValueError, match=r'forensics.bin is damaged .* 3 rounds'):
+  with pytest.raises(OSError, match=r'forensics.bin is damaged .* 3 rounds'):
     Writer(tmp_path, ['w', 'b'], 3)
+
+
+@pytest.mark.parametrize('name', ['forensics.json', 'forensics.bin'])
+def test_a_restart_without_its_evidence_is_one_clear_error(tmp_path, name):
+  with RunDirectory(tmp_path, CONFIG) as directory:
+    directory.open()
+    directory.start([], layers=['w', 'b'])
+    directory.add(ROW, 1.0, round_of())
+    directory.keep('model.safetensors', b'kept')
+  (tmp_path / name).unlink()
+  again = RunDirectory(tmp_path, CONFIG)
+  with again, pytest.raises(OSError, match=r'damaged .*delete') as info:
+    again.open()
+    again.start([ROW], layers=['w', 'b'])
+  assert str(info.value).startswith(f'{tmp_path}/forensics.json')
+  assert (tmp_path / 'model.safetensors').exists()
+
+
+def test_a_run_that_writes_its_first_round_is_read(tmp_path):
+  written(tmp_path, round_of())
+  (tmp_path / 'forensics.bin').unlink()  # it is written after the other file
+  assert read(tmp_path) is None
 
 
 def test_a_run_without_evidence(tmp_path):
