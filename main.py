@@ -23,7 +23,8 @@ if __name__ == '__main__':
   # The imports below take seconds. Until `main` handles signals, Ctrl-C ends
   # the process without a traceback.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  if not {'-h', '--help', '--helpshort', '--helpfull'}.intersection(sys.argv):
+  _SILENT = {'-h', '--help', '--helpshort', '--helpfull', '--quiet'}
+  if not _SILENT.intersection(sys.argv):
     print('starting ...', flush=True)
 
 import jax

@@ -91,13 +91,14 @@ def test_a_new_run_that_cannot_start_leaves_no_directory(tmp_path):
     [
       *(sys.executable, processes.ROOT / 'main.py'),
       f'--config={processes.ROOT / "configs" / "digits.py"}',
-      '--config.aggregator.f=7',
+      *('--config.aggregator.f=7', '--quiet'),
     ],
     cwd=tmp_path,
     capture_output=True,
     text=True,
   )
   assert 'got n=15, f=7' in done.stderr
+  assert not done.stdout
   assert not list(tmp_path.iterdir())
 
 

@@ -306,7 +306,8 @@ def run_rounds(
       # Leaving the context has waited for the last checkpoint. Only now may
       # the summary mark the run as finished.
       if len(rows) >= num_rounds:
-        kept.at_the_end(state, rows[-1])
+        with progress.seconds('keeping the final model'):
+          kept.at_the_end(state, rows[-1])
         directory.finish(summary_of(rows))
   except KeyboardInterrupt as error:  # from Python; main.py takes the signals
     error.add_note(
@@ -383,9 +384,9 @@ def _line(row: Row, num_rounds: int, seconds: float) -> str:
     seconds=round(seconds * (num_rounds - row['round']))
   )
   metrics = '  '.join(
-    f'{name.replace("_", " ")} {row[name]:.4f}'
-    for name in ('test_loss', 'test_accuracy', 'train_loss')
-    if name in row
+    f'{name.replace("_", " ")} {value:.4f}'
+    for name, value in row.items()
+    if name.endswith(('_loss', '_accuracy'))
   )
   return (
     f'round {row["round"]:>{len(str(num_rounds))}}/{num_rounds}  {metrics}  '

@@ -22,6 +22,20 @@ def rows(workdir, name='metrics'):
     return list(csv.DictReader(file))
 
 
+def test_the_line_of_a_round_shows_all_losses_and_accuracies():
+  row = {
+    'round': 2,
+    **{'test_loss': 1.5, 'test_accuracy': 0.25},
+    **{'validation_loss': 2.5, 'validation_accuracy': 0.75},
+    **{'train_loss': 3.5, 'byzantine': 1},
+  }
+  assert train._line(row, num_rounds=10, seconds=0.5) == (
+    'round  2/10  test loss 1.5000  test accuracy 0.2500  validation loss '
+    '2.5000  validation accuracy 0.7500  train loss 3.5000  2 rounds/s  '
+    '0:00:04 left'
+  )
+
+
 def check_same_end(workdir, reference):
   """Checks that two runs ended with the same metrics and state, bit by bit."""
   states = []
