@@ -76,13 +76,13 @@ class TrainedModel:
       )
     inputs = inputs.astype(like.dtype)
     size = min(self.batch_size, max(1, len(inputs)))
-    results = []
+    variables, results = jax.device_put(self.variables), []
     for start in range(0, max(1, len(inputs)), size):
       block = inputs[start : start + size]
       # All batches are padded to one shape, so that one program is compiled.
       padded = np.zeros((size, *like.shape), like.dtype)
       padded[: len(block)] = block
-      logits = self._logits(self.variables, padded)
+      logits = self._logits(variables, padded)
       results.append(np.asarray(logits)[: len(block)])
     return np.concatenate(results)
 
