@@ -4,7 +4,7 @@
     python -m lca.report --workdir=attacks.zip --figure=attacks --output=DIR
     python -m lca.sweep --config=... --workdir=runs/more --packed=attacks.zip
 
-A packed sweep is a zip file of text files. The id of a run in these files is
+A packed sweep is a zip file. The id of a run in these files is
 the name of the run's directory:
 
 metrics.csv        one row for each round of each run: `run` (the id), `round`,
@@ -21,8 +21,8 @@ format.json        the name and the version of this format, and the names of all
                    other files
 verbatim/ID/FILE   a file of a run that the files above do not give back byte
                    for byte, such as a config that a person has edited
-files/ID/FILE      small files that a run may have beside these: clients.csv,
-                   times.csv, confusion.csv, forensics.*
+files/ID/FILE      files that a run may have beside these, as they are:
+                   clients.csv, times.csv, confusion.csv, forensics.*
 
 pandas reads the last test accuracy of every run, by the run's name, like this:
 
