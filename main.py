@@ -31,6 +31,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from lca import progress
 from lca.experiment import (
   checkpoints,
   command_line,
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)
   args = flags.FLAGS
   if args.quiet:
-    host.be_quiet()
+    progress.hide()
   host.use_all_cores()  # before JAX makes its devices
   stopping = host.Stopping(args.grace, in_rounds=False).take_signals()
   try:

@@ -35,9 +35,14 @@ def hide() -> None:
   _state['hidden'] = True
 
 
+def hidden() -> bool:
+  """Returns True once `hide` was called."""
+  return _state['hidden']
+
+
 def on_terminal() -> bool:
   """Returns True if progress is shown, and as a line that is replaced."""
-  return sys.stderr.isatty() and not _state['hidden']
+  return sys.stderr.isatty() and not hidden()
 
 
 def bar(what: str, total: int | None = None, unit: str = '') -> tqdm:
@@ -63,7 +68,7 @@ def bar(what: str, total: int | None = None, unit: str = '') -> tqdm:
     miniters=0,  # look at the clock in each update
     smoothing=0,  # the time left follows from the mean speed
     leave=False,
-    disable=_state['hidden'],
+    disable=hidden(),
     file=sys.stderr,
   )
 

@@ -185,15 +185,6 @@ class Stopping:
       end.start()
 
 
-_state = {'quiet': False}
-
-
-def be_quiet() -> None:
-  """Leaves out details and progress from now on."""
-  _state['quiet'] = True
-  progress.hide()
-
-
 def say(message: object) -> None:
   """Prints a line, in the first of a run's processes only."""
   if jax.process_index() == 0:
@@ -201,8 +192,8 @@ def say(message: object) -> None:
 
 
 def detail(message: object) -> None:
-  """Prints a line as `say` does, unless the process was told to be quiet."""
-  if not _state['quiet']:
+  """Prints a line as `say` does, unless the process hides its progress."""
+  if not progress.hidden():
     say(message)
 
 

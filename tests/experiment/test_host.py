@@ -8,6 +8,9 @@ import time
 import processes
 import pytest
 
+from lca import progress
+from lca.experiment import host
+
 WAITING = """
 import sys, time
 from lca.experiment import host
@@ -94,3 +97,11 @@ def test_the_grace_period_ends_a_process():
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert time.monotonic() - begun > 1.4
+
+
+def test_details_are_hidden_with_progress(monkeypatch, capsys):
+  host.detail('round 1')
+  monkeypatch.setitem(progress._state, 'hidden', True)
+  host.detail('round 2')
+  host.say('the results')
+  assert capsys.readouterr().out == 'round 1\nthe results\n'
