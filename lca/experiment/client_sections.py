@@ -4,21 +4,8 @@
 """
 
 import dataclasses
-from typing import Any
 
-
-def check_at_least_one(section: Any, prefix: str, *keys: str) -> None:
-  for key in keys:
-    value = getattr(section, key)
-    if value < 1:
-      raise ValueError(f'{prefix}{key} must be at least 1, got {value}')
-
-
-def check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise ValueError(
-      f'{name} must be {" or ".join(map(repr, known))}, got {value!r}'
-    )
+from lca.options import one_of, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +35,9 @@ class _Client:
   update_dtype: str = 'float32'
 
   def __post_init__(self):
-    check_at_least_one(self, 'client.', 'batch_size')
+    whole(1)('client.batch_size', self.batch_size)
     for key in ('dtype', 'update_dtype'):
-      check_one_of(f'client.{key}', getattr(self, key), _DTYPES)
-
-
-_DTYPES = ('float32', 'bfloat16')
+      one_of('float32', 'bfloat16')(f'client.{key}', getattr(self, key))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +65,7 @@ class Training(_Client):
 
   def __post_init__(self):
     super().__post_init__()
-    check_at_least_one(self, 'client.', 'local_epochs')
+    whole(1)('client.local_epochs', self.local_epochs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

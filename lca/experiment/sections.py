@@ -78,11 +78,8 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
 import dataclasses
 from typing import Any
 
-from lca.experiment.client_sections import (
-  Training,
-  check_at_least_one,
-  check_one_of,
-)
+from lca.experiment.client_sections import Training
+from lca.options import one_of, whole
 from lca.registry import options_of
 
 
@@ -105,7 +102,7 @@ class Run:
   num_rounds: int = 100
 
   def __post_init__(self):
-    check_at_least_one(self, '', 'num_rounds')
+    whole(1)('num_rounds', self.num_rounds)
     if not 0 <= self.seed < 2**32:  # JAX's keys take 32 bits of a seed
       raise ValueError(f'seed must lie in [0, 2**32), got {self.seed}')
 
@@ -195,7 +192,7 @@ class Train:
   on_nonfinite: str = 'stop'
 
   def __post_init__(self):
-    check_one_of('train.on_nonfinite', self.on_nonfinite, ('stop', 'continue'))
+    one_of('stop', 'continue')('train.on_nonfinite', self.on_nonfinite)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +224,8 @@ class Eval:
   forensics: bool = False
 
   def __post_init__(self):
-    check_at_least_one(self, 'eval.', 'every', 'batch_size')
+    for key in ('every', 'batch_size'):
+      whole(1)(f'eval.{key}', getattr(self, key))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,12 +253,12 @@ class Checkpoint:
   best: str = ''
 
   def __post_init__(self):
-    check_at_least_one(self, 'checkpoint.', 'every', 'keep')
-    check_one_of('checkpoint.best', self.best, ('', *BEST))
+    for key in ('every', 'keep'):
+      whole(1)(f'checkpoint.{key}', getattr(self, key))
+    one_of('', *_BEST)('checkpoint.best', self.best)
 
 
-BEST = ('test_accuracy', 'test_loss', 'validation_accuracy', 'validation_loss')
-"""The metrics that `checkpoint.best` can choose a model by."""
+_BEST = ('test_accuracy', 'test_loss', 'validation_accuracy', 'validation_loss')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,9 @@ def test_the_note_says_what_it_was_chosen_on(tmp_path):
 
 
 def test_wrong_choices():
-  with pytest.raises(ValueError, match=r"checkpoint\.best must be '' or 'test"):
+  with pytest.raises(
+    ValueError, match=r"checkpoint\.best must be one of \['', 'test"
+  ):
     Checkpoint(best='accuracy')
   with pytest.raises(ValueError, match=r'data\.validation is 0: set it'):
     checks.check_best('validation_loss', 0.0)

@@ -302,7 +302,7 @@ def test_the_servers_options(dataset, result):
     (
       {'validation': 0.1, 'checkpoint': {'best': 'test'}},
       ValueError,
-      r"checkpoint\.best must be '' or 'test_accuracy' or .*, got 'test'",
+      r"checkpoint\.best must be one of \['', 'test_.*\], got 'test'",
     ),
     (
       {'checkpoint': {'best': 'validation_accuracy'}},
