@@ -65,7 +65,9 @@ def main(argv: list[str]) -> None:
     _fail(error)
   except KeyboardInterrupt:
     then = (
-      f'with --workdir={args.workdir} goes on' if args.workdir else 'starts'
+      f'with --workdir={args.workdir} goes on'
+      if args.workdir
+      else 'starts anew'
     )
     host.say(
       f'stopped before the first round of this command; the same command {then}'

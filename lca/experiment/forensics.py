@@ -210,7 +210,7 @@ class Forensics:
       chosen = self.selected.any(1, keepdims=True) if whole else self.selected
       numbers['contributors'] = chosen.sum(2)
     # The mean was taken over the honest clients that are rejected nowhere.
-    counted = honest & np.isfinite(self.distances).all(1, keepdims=True)
+    counted = honest & ~self.rejected.any(1, keepdims=True)
     distances = np.where(counted, self.distances, 0)
     deviation = np.sqrt(square(distances).sum(2) / counted.sum(2))
     a, h, gap = (

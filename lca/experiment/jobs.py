@@ -273,7 +273,7 @@ def _reason(code: int, log: pathlib.Path) -> str:
     name = signal.Signals(-code).name
     memory = ', as when memory runs out' if name == 'SIGKILL' else ''
     return f'{name} ended its process{memory} (see {log})'
-  lines = log.read_text().splitlines() if log.exists() else []
+  lines = log.read_text(errors='replace').splitlines() if log.exists() else []
   # A traceback ends with the error's name and message, of one or more lines.
   errors = [
     line for line in lines if re.match(r'[\w.]+(Error|Exception)\b', line)

@@ -38,8 +38,8 @@ class Keeping:
     self._checkpoint, self._simulation = checkpoint, simulation
     self._directory = directory
     # After a restart the file may hold the model of a later round than the
-    # checkpoint. That round is run again, with the same bits, and writes the
-    # file again.
+    # checkpoint. That round is run again, with the same bits on the same
+    # devices, and writes the file again.
     self._highest = -math.inf
     for row in rows:
       self._is_best(row)

@@ -109,12 +109,12 @@ def time_left(states: Iterable[State], seconds: float | None, jobs: int) -> str:
     seconds: that a round takes; None if this is unknown.
     jobs: number of runs at the same time.
   """
-  rounds = sum(s.num_rounds - s.rounds for s in states if not s.finished)
-  if not rounds:
+  left = [s.num_rounds - s.rounds for s in states if not s.finished]
+  if not left:
     return 'nothing left'
   if seconds is None:
     return 'no times of finished runs to estimate the time left from'
-  return f'{span(rounds * seconds / jobs)} left'
+  return f'{span(sum(left) * seconds / min(jobs, len(left)))} left'
 
 
 def span(seconds: float) -> str:

@@ -43,6 +43,7 @@ from lca.experiment import (
   jobs,
   outlook,
   packing,
+  sections,
 )
 
 
@@ -213,6 +214,7 @@ def runs_of(args: flags.FlagValues) -> tuple[dict[str, ConfigDict], list[str]]:
   for text in seeds:
     if not text.isdecimal():
       raise ValueError(f'--seeds={text} must be an integer of at least 0')
+    sections.Run(seed=int(text))  # checks the range
   for item in args.set:
     if '=' not in item:
       raise ValueError(f'--set={item} is no KEY=VALUE')

@@ -33,8 +33,9 @@ def evidence(result: RoundResult) -> Evidence:
     n]`: `norms` of the updates; `distances` from the honest mean;
     `cos_aggregate` and `cos_honest`, cosines with the aggregate and with the
     honest mean; `rejected`; and, if the rule reports them, `weights` and
-    `selected`. `norms` and `distances` of a row that is not finite are +inf,
-    its cosines are NaN, and so are cosines with a zero vector. Of each layer,
+    `selected`. `norms` and `distances` of a row that is not finite or
+    far too large are +inf; its cosines may be NaN, and so are cosines with a
+    zero vector. Of each layer,
     `[layers]`: `aggregate_norm`, `honest_norm` and `gap`, the distance between
     aggregate and honest mean.
 
@@ -66,7 +67,7 @@ def evidence(result: RoundResult) -> Evidence:
     layers['honest_norm'].append(_norm(h))
     layers['gap'].append(_norm(a.astype(sums.wide(a.dtype)) - h))
 
-  norms = _lengths(jnp.stack(squares))
+  norms = _lengths(squares)
   measured = {k: jnp.stack(numbers) for k, numbers in layers.items()}
   for name in towards:
     lengths = norms * measured[f'{name}_norm'][:, None]
@@ -74,7 +75,9 @@ def evidence(result: RoundResult) -> Evidence:
       lengths > 0, lengths, jnp.nan
     )
     measured[f'cos_{name}'] = jnp.clip(cosines, -1, 1)
-  decisions = {'rejected': info.get('rejected', rejected)}
+  # A rule that looks at no norms, as the mean, rejects nobody.
+  rejected_by_rule = info.get('rejected', rejected)
+  decisions = {}
   if 'weights' in info:
     decisions['weights'] = info['weights']
     decisions['selected'] = info['weights'] != 0
@@ -84,7 +87,8 @@ def evidence(result: RoundResult) -> Evidence:
     'byzantine': jnp.asarray(result.byzantine),
     'answered': answered,
     'norms': norms,
-    'distances': _lengths(jnp.stack(distances)),
+    'distances': _lengths(distances),
+    'rejected': jnp.isinf(norms) | _by_leaf(rejected_by_rule, rows),
     **{k: _by_leaf(x, rows) for k, x in decisions.items()},
   }
 
@@ -94,9 +98,13 @@ def _norm(x: jax.Array) -> jax.Array:
   return jnp.sqrt(sums.squares(x[None])[0])
 
 
-def _lengths(squares: jax.Array) -> jax.Array:
-  """Returns the roots of squares; +inf where a square is NaN."""
-  return jnp.where(jnp.isnan(squares), jnp.inf, jnp.sqrt(squares))
+def _lengths(squares: list[jax.Array]) -> jax.Array:
+  """Returns `[layers, n]` norms of rows from the squares of each layer, `[n]`.
+
+  The norm of a row that is not finite or far too large is +inf.
+  """
+  grams = jax.vmap(jnp.diag)(jnp.stack(squares))
+  return jax.vmap(geometry.norms)(grams)
 
 
 def _by_leaf(decisions: jax.Array, rows: Updates) -> jax.Array:

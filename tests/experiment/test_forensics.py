@@ -109,7 +109,9 @@ def test_a_rule_without_a_choice_leaves_those_numbers_out(tmp_path):
 
 def test_rejected_and_missing_clients_do_not_count(tmp_path):
   distances = np.array([[3, 4, np.inf, 99], [3, 4, 5, 99]])
-  found = written(tmp_path, round_of(distances=distances)).per_round()
+  rejected = ~np.isfinite(distances)
+  found = written(tmp_path, round_of(distances=distances, rejected=rejected))
+  found = found.per_round()
   np.testing.assert_allclose(found['distance'], [math.sqrt(26 / 25)], rtol=1e-6)
   missing = np.array([True, True, False, True])
   found = written(tmp_path, round_of(answered=missing))
