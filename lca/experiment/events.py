@@ -6,7 +6,7 @@ HPARAMS lists runs by the keys of their configs and by their last metrics.
 
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
 
+from lca.experiment.identity import flat
 from lca.experiment.summary import Row
 
 # The groups of metrics; metrics that are not listed form the group `metrics`.
@@ -63,7 +64,7 @@ class Events:
     self._writer = EventsWriter(str(run / 'events'))
     numbers = {
       key: value if isinstance(value, bool | int | float | str) else str(value)
-      for key, value in _flat(config)
+      for key, value in flat(config).items()
       if value is not None and not key.startswith(_LEFT_OUT)
     }
     shown = ('test/accuracy', 'test/loss', 'train/loss')
@@ -93,13 +94,3 @@ class Events:
       Event(wall_time=time.time(), step=step, summary=summary)
     )
     self._writer.flush()
-
-
-def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  """Yields all keys of nested dicts with their sections, and their values."""
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      for inner, x in _flat(value):
-        yield f'{key}.{inner}', x
-    else:
-      yield key, value

@@ -140,7 +140,7 @@ def all_values(config: Mapping[str, Any]) -> dict[str, Any]:
   Args:
     config: of a run, as nested dicts that were read from JSON.
   """
-  return _flat_as_before(config) | _flat(config)
+  return _flat_as_before(config) | flat(config)
 
 
 def _is_compared(key: str) -> bool:
@@ -158,22 +158,22 @@ def _flat_as_before(config: Mapping[str, Any]) -> dict[str, Any]:
   an `aggregator.f` that both shared. This function moves an option back to the
   rule's options, unless the rule has another value for an option of this name.
   """
-  flat = _flat(config)
-  for name in flat.get('aggregator.pre') or ():
+  values = flat(config)
+  for name in values.get('aggregator.pre') or ():
     prefix = f'aggregator.{name}.'
-    for key in [key for key in flat if key.startswith(prefix)]:
+    for key in [key for key in values if key.startswith(prefix)]:
       shared = f'aggregator.{key.removeprefix(prefix)}'
-      if flat.get(shared, flat[key]) == flat[key]:
-        flat[shared] = flat.pop(key)
-  return flat
+      if values.get(shared, values[key]) == values[key]:
+        values[shared] = values.pop(key)
+  return values
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Returns the values of nested dicts by dotted key, such as 'data.name'."""
-  flat = {}
+  values = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{key}.')
+      values |= flat(value, f'{prefix}{key}.')
     else:
-      flat[prefix + key] = value
-  return flat
+      values[prefix + key] = value
+  return values

@@ -1,8 +1,9 @@
 """The sections on a run's config and on the machines that it ran on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from lca.experiment.identity import flat
 from lca.report.html.blocks import Details, Section, Table
 from lca.report.html.run import Run
 
@@ -11,7 +12,7 @@ def config(run: Run) -> Section:
   """Returns the section of all keys of the config, one table a section."""
   top = {k: v for k, v in run.config.items() if not isinstance(v, Mapping)}
   parts = {'run': top} | {
-    name: dict(_flat(part))
+    name: flat(part)
     for name, part in run.config.items()
     if isinstance(part, Mapping)
   }
@@ -26,15 +27,6 @@ def config(run: Run) -> Section:
     'Every key that was set, or had its default, as config.json records it.',
     [Details(f'{count} keys', tables)],
   )
-
-
-def _flat(part: Mapping[str, Any], prefix: str = '') -> Iterator[tuple]:
-  """Yields the keys of nested dicts with dots between them, and the values."""
-  for key, value in part.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def _text(value: Any) -> str:
