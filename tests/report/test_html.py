@@ -224,6 +224,27 @@ def test_a_run_that_breaks(tmp_path):
   assert 'in all 2 rejected, 7 nonfinite' in alts(page)['Irregular']
 
 
+def test_a_run_without_a_finite_loss(tmp_path):
+  html_runs.write_run(tmp_path, 'median', [0.5] * 2, finish=False)
+  file = tmp_path / 'metrics.csv'
+  header, _ = file.read_text().splitlines()
+  file.write_text(f'{header}\n1,,,nan,1,15,7\n')
+  page = parse(pages.write_run(tmp_path))
+  assert alts(page)['Loss'] == 'Line chart of loss: no finite value.'
+
+
+def test_times_from_the_middle_of_a_run(tmp_path):
+  """A run that was begun by an older version lacks the first times."""
+  html_runs.write_run(tmp_path, 'median', [0.5] * 4)
+  (tmp_path / 'times.csv').write_text(
+    'round,finished,seconds\n'
+    '3,2026-01-01T00:00:05Z,4.5\n'
+    '4,2026-01-01T00:00:06Z,0.5\n'
+  )
+  said = alts(parse(pages.write_run(tmp_path)))['Seconds']
+  assert said.endswith('from 4.5 in round 3 to 0.5 in round 4.')
+
+
 def test_large_populations_give_small_pages(tmp_path):
   html_runs.write_run(tmp_path, 'krum', [0.5] * 3)
   counts = np.random.default_rng(0).poisson(3, (2000, 62))
@@ -248,6 +269,11 @@ def test_forensics_of_other_rules_and_of_many_clients(run):
   assert 'chooses no clients' in section.text
   titles = [part.title for part in section.content]
   assert titles[:2] == ['Angle', 'Distance']
+  # All updates are rejected.
+  infinite = np.full_like(seen.norms, np.inf)
+  seen = dataclasses.replace(seen, norms=infinite)
+  section = forensics(dataclasses.replace(read, forensics=seen))
+  assert 'Norms' in [part.title for part in section.content]
   # Of 300 clients, each is in one of the rounds, and none attacks. The rule
   # reports its choice alone.
   each = [np.repeat(getattr(read.forensics, k)[:1], 75, 0) for k in FIELDS]
@@ -280,6 +306,7 @@ FIELDS = (
     ('clients.csv', 'client,byzantine,examples,class_0\n1,0,a,2\n', "'a'"),
     ('confusion.csv', '1,2\n', 'not square'),
     ('times.csv', 'round,seconds\n1\n2,0.5\n', 'does not have 2 entries'),
+    ('times.csv', 'round,finished,seconds\n1,x,y\n', "'y'"),
   ],
 )
 def test_damaged_files_are_named(tmp_path, name, text, message):

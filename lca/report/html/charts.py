@@ -185,7 +185,7 @@ def use_log(axes: Axes, series: Iterable[np.ndarray], factor=100) -> bool:
   Returns:
     True if the axis is logarithmic now.
   """
-  values = np.concatenate([np.asarray(x, float).ravel() for x in series])
+  values = np.concatenate([[], *(np.ravel(x) for x in series)])
   values = values[np.isfinite(values)]
   if not len(values) or values.min() <= 0:
     return False

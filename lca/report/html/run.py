@@ -42,7 +42,8 @@ class Run:
     metrics: the columns of metrics.csv; no column at all before the first
       round.
     finished: True once the run has left its summary.
-    seconds: `[rounds]` that each round took; None if they were not recorded.
+    times: the columns `round` and `seconds` of times.csv; no column at all if
+      they were not recorded. A run may lack its first rounds.
     clients: None if they were not recorded.
     confusion: `[C, C]` numbers of test examples by true class (rows) and
       predicted class; None if they were not recorded.
@@ -54,7 +55,7 @@ class Run:
   environments: list[dict[str, Any]]
   metrics: Metrics
   finished: bool
-  seconds: np.ndarray | None = None
+  times: Metrics = dataclasses.field(default_factory=dict)
   clients: Clients | None = None
   confusion: np.ndarray | None = None
   forensics: Forensics | None = None
@@ -99,7 +100,6 @@ def read(directory: pathlib.Path, name: str | None = None) -> Run:
   config = rundir.read_config(directory)
   about = json.loads((directory / 'config.json').read_text())
   finished = summary.is_finished(directory)
-  times = _columns(directory / 'times.csv')
   return Run(
     name=name or directory.resolve().name,
     config=config,
@@ -108,7 +108,7 @@ def read(directory: pathlib.Path, name: str | None = None) -> Run:
     if finished
     else _numbers(directory / 'metrics.csv'),
     finished=finished,
-    seconds=np.array(times['seconds'], float) if times else None,
+    times=_numbers(directory / 'times.csv', but='finished'),
     clients=_clients(directory / 'clients.csv'),
     confusion=_confusion(directory / 'confusion.csv'),
     forensics=forensics.read(directory),
@@ -130,13 +130,19 @@ def _columns(file: pathlib.Path) -> dict[str, list[str]]:
   return dict(zip(header, map(list, zip(*rows, strict=True)), strict=False))
 
 
-def _numbers(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a CSV file of numbers, in which an empty entry is NaN."""
+def _numbers(file: pathlib.Path, but: str = '') -> dict[str, np.ndarray]:
+  """Reads a CSV file of numbers, in which an empty entry is NaN.
+
+  Args:
+    file: need not exist; it has no columns then.
+    but: the name of a column that is left out.
+  """
   columns = _columns(file)
   try:
     return {
       name: np.array([float(entry or 'nan') for entry in column])
       for name, column in columns.items()
+      if name != but
     }
   except ValueError as error:
     raise _damaged(file, error) from None

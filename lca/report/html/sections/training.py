@@ -33,8 +33,8 @@ def training(run: Run) -> Section:
     return Section(title, 'the run has not finished its first round yet.')
   metrics = run.metrics
   shown = [_accuracy(run), _loss(run)]
-  if run.seconds is not None and len(run.seconds):
-    shown.append(_seconds(run.seconds))
+  if run.times:
+    shown.append(_seconds(run.times['round'], run.times['seconds']))
   attackers = metrics['byzantine']
   known = attackers[np.isfinite(attackers)]
   if len({*known}) > 1:
@@ -106,8 +106,7 @@ def _loss(run: Run) -> Chart:
   return Chart('Loss', charts.to_svg(figure, 'loss', alt), caption)
 
 
-def _seconds(seconds: np.ndarray) -> Chart:
-  rounds = np.arange(1, len(seconds) + 1)
+def _seconds(rounds: np.ndarray, seconds: np.ndarray) -> Chart:
   figure, axes = charts.panel()
   charts.curves(axes, rounds, {'seconds': seconds})
   if not charts.use_log(axes, [seconds], factor=20):
@@ -116,7 +115,7 @@ def _seconds(seconds: np.ndarray) -> Chart:
   caption = (
     f'Wall time of each round with its test: {np.median(seconds):.2f} s in the '
     f'median, {datetime.timedelta(seconds=round(seconds.sum()))} h in all. '
-    'The first round compiles.'
+    'The first round after a start compiles.'
   )
   return Chart('Seconds', charts.to_svg(figure, 'seconds', alt), caption)
 
