@@ -370,6 +370,30 @@ def test_charts_of_a_sweep(index):
   )
 
 
+def test_options_stand_behind_the_names_of_rules_and_attacks(tmp_path):
+  runs = {
+    'krum': [{'aggregator.f': 1}, {'aggregator.f': 2}],
+    'median': [{}],
+  }
+  for rule, options in runs.items():
+    for i, option in enumerate(options):
+      for z in (1.0, 2.0):
+        html_runs.write_run(
+          tmp_path / f'{rule}-{i}-{z}',
+          f'{rule},alie',
+          [0.5 if rule == 'krum' else 0.25],
+          **option,
+          **{'attack.z': z},
+        )
+  page = parse(sweep.write_sweep(tmp_path))
+  said = alts(page)
+  # One map has both rules and both attacks.
+  assert {*said} == {'Final test accuracy', 'z = 1', 'z = 2'}
+  texts = [x.text for x in page.find(id='attacks-and-rules')('text')]
+  assert {'krum, f = 1', 'krum, f = 2', 'median', 'z = 1'} <= {*texts}
+  assert said['z = 2'].endswith('0.250 of median to 0.500 of krum, f = 1.')
+
+
 def test_pages_of_similar_names(tmp_path):
   for name, last in (('x.1', 0.25), ('x-1', 0.75)):
     html_runs.write_run(tmp_path / name, 'krum', [last])

@@ -4,7 +4,6 @@ The index compares the runs by the keys in which they differ. The name of a rule
 or an attack stands for those of its options that follow from the name.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -16,6 +15,7 @@ import numpy as np
 
 from lca.experiment import identity, packing
 from lca.report import frames, style
+from lca.report.groups import show
 from lca.report.html import charts, pages
 from lca.report.html import run as runs
 from lca.report.html.blocks import Chart, Link, Section, Table
@@ -122,16 +122,11 @@ def _read(folder: pathlib.Path) -> tuple[list[Member], list[str]]:
       Member(
         run=runs.read(run.path, run.about['name']),
         page=f'runs/{page}.html',
-        keys={key: _text(value.get(key, '')) for key in keys},
+        keys={key: show(value[key]) if key in value else '' for key in keys},
         seed=value.get('seed', ''),
       )
     )
   return members, absent
-
-
-def _text(value: Any) -> str:
-  """Returns a value of a config as a text for tables and legends."""
-  return value if isinstance(value, str) else json.dumps(value)
 
 
 def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -145,7 +140,7 @@ def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
   """
 
   def several(key, among):
-    return len({_text(each.get(key, '')) for each in among}) > 1
+    return len({show(each.get(key, '')) for each in among}) > 1
 
   found = []
   for key in dict.fromkeys(key for each in values for key in each):
@@ -210,15 +205,15 @@ def _maps(members: Sequence[Member]) -> Section | None:
   Returns None unless both differ among the runs, and if the other keys have
   more than `MOST_MAPS` combinations of values.
   """
-  if not members or not {*NAMES} <= {*members[0].keys}:
-    return None
   maps: dict[str, dict[tuple[str, str], list[float]]] = {}
   for member in members:
-    keys = dict(member.keys)
-    cell = keys.pop('attack'), keys.pop('aggregator')
+    rule, attack, others = _labels(member.keys)
     last = evaluated(member.run.metrics)['test_accuracy'][-1]
-    maps.setdefault(_named(keys), {}).setdefault(cell, []).append(last)
-  if len(maps) > MOST_MAPS:
+    cells = maps.setdefault(others, {})
+    cells.setdefault((attack, rule), []).append(last)
+  each_cell = (cell for cells in maps.values() for cell in cells)
+  varied = [len({*texts}) > 1 for texts in zip(*each_cell, strict=True)]
+  if len(maps) > MOST_MAPS or varied != [True, True]:
     return None
   drawn = [
     _map(f'map-{number}', title, cells)
@@ -231,13 +226,20 @@ def _maps(members: Sequence[Member]) -> Section | None:
   )
 
 
-def _named(keys: Mapping[str, str]) -> str:
-  """Returns keys and values as a text, without the sections' names."""
-  return ', '.join(
-    f'{key.rpartition(".")[2]} = {value}'
-    for key, value in keys.items()
-    if value != ''
-  )
+def _labels(keys: Mapping[str, str]) -> tuple[str, ...]:
+  """Returns texts that name a run's rule, its attack, and its other keys.
+
+  The options of a rule or an attack stand behind its name. Each text is '' if
+  the run has no such key.
+  """
+  texts: dict[str, list[str]] = {section: [] for section in (*NAMES, '')}
+  for key, value in keys.items():
+    section, _, option = key.partition('.')
+    if section not in NAMES:
+      section, option = '', key
+    if value != '':
+      texts[section].append(f'{option} = {value}' if option else value)
+  return tuple(map(', '.join, texts.values()))
 
 
 def _map(
@@ -288,10 +290,8 @@ def _curves(members: Sequence[Member]) -> Section | None:
     return None
   panels: dict[str, dict[str, list[Run]]] = {}
   for member in members:
-    keys = dict(member.keys)
-    attack = keys.pop('attack', '')
-    rule = keys.pop('aggregator', '')
-    line = ', '.join(filter(None, (rule, _named(keys)))) or 'all runs'
+    rule, attack, others = _labels(member.keys)
+    line = ', '.join(filter(None, (rule, others))) or 'all runs'
     panels.setdefault(attack, {}).setdefault(line, []).append(member.run)
   # The same line looks alike in all panels.
   lines = list(dict.fromkeys(x for panel in panels.values() for x in panel))
