@@ -120,7 +120,7 @@ def to_markdown(table: Table) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
   """Returns a table in Markdown of rows of text; the first is the header."""
-  header, *rows = rows
+  header, *rows = [[cell.replace('|', r'\|') for cell in row] for row in rows]
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

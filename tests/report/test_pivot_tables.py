@@ -128,3 +128,8 @@ def test_a_metric_without_a_best_is_not_marked(tmp_path):
   table = make(tmp_path, REQUEST._replace(value='rejected'))
   assert [row[1].best for row in table.rows] == [False, False]
   assert 'bold' not in ' '.join(table.notes)
+
+
+def test_a_bar_in_a_name_ends_no_cell_of_markdown():
+  rows = [('rule', 'accuracy'), ('a | b', '0.5')]
+  assert formats.markdown(rows).splitlines()[-1] == r'| a \| b | 0.5 |'
