@@ -4,6 +4,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -28,7 +29,9 @@ def draw(
   Returns:
     The numbers of the panels, by title, and notes on all of them.
   """
-  with style.applied(columns):
+  # Values of configs may contain dollar signs, which stand for mathematics.
+  literal = matplotlib.rc_context({'text.parse_math': False})
+  with style.applied(columns), literal:
     figure, fits = _figure(pivot, request)
     style.save(figure, output, request.file)
   notes = [*request.notes, *pivot.notes]

@@ -197,3 +197,14 @@ def test_the_commands(workdir, tmp_path):
   names += [f'table.{suffix}' for suffix in ('csv', 'md', 'tex')]
   assert sorted(path.name for path in tmp_path.iterdir()) == names
   assert 'fontTools' not in done.stderr and 'subset' not in done.stderr
+
+
+@pytest.mark.quick
+def test_dollar_signs_are_no_mathematics(tmp_path, drawn):
+  for alpha in (0.1, 1.0):
+    config = {'data.data_dir': '$A/x^{$B', 'data.alpha': alpha}
+    sweep_files.write_run(tmp_path, f'g/{alpha}/0', config)
+  request = Request('data.data_dir', 'data.alpha', 'test_accuracy', name='x')
+  numbers, _ = draw(tmp_path, tmp_path, request)
+  assert [row[0] for row in numbers['test_accuracy'][1:]] == ['$A/x^{$B']
+  assert drawn['x'].axes[0].get_yticklabels()[0].get_text() == '$A/x^{$B'
