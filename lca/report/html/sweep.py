@@ -260,7 +260,8 @@ def _map(
   texts = [['' if math.isnan(x) else f'{x:.2f}' for x in row] for row in scores]
   below = 0.2 + 0.055 * max(map(len, rules))
   figure, axes = charts.panel(
-    *(10.4, 0.2 + below + 0.24 * len(attacks)),
+    # The scale of the colours needs some height.
+    *(10.4, 0.2 + below + max(0.9, 0.24 * len(attacks))),
     left=0.3 + 0.075 * max(map(len, attacks)),
     right=0.8,
     top=0.1,
