@@ -64,10 +64,23 @@ def test_a_single_seed_is_not_tested(tmp_path):
 def test_values_are_paired_by_seed():
   differ = pivot_tables.significantly_differ
   one = {0: 0.5, 1: 0.6, 2: 0.9}
-  assert differ(one, {2: 0.8, 1: 0.5, 0: 0.4, 7: 9.0}) is True
+  # The differences are 0.10, 0.11 and 0.09, so that t = 17.3.
+  assert differ(one, {2: 0.81, 1: 0.49, 0: 0.4, 7: 9.0}) is True
   assert differ(one, dict(one)) is False
   assert differ(one, {0: 0.1}) is None
   assert differ(one, {0: 0.1, 1: float('nan')}) is None
+
+
+def test_equal_differences_are_tested_by_their_sign():
+  """Two seeds in which a rule is better by 4 test examples prove nothing."""
+
+  def differ(seeds):
+    one = {seed: (200 + 10 * seed) / 360 for seed in range(seeds)}
+    other = {seed: (204 + 10 * seed) / 360 for seed in range(seeds)}
+    return pivot_tables.significantly_differ(one, other)
+
+  # Six seeds of one sign have a probability of 2 / 2**6 = 3.1 %.
+  assert [differ(seeds) for seeds in (2, 5, 6)] == [False, False, True]
 
 
 def test_the_formats(tmp_path):
