@@ -109,7 +109,9 @@ def make(workdir: str | os.PathLike, request: Request) -> Pivot:
   with packing.opened(workdir) as folder:
     runs, absent = read(folder)
     if not any(run.metrics is not None for run in runs):
-      raise ValueError(f'{folder} holds no finished run')
+      raise ValueError(
+        f'{folder} holds no finished run: give the directory of a sweep'
+      )
     notes = []
     if absent:
       some = ', '.join(absent[:3]) + ', ...' * (len(absent) > 3)
@@ -148,7 +150,7 @@ def _filtered(runs: Sequence[Run], request: Request) -> list[Run]:
     wanted = {text if text in there else _number(text) for text in texts}
     if absent := sorted(wanted - there):
       raise ValueError(
-        f'--where={key}={absent[0]}: no run has this value; there are '
+        f'--where={key}={absent[0]}: no run has this value; its values are '
         f'{", ".join(sorted(there, key=order))}'
       )
     runs = [run for run in runs if show(run.about.get(key)) in wanted]

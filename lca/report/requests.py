@@ -200,7 +200,7 @@ def _checked(request: Request) -> Request:
         else 'it is given twice'
       )
       raise ValueError(
-        f'{key} cannot be an axis or a key of --worst_over, --best or '
+        f'{key} cannot be an axis or a key of --worst-over, --best or '
         f'--choose: {wrong}'
       )
   return request

@@ -398,6 +398,8 @@ def test_pages_of_similar_names(tmp_path):
   for name, last in (('x.1', 0.25), ('x-1', 0.75)):
     html_runs.write_run(tmp_path / name, 'krum', [last])
   index = sweep.write_sweep(tmp_path)
+  # They are the same run, with one seed.
+  assert '1 seed a line' in parse(index).find(id='curves').figcaption.text
   for link in parse(index).find(class_='sortable')('a'):
     assert parse(index.parent / link['href']).h1.text == link.text
 

@@ -142,7 +142,8 @@ def test_where_takes_numbers_and_several_values(workdir):
   krum, _ = pivot.make(workdir, request).panels.values()
   assert krum.columns == ['3'] and krum.rows == ['alie', 'zero']
   with pytest.raises(
-    ValueError, match=r'--where=aggregator\.f=2: no run .*; there are 1, 3$'
+    ValueError,
+    match=r'--where=aggregator\.f=2: no run .*; its values are 1, 3$',
   ):
     pivot.make(workdir, F_BY_ATTACK._replace(where={'aggregator.f': ['2']}))
 

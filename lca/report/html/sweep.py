@@ -40,13 +40,11 @@ class Member(NamedTuple):
     page: address of its page, relative to the index.
     keys: the values of the keys in which the sweep's runs differ, by key. A run
       that lacks a key has ''.
-    seed: of the run.
   """
 
   run: Run
   page: str
   keys: Mapping[str, str]
-  seed: Any
 
 
 def write_sweep(
@@ -123,7 +121,6 @@ def _read(folder: pathlib.Path) -> tuple[list[Member], list[str]]:
         run=runs.read(run.path, run.about['name']),
         page=f'runs/{page}.html',
         keys={key: show(value[key]) if key in value else '' for key in keys},
-        seed=value.get('seed', ''),
       )
     )
   return members, absent
@@ -174,7 +171,7 @@ def _table(members: Sequence[Member]) -> Section:
       [
         Link(run.name, member.page),
         *member.keys.values(),
-        str(member.seed),
+        str(run.config.get('seed', '')),
         *([state] if unfinished else []),
         *(
           pages.number(result(run)) if run.finished else ''
@@ -355,7 +352,11 @@ def _panel(
   if len(last) == 1:
     ends = f'{last[best]:.3f} of {best}'
   alt = f'Line chart of test accuracy, {title}: the last is {ends}.'
-  seeds = max(map(len, lines.values()))
+  # A folder may hold the same run twice.
+  seeds = max(
+    len({run.config.get('seed') for run in of_seeds})
+    for of_seeds in lines.values()
+  )
   return Chart(
     title,
     charts.to_svg(figure, key, alt),
