@@ -109,7 +109,8 @@ def time_left(states: Iterable[State], seconds: float | None, jobs: int) -> str:
     seconds: that a round takes; None if this is unknown.
     jobs: number of runs at the same time.
   """
-  left = [s.num_rounds - s.rounds for s in states if not s.finished]
+  # A run may have all of its rounds and lack its summary.
+  left = [max(1, s.num_rounds - s.rounds) for s in states if not s.finished]
   if not left:
     return 'nothing left'
   if seconds is None:

@@ -52,6 +52,8 @@ def test_the_time_left_counts_missing_rounds():
   # 20 and 5 rounds of 40 seconds, two at a time.
   assert outlook.time_left([new, begun, done], 40.0, 2) == '8 min left'
   assert outlook.time_left([done], None, 2) == 'nothing left'
+  no_summary = done._replace(finished=False)
+  assert outlook.time_left([no_summary], 30.0, 1) == '30 s left'
   assert 'no times' in outlook.time_left([new], None, 2)
 
 
