@@ -438,6 +438,15 @@ def test_keys_that_differ():
     'attack.z',
     'data.alpha',
   ]
+  # All that differs follows from the data set.
+  mnist = one | {'data.name': 'mnist', 'data.alpha': 1.0, 'attack.z': 2.0}
+  assert sweep._varying([one, mnist]) == ['data.name']
+  assert sweep._varying([one, other, mnist | {'aggregator': 'median'}]) == [
+    'aggregator',
+    'attack.z',
+    'data.alpha',
+    'data.name',
+  ]
 
 
 def test_directories_without_runs_are_refused(tmp_path):

@@ -1,7 +1,7 @@
 """Writes the pages of a sweep: an index, and a page for each run.
 
-The index compares the runs by the keys in which they differ. The name of a rule
-or an attack stands for those of its options that follow from the name.
+The index compares the runs by the keys in which they differ. The name of a
+rule, an attack or a data set stands for the keys that follow from the name.
 """
 
 import math
@@ -130,7 +130,8 @@ def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
   """Returns the keys in which runs differ, except for the seed.
 
   An option of a rule or an attack is left out if all runs with the same name of
-  this rule or attack have the same value.
+  this rule or attack have the same value. Likewise, any key is left out if all
+  runs with the same data set have the same value.
 
   Args:
     values: of each run by dotted key, with the names of rule and attack.
@@ -142,9 +143,12 @@ def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
   found = []
   for key in dict.fromkeys(key for each in values for key in each):
     section, _, option = key.partition('.')
+    names = [section] if option and section in NAMES else []
+    if key not in (*NAMES, 'data.name'):
+      names.append('data.name')
     groups: dict[Any, list] = {}
     for each in values:
-      group = each[section] if option and section in NAMES else None
+      group = tuple(each.get(name) for name in names)
       groups.setdefault(group, []).append(each)
     if key != 'seed' and any(several(key, x) for x in groups.values()):
       found.append(key)
