@@ -170,7 +170,9 @@ def main(argv: list[str]) -> None:
       listed = f'{len(wrong)} of {len(runs)} runs are impossible'
       runs = {name: runs[name] for name in runs if name not in wrong}
       if not runs or not args['skip-infeasible'].value:
-        remedy = 'leave them out with --skip-infeasible, or correct them'
+        remedy = 'correct them'
+        if runs:
+          remedy = f'leave them out with --skip-infeasible, or {remedy}'
         raise ValueError(f'{listed}; {remedy}:\n{grid.listing(wrong)}')
       print(f'{listed} and left out:\n{grid.listing(wrong)}')
     if args['dry-run'].value:

@@ -7,7 +7,7 @@
 The columns of a row:
 
 name, run          the run's names in the sweep, and its directory's name
-aggregator         the rule's name with its form, such as
+aggregator         the name of the rule's preset with its form, such as
                    `layerwise_cosine_krum`, `nnm+trimmed_mean` or `fedavg`
 attack             the attack's name; `none` without an attack
 seed, data.alpha   and all other keys of the config
@@ -28,6 +28,14 @@ from lca.experiment.summary import Metrics
 
 if TYPE_CHECKING:
   import pandas
+
+PRESET_NAMES = {
+  'bulyan': 'bulyan2018',
+  'mean': 'fedavg',
+  'medoid': 'geomed',
+  'multi_krum': 'bulyan',
+}
+"""The rules whose presets have another name, as in `configs/presets.py`."""
 
 
 class Run(NamedTuple):
@@ -173,7 +181,7 @@ def rule_name(section: Mapping[str, Any]) -> str | None:
   name, scope = section.get('name'), section.get('scope', 'model')
   if name is None:
     return None
-  rule = 'fedavg' if name == 'mean' else name
+  rule = PRESET_NAMES.get(name, name)
   if section.get('distance') == 'cosine':
     unclipped = 'clip' in section and section['clip'] is None
     rule = f'cosine_{rule}{"_noclip" if unclipped else ""}'

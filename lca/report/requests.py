@@ -1,5 +1,6 @@
 """Reads which heat maps and tables a command line asks for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,7 +56,9 @@ class Request(NamedTuple):
       ('chosen', self.choose),
     ):
       parts += [word, *keys] if keys else []
-    return '_'.join(parts).replace('/', '.')
+    for key, values in self.where.items():
+      parts += ['where', f'{key}={",".join(values)}']
+    return re.sub(r'[^\w.,=+-]', '.', '_'.join(parts))
 
   @property
   def notes(self) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import sweep_files
 
 import lca.report
+from configs import presets
 from lca.experiment import packing
 from lca.report import frames
 
@@ -133,6 +134,13 @@ def test_no_finished_run_is_an_error(tmp_path):
 )
 def test_names_of_rules(section, name):
   assert frames.rule_name(section) == name
+
+
+def test_names_of_rules_are_those_of_their_presets():
+  presets_of_rules = presets.aggregators()
+  assert {n: frames.rule_name(x) for n, x in presets_of_rules.items()} == {
+    n: n for n in presets_of_rules
+  }
 
 
 def test_names_of_attacks():

@@ -52,7 +52,8 @@ def test_reductions_and_conditions():
   }
   assert request.file == (
     'test_accuracy_by_data.alpha_aggregator.f_worst_attack_best_aggregator_'
-    'chosen_client.learning_rate_client.momentum'
+    'chosen_client.learning_rate_client.momentum_'
+    'where_data.name=digits,mnist_where_model.name=a=b'
   )
 
 
