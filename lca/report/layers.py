@@ -10,7 +10,7 @@ from lca.experiment.forensics import Forensics
 from lca.experiment.summary import is_finished
 from lca.report import style
 
-LEVELS = (0.1, 10.0)
+LEVELS = (0.5, 50.0)
 """The ends of the colour map: distances from the honest mean, in deviations."""
 
 
@@ -66,7 +66,7 @@ def entered(axes: Axes, seeds: list[Forensics]) -> list[tuple[str, ...]]:
   axes.set_yticks(range(len(names)), names)
   axes.set(xlabel='round')
   bar = axes.figure.colorbar(image, ax=axes, orientation='horizontal')
-  bar.set_label('distance from the honest mean, in deviations')
+  bar.set_label('distance, in deviations')
   every = [each.per_layer() for each in seeds]
   chosen = np.concatenate([each['attackers_selected'] > 0 for each in every])
   distance = np.concatenate([each['distance'] for each in every])

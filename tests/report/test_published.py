@@ -36,12 +36,17 @@ def unpacked(tmp_path_factory):
 def test_every_figure_has_its_picture():
   pictures = {path.with_suffix('') for path in RESULTS.glob('*/figures/*.png')}
   numbers = {path.with_suffix('') for path in RESULTS.glob('*/figures/*.md')}
-  assert pictures == numbers and len(numbers) == 17
+  assert pictures == numbers and len(numbers) == 18
 
 
 @pytest.mark.parametrize(
   ('sweep', 'figure'),
-  [*figures_of('attacks'), *figures_of('legato'), *figures_of('tables')],
+  [
+    *figures_of('attacks'),
+    *figures_of('forensics'),
+    *figures_of('legato'),
+    *figures_of('tables'),
+  ],
 )
 def test_numbers_of_figures(sweep, figure, unpacked, tmp_path, monkeypatch):
   # Painting takes most of the time, and changes no number.
