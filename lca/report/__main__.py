@@ -17,10 +17,10 @@ the layerwise cosine paper's tables (see `lca.report.tables`). Figures are PNG,
 SVG and PDF, with their numbers as Markdown, in WORKDIR/figures; tables are
 Markdown, CSV and LaTeX, in WORKDIR/tables. --output names another folder.
 --pack writes all finished runs into one file (see `lca.experiment.packing`),
-which --workdir takes in place of a directory. --run and --sweep, which stand in
-the place of --workdir, write web pages (see `lca.report.html`): of one run,
-finished or not, into the file DIR/report.html; of a sweep and each of its runs
-into the folder DIR/report. --output names another file or folder.
+which --workdir takes in place of a directory. --sweep in the place of --workdir
+also writes web pages of the sweep and of each of its runs into the folder
+DIR/report; --run writes that of one run, finished or not, into the file
+DIR/report.html (see `lca.report.html`). --output names another file or folder.
 
 The workdir is that of `lca.sweep`. If the sweep ran with a --scale other than
 its default, the same --scale is needed here.
@@ -44,19 +44,20 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}')
   args = flags.FLAGS
-  if args.run or args.sweep:
-    _write_pages(args)
+  if args.run:
+    _write_run(args)
     return
+  source = args.sweep or args.workdir
   reports = args.heatmap or args.table or args.figure or args.tables
-  if not (reports or args.pack):
+  if not (reports or args.pack or args.sweep):
     sys.exit(
       'lca.report: error: nothing to report: give --heatmap, --table, '
-      '--figure, --tables or --pack'
+      '--figure, --tables or --pack, or --sweep in the place of --workdir'
     )
-  if reports and packing.is_packed(args.workdir) and not args.output:
+  if (reports or args.sweep) and packing.is_packed(source) and not args.output:
     sys.exit(
-      f'lca.report: error: {args.workdir} is a file, which figures and tables '
-      'cannot be written into: give --output=FOLDER'
+      f'lca.report: error: {source} is a file, which reports cannot be written '
+      'into: give --output=FOLDER'
     )
   prefix = f'{args.scale}/' if args.scale else ''
   columns = int(args.columns or 2)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
       raise ValueError('--scale applies to --figure and --tables alone')
     extensions.load_files(args.load)
     # A packed sweep is unpacked once for everything that is reported.
-    with packing.opened(args.workdir) as workdir:
+    with packing.opened(source) as workdir:
       output = args.output and pathlib.Path(args.output).expanduser()
       for request in heat_maps:
         folder = output or workdir / 'figures'
@@ -88,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
         folder = output or workdir / 'figures'
         panels = draw(name, workdir, folder, prefix, columns)
         _print_figure(name, panels, [], folder)
+      if args.sweep:
+        print(f'wrote {sweep.write_sweep(args.sweep, output)}')
       if args.pack:
         packed, left_out = packing.pack(workdir, args.pack)
         print(
@@ -113,25 +116,22 @@ def _print_figure(
   print(f'wrote {folder}/{name}.{{png,svg,pdf,md}}')
 
 
-def _write_pages(args: flags.FlagValues) -> None:
-  """Writes and names the page of --run, or the pages of --sweep."""
+def _write_run(args: flags.FlagValues) -> None:
+  """Writes the page of --run, and prints where it has been written."""
   others = [
     f'--{flag.name}'
     for flag in args.get_key_flags_for_module(sys.argv[0])
-    if flag.present and flag.name not in ('run', 'sweep', 'output', 'load')
+    if flag.present and flag.name not in ('run', 'output', 'load')
   ]
   if others:
     sys.exit(
-      f'lca.report: error: --run and --sweep write pages alone: {others[0]} '
-      'goes with --workdir'
+      f'lca.report: error: --run writes the page of a run alone: {others[0]} '
+      'goes with --workdir or --sweep'
     )
   try:
     extensions.load_files(args.load)
     output = args.output and pathlib.Path(args.output).expanduser()
-    if args.run:
-      page = pages.write_run(pathlib.Path(args.run).expanduser(), output)
-    else:
-      page = sweep.write_sweep(args.sweep, output)
+    page = pages.write_run(pathlib.Path(args.run).expanduser(), output)
   except (ValueError, OSError) as error:
     sys.exit(f'lca.report: error: {error}')
   print(f'wrote {page}')

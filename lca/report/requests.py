@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -83,15 +83,16 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   command_line.define_list(
     'heatmap',
     [],
-    'x:KEY,y:KEY,value:METRIC, and if wanted panels:KEY and name:FILE. Draws a '
-    'heat map of the runs by any keys of their configs.',
+    'x:KEY,y:KEY,value:METRIC, and if wanted panels:KEY, worst-over:KEY, '
+    'best:KEY (several keys are joined by +) and name:FILE. Draws a heat map '
+    'of the runs by any keys of their configs.',
     flag_values,
   )
   command_line.define_list(
     'table',
     [],
-    'rows:KEY,columns:KEY,value:METRIC, and if wanted name:FILE. Writes a '
-    'table of the runs by any keys of their configs.',
+    'rows:KEY,columns:KEY,value:METRIC, and if wanted worst-over:KEY, best:KEY '
+    'and name:FILE. Writes a table of the runs by any keys of their configs.',
     flag_values,
   )
   flags.DEFINE_multi_string(
@@ -135,13 +136,22 @@ def from_flags(args: flags.FlagValues) -> tuple[list[Request], list[Request]]:
     'where': _conditions(args.where),
   }
   heat_maps, tables = [], []
+
+  def request(given: dict[str, Any]) -> Request:
+    """Makes a request, whose own reductions replace those of the flags."""
+    for name in ('worst_over', 'best'):
+      if keys := given.pop(name.replace('_', '-'), None):
+        given[name] = tuple(keys.split('+'))
+    return _checked(Request(**shared | given))
+
   for parts in args.heatmap:
-    given = _parts('heatmap', parts, ('x', 'y', 'value'), ('panels', 'name'))
+    optional = ('panels', *_OPTIONAL)
+    given = _parts('heatmap', parts, ('x', 'y', 'value'), optional)
     given |= {'columns': given.pop('x'), 'rows': given.pop('y')}
-    heat_maps.append(_checked(Request(**given, **shared)))
+    heat_maps.append(request(given))
   for parts in args.table:
-    given = _parts('table', parts, ('rows', 'columns', 'value'), ('name',))
-    tables.append(_checked(Request(**given, **shared)))
+    given = _parts('table', parts, ('rows', 'columns', 'value'), _OPTIONAL)
+    tables.append(request(given))
   if not heat_maps and not tables:
     for name, value in shared.items():
       if value:
@@ -151,6 +161,10 @@ def from_flags(args: flags.FlagValues) -> tuple[list[Request], list[Request]]:
   if args.columns and not heat_maps and not args.figure:
     raise ValueError('--columns applies to --heatmap and --figure alone')
   return heat_maps, tables
+
+
+_OPTIONAL = ('worst-over', 'best', 'name')
+"""The parts that a heat map or a table may have."""
 
 
 def _parts(

@@ -9,9 +9,11 @@ import html_runs
 import numpy as np
 import processes
 import pytest
+import sweep_files
 from bs4 import BeautifulSoup
 
 from lca.experiment import packing
+from lca.experiment.rundir import COLUMNS
 from lca.report.html import charts, pages, sweep
 from lca.report.html import run as runs
 from lca.report.html.sections.forensics import forensics
@@ -468,12 +470,31 @@ def report(*flags):
   )
 
 
-def test_the_command_writes_pages_alone(tmp_path):
+def test_the_command_writes_the_page_of_a_run_alone(tmp_path):
   done = report(f'--run={tmp_path}', '--tables')
   assert done.returncode == 1
-  assert (
-    '--run and --sweep write pages alone: --tables goes with' in done.stderr
+  assert '--run writes the page of a run alone: --tables goes' in done.stderr
+
+
+def test_one_command_writes_pages_heat_maps_and_tables(tmp_path):
+  for attack, accuracy in ('alie', 0.5), ('mimic', 0.75):
+    for rule in ('krum', 'median'):
+      config = {'aggregator.name': rule, 'attack.name': attack}
+      config |= {'data.alpha': 0.1}
+      metrics = {key: [accuracy] for key in COLUMNS[1:]}
+      sweep_files.write_run(tmp_path, f'{rule}/{attack}/0', config, metrics)
+  done = report(
+    f'--sweep={tmp_path}',
+    '--heatmap=x:aggregator,y:attack,value:test_accuracy',
+    '--table=rows:aggregator,columns:data.alpha,value:test_accuracy,worst-over:attack',
   )
+  assert done.returncode == 0, done.stderr
+  (table,) = (tmp_path / 'tables').glob('*.tex')
+  assert '0.500' in table.read_text()
+  assert (
+    tmp_path / 'figures' / 'test_accuracy_by_attack_aggregator.pdf'
+  ).exists()
+  assert (tmp_path / 'report' / 'index.html').exists()
 
 
 def test_the_command_with_the_section_of_the_guide(run, tmp_path):
