@@ -95,7 +95,7 @@ def test_the_formats(tmp_path):
   markdown = formats.to_markdown(table)
   assert '| median | **0.700 ± 0.200** |' in markdown
   assert '| krum | *0.640 ± 0.165* |' in markdown
-  assert '| medoid | 0.250 (n=1 of 3) |' in markdown
+  assert '| geomed | 0.250 (n=1 of 3) |' in markdown
   latex = formats.to_latex(table)
   assert r'krum & \underline{0.640 $\pm$ 0.165} \\' in latex
   assert r'\label{tab:test-accuracy-by-aggregator-attack}' in latex
