@@ -101,11 +101,11 @@ def test_the_formats(tmp_path):
   assert r'\label{tab:test-accuracy-by-aggregator-attack}' in latex
   assert latex.index(r'\toprule') < latex.index(r'\midrule')
   assert latex.index(r'\midrule') < latex.index(r'\bottomrule')
-  header, *_, medoid = formats.to_csv(table).splitlines()
+  header, *_, last = formats.to_csv(table).splitlines()
   assert header == 'aggregator_/_attack,alie,alie_deviation,alie_note'
   assert formats.to_csv(table).count('paper') == 0
-  assert 'medoid,0.25,,n=1 of 3' in formats.to_csv(table)
-  assert medoid.startswith('medoid')
+  assert 'geomed,0.25,,n=1 of 3' in formats.to_csv(table)
+  assert last.startswith('median')
 
 
 def test_the_worst_attack_and_the_conditions_are_named(tmp_path):
