@@ -100,7 +100,7 @@ class RunDirectory(contextlib.AbstractContextManager):
     """Checks that the directory holds this run, or nothing at all."""
     file = self.path / 'config.json'
     if file.exists():
-      old, self._environments = _read_config(file)
+      old, self._environments = read_about(self.path)
       check_same_run(self.path, old, self.config)
       summary = self.summary()
       # Without a checkpoint, more rounds would start the finished run anew and
@@ -348,10 +348,21 @@ def _complete_times(file: pathlib.Path, num_rounds: int) -> list[str]:
   return [m[0] for m in matches if m and int(m[1]) <= num_rounds]
 
 
-def _read_config(
-  file: pathlib.Path,
+def read_about(
+  run: pathlib.Path,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """Reads the config and the environments of a `config.json`."""
+  """Reads the `config.json` of a run.
+
+  Args:
+    run: the directory of the run.
+
+  Returns:
+    The config as nested dicts, and the environments of the run.
+
+  Raises:
+    ValueError: the file is damaged, or not the config of a run.
+  """
+  file = run / 'config.json'
   try:
     about = json.loads(file.read_text())
     return about['config'], about['environments']
@@ -363,15 +374,8 @@ def _read_config(
 
 
 def read_config(run: pathlib.Path) -> dict[str, Any]:
-  """Reads the config of a run as nested dicts.
-
-  Args:
-    run: the directory of the run.
-
-  Raises:
-    ValueError: its `config.json` is damaged, or not the config of a run.
-  """
-  return _read_config(run / 'config.json')[0]
+  """Reads the config of a run alone, as `read_about` does."""
+  return read_about(run)[0]
 
 
 def _json(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -97,13 +96,12 @@ def read(directory: pathlib.Path, name: str | None = None) -> Run:
       f'{directory} holds no run (no config.json): give the directory of one '
       'run, or --sweep for that of a sweep'
     )
-  config = rundir.read_config(directory)
-  about = json.loads((directory / 'config.json').read_text())
+  config, environments = rundir.read_about(directory)
   finished = summary.is_finished(directory)
   return Run(
     name=name or directory.resolve().name,
     config=config,
-    environments=about['environments'],
+    environments=environments,
     metrics=summary.read_metrics(directory)
     if finished
     else _numbers(directory / 'metrics.csv'),

@@ -83,10 +83,7 @@ def write_sweep(
       pages.write_page(member.run, output / member.page, '../index.html')
   finished = [member for member in members if member.run.finished]
   with charts.style():
-    sections = [
-      _table(members),
-      *(_maps(finished), _curves(finished)),
-    ]
+    sections = [_table(members), _maps(finished), _curves(finished)]
   shared = [pages.facts(member.run.config).items() for member in members]
   pages.write(
     output / 'index.html',
