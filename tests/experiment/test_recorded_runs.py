@@ -7,12 +7,12 @@ import zipfile
 
 import pytest
 
-from configs import attacks, legato_figures, tables
+from configs import attacks, forensics, legato_figures, tables
 from lca.experiment import packing, sweep
 from lca.experiment.identity import check_same_run, run_id
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
-RECORDED = ('attacks', 'fashion_mnist_check', 'legato', 'tables')
+RECORDED = ('attacks', 'fashion_mnist_check', 'forensics', 'legato', 'tables')
 
 
 def members(name):
@@ -36,7 +36,7 @@ def test_ids_are_the_names_of_the_recorded_runs():
     for name in RECORDED
     for run, config in members(name)['configs'].items()
   }
-  assert len(found) == 176 + 3 + 100 + 80
+  assert len(found) == 176 + 3 + 6 + 100 + 80
   assert all(name == run for name, run in found.items())
 
 
@@ -44,6 +44,7 @@ def test_ids_are_the_names_of_the_recorded_runs():
   ('name', 'runs', 'values'),
   [
     ('attacks', attacks.get_runs(), {}),
+    ('forensics', forensics.get_runs(), {}),
     ('legato', legato_figures.get_runs(), {'data.name': 'fashion_mnist'}),
     ('tables', tables.get_runs('reduced'), {}),
   ],
