@@ -69,6 +69,22 @@ def by_line(workdir: str | os.PathLike) -> dict[str, list[pathlib.Path]]:
   return lines
 
 
+def places_of(
+  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
+) -> dict[str, pathlib.Path]:
+  """Returns the directory of each run by name, whether it exists or not.
+
+  Args:
+    runs: configs by name. Names of the same run share a directory.
+    workdir: directory of the sweep.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  return {
+    name: workdir / identity.run_id(config.to_dict())
+    for name, config in runs.items()
+  }
+
+
 def record(
   runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
 ) -> dict[str, pathlib.Path]:
@@ -85,15 +101,16 @@ def record(
     ValueError: a run of the same line has begun there, and its config differs
       in more than the seed. Nothing is added.
   """
+  places = places_of(runs, workdir)
   workdir = pathlib.Path(workdir).expanduser()
   workdir.mkdir(parents=True, exist_ok=True)
   configs = {name: config.to_dict() for name, config in runs.items()}
-  ids = {name: identity.run_id(config) for name, config in configs.items()}
+  ids = {name: place.name for name, place in places.items()}
   with files.locked(workdir):
     # JSON turns tuples into lists, as in the configs that these are compared
     # with.
     _add(workdir, ids, json.loads(json.dumps(configs)))
-  return {name: workdir / run for name, run in ids.items()}
+  return places
 
 
 def adopt(source: str | os.PathLike, workdir: str | os.PathLike) -> int:

@@ -1,31 +1,13 @@
 """Tells how far the runs of a sweep are, and how long the rest will take."""
 
 import csv
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from lca.experiment import identity
 from lca.experiment.summary import is_finished, read_summary
-
-
-def places_of(
-  runs: Mapping[str, ConfigDict], workdir: str | os.PathLike
-) -> dict[str, pathlib.Path]:
-  """Returns the directory of each run by name, whether it exists or not.
-
-  Args:
-    runs: configs by name. Names of the same run share a directory.
-    workdir: directory of the sweep.
-  """
-  folder = pathlib.Path(workdir).expanduser()
-  return {
-    name: folder / identity.run_id(config.to_dict())
-    for name, config in runs.items()
-  }
 
 
 class State(NamedTuple):
@@ -209,7 +191,7 @@ def lines(
 
   Args:
     runs: configs by name, at least one.
-    places: the directory of each run by name, see `places_of`.
+    places: the directory of each run by name, see `index.places_of`.
     jobs: number of runs at the same time.
 
   Returns:

@@ -40,6 +40,7 @@ from lca.experiment import (
   extensions,
   grid,
   host,
+  index,
   jobs,
   outlook,
   packing,
@@ -158,7 +159,7 @@ def main(argv: list[str]) -> None:
   try:
     extensions.load_files(args.load)
     runs, files = runs_of(args)
-    places = outlook.places_of(runs, args.workdir)
+    places = index.places_of(runs, args.workdir)
     # A run that has begun has passed the checks.
     new = {
       name: config

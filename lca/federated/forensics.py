@@ -48,18 +48,17 @@ def evidence(result: RoundResult) -> Evidence:
   info, n = result.info, len(result.losses)
   answered = jnp.ones(n, bool) if result.answered is None else result.answered
 
-  total = geometry.norms_gram(rows)
-  rejected = geometry.rejected_rows(total)
+  squares = jnp.stack([sums.squares(x) for x in jax.tree.leaves(rows)])
+  rejected = geometry.rejected_rows(jnp.diag(jnp.sum(squares, axis=0)))
   counted = ~result.byzantine & answered & ~rejected
   share = jnp.where(counted, 1 / jnp.maximum(jnp.sum(counted), 1), 0)
   honest = geometry.mix(rows, share)
 
-  squares, distances, towards = [], [], {'aggregate': [], 'honest': []}
+  distances, towards = [], {'aggregate': [], 'honest': []}
   layers = {'aggregate_norm': [], 'honest_norm': [], 'gap': []}
   for x, a, h in zip(
     *map(jax.tree.leaves, (rows, aggregate, honest)), strict=True
   ):
-    squares.append(sums.squares(x))
     distances.append(sums.squares(x.astype(sums.wide(x.dtype)) - h))
     towards['aggregate'].append(sums.inner(x, a))
     towards['honest'].append(sums.inner(x, h))
@@ -87,7 +86,7 @@ def evidence(result: RoundResult) -> Evidence:
     'byzantine': jnp.asarray(result.byzantine),
     'answered': answered,
     'norms': norms,
-    'distances': _lengths(distances),
+    'distances': _lengths(jnp.stack(distances)),
     'rejected': jnp.isinf(norms) | _by_leaf(rejected_by_rule, rows),
     **{k: _by_leaf(x, rows) for k, x in decisions.items()},
   }
@@ -98,13 +97,12 @@ def _norm(x: jax.Array) -> jax.Array:
   return jnp.sqrt(sums.squares(x[None])[0])
 
 
-def _lengths(squares: list[jax.Array]) -> jax.Array:
-  """Returns `[layers, n]` norms of rows from the squares of each layer, `[n]`.
+def _lengths(squares: jax.Array) -> jax.Array:
+  """Returns the norms of rows in each layer from their squares, `[layers, n]`.
 
   The norm of a row that is not finite or far too large is +inf.
   """
-  grams = jax.vmap(jnp.diag)(jnp.stack(squares))
-  return jax.vmap(geometry.norms)(grams)
+  return jax.vmap(geometry.norms)(jax.vmap(jnp.diag)(squares))
 
 
 def _by_leaf(decisions: jax.Array, rows: Updates) -> jax.Array:

@@ -363,9 +363,5 @@ def draw(
   with packing.opened(workdir) as folder, style.applied(columns):
     figure, numbers = make(name, folder, prefix)
     style.save(figure, output, name)
-  parts = [
-    f'### {title}\n\n{formats.markdown(rows)}'
-    for title, rows in numbers.items()
-  ]
-  (output / f'{name}.md').write_text('\n\n'.join(parts) + '\n')
+  (output / f'{name}.md').write_text(formats.panels_markdown(numbers))
   return numbers

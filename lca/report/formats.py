@@ -3,7 +3,7 @@
 import csv
 import io
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -207,3 +207,16 @@ _LATEX = {c: rf'\{c}' for c in '&%$#_{}'} | {
 def _escaped(text: str) -> str:
   """Returns a text in which LaTeX's special characters stand for themselves."""
   return text.translate(str.maketrans(_LATEX))
+
+
+def panels_markdown(
+  panels: Mapping[str, Sequence[Sequence[str]]], notes: Sequence[str] = ()
+) -> str:
+  """Returns the numbers of a figure's panels as a Markdown text.
+
+  Args:
+    panels: for each panel's title a header, and the rows below it.
+    notes: sentences that stand below all panels.
+  """
+  parts = [f'### {title}\n\n{markdown(rows)}' for title, rows in panels.items()]
+  return '\n\n'.join([*parts, *notes]) + '\n'

@@ -47,11 +47,7 @@ def draw(
     )
     for title, grid in pivot.panels.items()
   }
-  parts = [
-    f'### {title}\n\n{formats.markdown(rows)}'
-    for title, rows in numbers.items()
-  ]
-  text = '\n\n'.join([*parts, *notes]) + '\n'
+  text = formats.panels_markdown(numbers, notes)
   (output / f'{request.file}.md').write_text(text)
   return numbers, notes
 

@@ -71,23 +71,11 @@ def entered(axes: Axes, seeds: list[Forensics]) -> list[tuple[str, ...]]:
   chosen = np.concatenate([each['attackers_selected'] > 0 for each in every])
   distance = np.concatenate([each['distance'] for each in every])
   rows = [('', 'rounds with an attacker', 'distance then', 'distance else')]
-  for k, name in enumerate(names):
-    rows.append(
-      (
-        name,
-        f'{chosen[:, k].mean():.0%}',
-        _median(distance[chosen[:, k], k]),
-        _median(distance[~chosen[:, k], k]),
-      )
-    )
-  rows.append(
-    (
-      'all layers',
-      f'{chosen.mean():.0%}',
-      _median(distance[chosen]),
-      _median(distance[~chosen]),
-    )
-  )
+  parts = {name: (slice(None), k) for k, name in enumerate(names)}
+  for name, part in (parts | {'all layers': ...}).items():
+    within, far = chosen[part], distance[part]
+    shares = f'{within.mean():.0%}', _median(far[within]), _median(far[~within])
+    rows.append((name, *shares))
   return rows
 
 

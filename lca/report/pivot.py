@@ -183,7 +183,7 @@ def _check_value(runs: Sequence[Run], request: Request) -> None:
     )
   if not better(request.value) and (request.best or request.worst_over):
     raise ValueError(
-      '--worst_over and --best know which accuracy and which loss is better, '
+      '--worst-over and --best know which accuracy and which loss is better, '
       f'but not which {request.value}'
     )
 
