@@ -31,14 +31,14 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from lca import progress
+# The trainer is imported by its first use, which --help does not make.
+from lca import experiment, progress
 from lca.experiment import (
-  checkpoints,
   command_line,
+  compilation,
   extensions,
   host,
   summary,
-  train,
 )
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent / 'configs'
@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
   if args.quiet:
     progress.hide()
   host.use_all_cores()  # before JAX makes its devices
+  if not args['no-compilation-cache'].value:
+    compilation.keep_programs()
   stopping = host.Stopping(args.grace, in_rounds=False).take_signals()
   try:
     extensions.load_files(args.load)
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> None:
     # Waits for the other processes, if the run has several.
     host.join_processes(args.coordinator, args.num_processes, args.process_id)
     with _hint_at_presets(argv):
-      experiment = _set_up(config, args.workdir)
+      prepared = _set_up(config, args.workdir)
     stopping.in_rounds = True  # from now on a round is finished and saved first
   except (ValueError, TypeError, OSError, ImportError) as error:
     _fail(error)
@@ -73,20 +75,20 @@ def main(argv: list[str]) -> None:
       f'stopped before the first round of this command; the same command {then}'
     )
     sys.exit(host.STOPPED)
-  host.say(f'{experiment.directory.path} on {jax.devices()}')
-  if experiment.simulation:  # None if the run is finished already
-    host.detail(experiment.simulation.data.describe())
-    host.detail(experiment.plan)
+  host.say(f'{prepared.directory.path} on {jax.devices()}')
+  if prepared.simulation:  # None if the run is finished already
+    host.detail(prepared.simulation.data.describe())
+    host.detail(prepared.plan)
   else:
     host.say('the run is finished; these are its results')
   try:
-    result = train.run(experiment, stopping)
-  except (OSError, FloatingPointError, checkpoints.CheckpointError) as error:
+    result = experiment.run(prepared, stopping)
+  except (OSError, FloatingPointError, experiment.CheckpointError) as error:
     _fail(error)
   if result is None:
     host.say(
       'stopped; the same command with '
-      f'--workdir={experiment.directory.path} goes on'
+      f'--workdir={prepared.directory.path} goes on'
     )
     sys.exit(host.STOPPED)
   host.say(summary.as_text(result))
@@ -182,13 +184,13 @@ def _hint_at_presets(arguments: list[str]):
     raise
 
 
-def _set_up(config: ConfigDict, workdir: str | None) -> train.Experiment:
+def _set_up(config: ConfigDict, workdir: str | None) -> 'experiment.Experiment':
   """Prepares the run, in a new directory if no workdir is given."""
   if workdir:
-    return train.set_up(config, workdir)
+    return experiment.set_up(config, workdir)
   workdir = _new_workdir()
   try:
-    return train.set_up(config, workdir)
+    return experiment.set_up(config, workdir)
   except BaseException:
     with contextlib.suppress(OSError):  # a directory with files in it stays
       workdir.rmdir()
@@ -224,7 +226,8 @@ def _define_flags() -> None:
     'for the keys.',
   )
   command_line.define_load()
-  flags.adopt_module_key_flags(command_line)  # so that --help lists --load
+  command_line.define_cache()
+  flags.adopt_module_key_flags(command_line)  # so that --help lists these two
   flags.DEFINE_string(
     'workdir',
     None,

@@ -108,7 +108,7 @@ def imports(module):
 def test_what_counts_as_an_import():
   """Counts imports of modules and of names, also inside functions."""
   assert 'lca.aggregators.base' in imports('lca.aggregators.rules.krum')
-  assert 'lca.experiment.train' in imports('lca.experiment.jobs')
+  assert 'lca.experiment.train' in imports('lca.experiment.workers')
 
 
 def test_rooms_import_downwards_alone():

@@ -14,6 +14,8 @@ from lca.registry import import_module
 
 # The module of each public name.
 _HOMES = {
+  'CheckpointError': 'checkpoints',
+  'Experiment': 'train',
   'LoadedRun': 'trained',
   'Result': 'simulator',
   'load_run': 'trained',
@@ -24,6 +26,8 @@ _HOMES = {
 }
 
 __all__ = [
+  'CheckpointError',
+  'Experiment',
   'LoadedRun',
   'Result',
   'load_run',

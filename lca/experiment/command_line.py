@@ -51,6 +51,21 @@ def define_load(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   )
 
 
+def define_cache(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+  """Defines the flag --no-compilation-cache, see `compilation.keep_programs`.
+
+  Args:
+    flag_values: the flags to which the new flag is added.
+  """
+  flags.DEFINE_bool(
+    'no-compilation-cache',
+    False,
+    "Compiles everything anew, and keeps nothing. Otherwise the user's cache "
+    'directory keeps compiled programs for later processes.',
+    flag_values=flag_values,
+  )
+
+
 _FLAG = re.compile(r'--?(?:no)?config\.([^=]+)(?:=(.*))?', re.DOTALL)
 
 

@@ -1,21 +1,13 @@
-"""The processes of a sweep: each run has one of its own.
-
-`check` finds the configs that are impossible, and `run_all` runs the others.
+"""The runs of a sweep: `check` finds the impossible ones, `run_all` runs the
+others, several at a time.
 """
 
 import concurrent.futures
 import contextlib
 import multiprocessing
 import os
-import pathlib
-import queue
-import re
-import shutil
 import signal
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -23,16 +15,10 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict
 
-from lca.experiment import (
-  extensions,
-  host,
-  outlook,
-  rundir,
-  settings,
-  train,
-)
+from lca.experiment import extensions, host, outlook, rundir, settings
 from lca.experiment.index import line_of, record
 from lca.experiment.summary import read_summary
+from lca.experiment.workers import FAILS_AGAIN, Workers, reason
 
 
 def check(
@@ -108,10 +94,6 @@ def _check(
   sweep.send(wrong)
 
 
-FAILS_AGAIN = os.EX_DATAERR
-"""The exit code of a run's process after an error that a retry would repeat."""
-
-
 class Outcome(NamedTuple):
   """The end of a run's process.
 
@@ -134,6 +116,7 @@ def run_all(
   *,
   load: Sequence[str | os.PathLike] = (),
   grace: float = host.GRACE,
+  keep_programs: bool = True,
 ) -> list[str]:
   """Runs the configs that have no finished run yet, and prints how far it is.
 
@@ -144,13 +127,14 @@ def run_all(
     runs: configs by name.
     workdir: directory for the runs' directories. The output of a run is in a
       `.log` file beside its directory until the run is finished.
-    jobs: number of runs at the same time. Each run has a process of its own,
-      and its share of the cores and of the memory.
+    jobs: number of runs at the same time. Each has a process with its share of
+      the cores and of the memory (see `workers.Worker`).
     stopping: called every second. Once it returns True, the runs under way stop
       after their round, and no other run starts.
     load: files that each process executes first, because they register
       functions that the runs use.
     grace: seconds that a run has to stop, see `host.Stopping`.
+    keep_programs: False keeps no compiled programs on disk.
 
   Returns:
     The names of the runs that failed.
@@ -171,53 +155,48 @@ def run_all(
   print(tally.opening(), flush=True)
   if not todo:
     return []
-  free = queue.SimpleQueue()
-  for job in range(jobs):
-    free.put(job)
 
   def run(name):
-    config, path, job = runs[name], places[name], free.get()
+    config, path = runs[name].to_dict(), places[name]
     start = time.monotonic()
     try:
-      directory = rundir.RunDirectory(path, config.to_dict())
+      directory = rundir.RunDirectory(path, config)
       code = 0
-      if not directory.finished(config.num_rounds):
-        code = _in_a_process(
-          (config.to_dict(), path, (job, jobs), load, grace), stopping
-        )
-      why = _reason(code, path.with_suffix('.log')) if code else ''
+      if not directory.finished(config['num_rounds']):
+        code = workers.run(config, path, stopping)
+      why = reason(code, path.with_suffix('.log')) if code else ''
     except (OSError, ValueError) as error:
       code = 1 if isinstance(error, OSError) else FAILS_AGAIN
       why = str(error)
-    finally:
-      free.put(job)
     return Outcome(code, time.monotonic() - start, why)
 
-  for last in (False, True):
-    again = []
-    for name, (code, seconds, why) in _outcomes(run, todo, jobs, stopping):
-      if code == 0:
-        tally.finish(name, seconds)
-        accuracy = read_summary(places[name])['average_test_accuracy']
-        end = f'finished in {outlook.span(seconds)}'
-        more = f' average test accuracy {accuracy:.3f}; {tally.time_left()}'
-      elif code == FAILS_AGAIN or (last and not stopping()):
-        tally.failed[name] = why
-        end, more = 'FAILED', f': {why}'
-      elif code is None:  # the sweep was stopped before this run
-        continue
-      elif stopping():
-        tally.stopped += 1
-        state = outlook.state(places[name], states[name].num_rounds)
-        end, more = 'stopped', f': {state}'
-      else:
-        again.append(name)
-        end, more = 'FAILED, to be tried again', f': {why}'
-      title = f'{name} ({places[name].name})'
-      print(f'{tally.count()} {end}: {title}{more}', flush=True)
-    todo = again
-    if stopping():
-      break
+  options = {'load': load, 'grace': grace, 'keep_programs': keep_programs}
+  with Workers(jobs, **options) as workers:
+    for last in (False, True):
+      again = []
+      for name, (code, seconds, why) in _outcomes(run, todo, jobs, stopping):
+        if code == 0:
+          tally.finish(name, seconds)
+          accuracy = read_summary(places[name])['average_test_accuracy']
+          end = f'finished in {outlook.span(seconds)}'
+          more = f' average test accuracy {accuracy:.3f}; {tally.time_left()}'
+        elif code == FAILS_AGAIN or (last and not stopping()):
+          tally.failed[name] = why
+          end, more = 'FAILED', f': {why}'
+        elif code is None:  # the sweep was stopped before this run
+          continue
+        elif stopping():
+          tally.stopped += 1
+          state = outlook.state(places[name], states[name].num_rounds)
+          end, more = 'stopped', f': {state}'
+        else:
+          again.append(name)
+          end, more = 'FAILED, to be tried again', f': {why}'
+        title = f'{name} ({places[name].name})'
+        print(f'{tally.count()} {end}: {title}{more}', flush=True)
+      todo = again
+      if stopping():
+        break
   print(tally.closing(), flush=True)
   return [*tally.failed]
 
@@ -260,105 +239,3 @@ def _outcomes(
           f'started: {never}; the same command goes on with all of them',
           flush=True,
         )
-
-
-def _reason(code: int, log: pathlib.Path) -> str:
-  """Returns a line that says why a run's process failed.
-
-  Args:
-    code: the exit code of the process; -N if the signal N has ended it.
-    log: the output of the process, which need not exist.
-  """
-  if code < 0:
-    name = signal.Signals(-code).name
-    memory = ', as when memory runs out' if name == 'SIGKILL' else ''
-    return f'{name} ended its process{memory} (see {log})'
-  lines = log.read_text(errors='replace').splitlines() if log.exists() else []
-  # A traceback ends with the error's name and message, of one or more lines.
-  errors = [
-    line for line in lines if re.match(r'[\w.]+(Error|Exception)\b', line)
-  ]
-  return f'{(errors or lines or [f"exit code {code}"])[-1]} (see {log})'
-
-
-def _in_a_process(
-  arguments: tuple[Any, ...], stopping: Callable[[], bool]
-) -> int | None:
-  """Calls `_train` in a new process and returns the exit code of the process.
-
-  The result is None if the sweep is stopping already; no process starts then.
-
-  Args:
-    arguments: the arguments of `_train`, without the last one.
-    stopping: see `run_all`.
-  """
-  if stopping():
-    return None
-  context = multiprocessing.get_context('spawn')
-  receiver, sender = context.Pipe(duplex=False)
-  with receiver, sender:
-    process = context.Process(target=_train, args=(*arguments, receiver))
-    process.start()
-    receiver.close()  # so that sending fails once the process has ended
-    told = False
-    while process.is_alive():
-      process.join(1)
-      if stopping() and not told:
-        with contextlib.suppress(OSError):  # if it has ended meanwhile
-          sender.send('stop')
-        told = True
-  return process.exitcode
-
-
-def _train(
-  config: dict[str, Any],
-  path: pathlib.Path,
-  job: tuple[int, int],
-  load: Sequence[str | os.PathLike],
-  grace: float,
-  sweep: Connection,
-) -> None:
-  """Runs a config. This is all that a run's process does.
-
-  Args:
-    config: the run's config, as nested dicts.
-    path: directory of the run.
-    job: index of this job, and the number of jobs that run at the same time.
-    load: see `run_all`.
-    grace: see `run_all`.
-    sweep: end of a pipe on which the sweep's process asks the run to stop.
-  """
-  stopping = host.Stopping(grace)
-  threading.Thread(target=_listen, args=(sweep, stopping), daemon=True).start()
-  # Without this, Orbax logs its progress, and repeats errors in the log.
-  logging.set_verbosity(logging.FATAL)
-  host.use_all_cores(*job)
-  log = path.with_suffix('.log')
-  with open(log, 'a') as file:
-    os.dup2(file.fileno(), sys.stdout.fileno())
-    os.dup2(file.fileno(), sys.stderr.fileno())
-  try:
-    extensions.load_files(load)
-    experiment = train.set_up(ConfigDict(config).lock(), path, jobs=job[1])
-    stopping.take_signals()
-    if stopping() or train.run(experiment, stopping) is None:
-      sys.exit(host.STOPPED)
-  except (ValueError, TypeError, ImportError, FloatingPointError):
-    traceback.print_exc()
-    sys.exit(FAILS_AGAIN)
-  # A finished run needs no checkpoints: it is never continued.
-  shutil.rmtree(path / 'checkpoints')
-  log.unlink()
-
-
-def _listen(sweep: Connection, stopping: host.Stopping) -> None:
-  """Stops this run when the sweep's process asks for it, or has ended.
-
-  If the sweep's process was killed, and could not ask, the run stops after its
-  round. If the sweep's process asked and has then ended, the run ends at once.
-  """
-  with contextlib.suppress(EOFError, OSError):
-    while sweep.recv():
-      stopping.stop()
-  # The pipe is closed: the sweep's process has ended.
-  stopping.stop(again=stopping())

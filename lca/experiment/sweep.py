@@ -47,6 +47,8 @@ from lca.experiment import (
   sections,
 )
 
+_MOST_LISTED = 20  # parts of names, in an error
+
 
 def load(
   path: str | os.PathLike, scale: str | None = None
@@ -144,8 +146,12 @@ def choose(
         seeded.seed = seed
         chosen[f'{name}/{seed}'] = seeded.lock()
   if not chosen:
+    parts = sorted({part for name in runs for part in name.split('/')})
+    more = len(parts) - _MOST_LISTED
     raise ValueError(
-      f'no run has parts like {list(only)}; the runs are {sorted(runs)}'
+      f'no run has parts like {list(only)}; the parts of names are '
+      + ', '.join(parts[:_MOST_LISTED])
+      + (f', and {more} more: --dry-run lists all runs' if more > 0 else '')
     )
   return chosen
 
@@ -189,6 +195,7 @@ def main(argv: list[str]) -> None:
       stopping.take_signals(),
       load=files,
       grace=args.grace,
+      keep_programs=not args['no-compilation-cache'].value,
     )
   except (ValueError, TypeError, OSError) as error:
     sys.exit(f'lca.sweep: error: {error}')
@@ -306,6 +313,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     'set', [], 'KEY=VALUE to set in every config.', flag_values=values
   )
   command_line.define_load(values)
+  command_line.define_cache(values)
   flags.DEFINE_integer(
     'jobs', 1, 'Runs at the same time.', 1, flag_values=values
   )

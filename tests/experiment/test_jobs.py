@@ -11,7 +11,7 @@ import time
 import pytest
 from run_files import PATIENCE, tiny
 
-from lca.experiment import host, index, jobs, sweep
+from lca.experiment import host, index, jobs, sweep, workers
 from lca.experiment.rundir import RunDirectory
 from lca.experiment.trained import load_run
 
@@ -74,8 +74,7 @@ def ends(monkeypatch):
   """
   codes = {}
 
-  def in_a_process(arguments, stopping):
-    config, path, *_ = arguments
+  def run(worker, config, path, stopping):
     if stopping():
       return None
     left = codes.get(config['aggregator']['name'], [])
@@ -84,7 +83,7 @@ def ends(monkeypatch):
       write_run(path, config)
     return code
 
-  monkeypatch.setattr(jobs, '_in_a_process', in_a_process)
+  monkeypatch.setattr(workers.Worker, 'run', run)
   return codes
 
 
@@ -121,7 +120,7 @@ def test_each_end_is_counted(tmp_path, capsys, ends):
 
 
 def test_what_would_fail_again_is_not_tried_again(tmp_path, capsys, ends):
-  ends['caf'] = [jobs.FAILS_AGAIN, 0]
+  ends['caf'] = [workers.FAILS_AGAIN, 0]
   assert jobs.run_all(FOUR, tmp_path) == ['a/caf/0']
   assert capsys.readouterr().out.count('FAILED: a/caf/0') == 1
   assert ends['caf'] == [0]

@@ -33,8 +33,11 @@ def test_choosing_by_parts_and_seeds():
   ]
   assert [config.seed for config in chosen.values()] == [3, 4, 3, 4]
   assert list(sweep.choose(RUNS, ['wrong|median', 'b'])) == ['b/wrong/0']
-  with pytest.raises(ValueError, match='no run has parts like'):
+  with pytest.raises(ValueError, match='names are a, b, krum, median, wrong'):
     sweep.choose(RUNS, ['kru'])
+  many = {f'a/{i}': RUNS['a/krum'] for i in range(100)}
+  with pytest.raises(ValueError, match='25, 26, and 81 more: --dry-run'):
+    sweep.choose(many, ['kru'])
   assert RUNS['a/krum'].seed == 0  # as it was
 
 

@@ -1,0 +1,272 @@
+"""The processes of a sweep's runs. Each runs one config after another.
+
+A process that stays imports its packages once, and finds the programs and the
+data of one run ready for the next.
+"""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pathlib
+import queue
+import re
+import resource
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import connection
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from lca.experiment import compilation, extensions, host, train
+
+FAILS_AGAIN = os.EX_DATAERR
+"""The exit code of a process after an error that a retry would repeat."""
+
+MOST_BYTES = 2**31
+"""A process that has held more memory ends after its run, and frees it."""
+
+
+class Worker:
+  """A process for runs, one at a time.
+
+  The process starts with the first run. It ends after a run that failed or was
+  stopped, so that no run meets what such a run has left; then the next run
+  starts a new process.
+
+  Args:
+    job: index of this worker, and the number of workers at the same time.
+    load: files to execute before the first run, see `jobs.run_all`.
+    grace: seconds that a run has to stop, see `host.Stopping`.
+    keep_programs: False keeps no compiled programs on disk.
+  """
+
+  def __init__(
+    self,
+    job: tuple[int, int],
+    *,
+    load: Sequence[str | os.PathLike] = (),
+    grace: float = host.GRACE,
+    keep_programs: bool = True,
+  ):
+    self._arguments = job, load, grace, keep_programs
+    self._process: Any = None
+    self._pipe: Any = None
+
+  def run(
+    self,
+    config: Mapping[str, Any],
+    path: pathlib.Path,
+    stopping: Callable[[], bool] = lambda: False,
+  ) -> int | None:
+    """Runs a config in the process, and waits for its end.
+
+    Args:
+      config: the run's config, as nested dicts.
+      path: directory of the run. Its output is in a `.log` file beside it until
+        the run is finished.
+      stopping: called every second. Once it returns True, the run stops after
+        its round.
+
+    Returns:
+      0 if the run is finished; otherwise the exit code of the process, which is
+      -N if the signal N has ended it. None if the sweep was stopping before the
+      run could begin.
+
+    Raises:
+      OSError: the process cannot be started.
+    """
+    if stopping():
+      return None
+    if self._process is None:
+      self._start()
+    with contextlib.suppress(OSError):  # if it has ended meanwhile
+      self._pipe.send((config, path))
+    told = False
+    while True:
+      ready = connection.wait([self._pipe, self._process.sentinel], 1)
+      if self._pipe in ready:
+        try:
+          if not self._pipe.recv():
+            self.close()
+          return 0
+        except (EOFError, OSError):  # it has ended
+          return self._end() or 1
+      if ready:
+        return self._end() or 1
+      if stopping() and not told:
+        with contextlib.suppress(OSError):
+          self._pipe.send(None)
+        told = True
+
+  def close(self) -> None:
+    """Ends the process, if there is one, and waits for its end."""
+    if self._process is not None:
+      self._end()
+
+  def _start(self) -> None:
+    context = multiprocessing.get_context('spawn')
+    self._pipe, end = context.Pipe()
+    with end:  # closed here, so that the pipe tells when the process has ended
+      process = context.Process(target=_work, args=(*self._arguments, end))
+      try:
+        process.start()
+      except OSError:
+        self._pipe.close()
+        raise
+    self._process = process
+
+  def _end(self) -> int:
+    """Lets the process end, waits for it, and returns its exit code."""
+    self._pipe.close()
+    self._process.join()
+    code, self._process = self._process.exitcode, None
+    return code
+
+
+class Workers(contextlib.AbstractContextManager):
+  """Several workers, which end with the context.
+
+  Args:
+    jobs: number of workers.
+    **options: of each worker, see `Worker`.
+  """
+
+  def __init__(self, jobs: int, **options: Any):
+    self._all = [Worker((job, jobs), **options) for job in range(jobs)]
+    self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in self._all:
+      self._free.put(worker)
+
+  def run(self, *arguments: Any) -> int | None:
+    """Calls `Worker.run` of a worker that is free, or waits for one."""
+    worker = self._free.get()
+    try:
+      return worker.run(*arguments)
+    finally:
+      self._free.put(worker)
+
+  def __exit__(self, kind, error, traceback) -> None:
+    """Ends the processes of workers that are free, which should be all."""
+    for worker in self._all:
+      worker.close()
+
+
+def _work(
+  job: tuple[int, int],
+  load: Sequence[str | os.PathLike],
+  grace: float,
+  keep_programs: bool,
+  sweep: connection.Connection,
+) -> None:
+  """Runs the configs that the sweep's process sends. A process does this alone.
+
+  Args:
+    job, load, grace, keep_programs: see `Worker`.
+    sweep: end of a pipe. A config and a path ask for a run, and None asks to
+      stop. After each run that is finished, True goes back if this process
+      stays for the next, and False if it ends.
+  """
+  stopping = host.Stopping(grace, in_rounds=False)
+  runs: queue.SimpleQueue = queue.SimpleQueue()
+  listening = threading.Thread(
+    target=_listen, args=(sweep, runs, stopping), daemon=True
+  )
+  listening.start()
+  # Without this, Orbax logs its progress, and repeats errors in the log.
+  logging.set_verbosity(logging.FATAL)
+  host.use_all_cores(*job)
+  if keep_programs:
+    compilation.keep_programs()
+  try:
+    stopping.take_signals()
+    for config, path in iter(runs.get, None):
+      _train(config, path, job[1], load, stopping)
+      gc.collect()
+      peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
+      stays = peak * 1024 < MOST_BYTES
+      sweep.send(stays)
+      if not stays:
+        return
+  except KeyboardInterrupt:
+    sys.exit(host.STOPPED)
+  except (ValueError, TypeError, ImportError, FloatingPointError):
+    traceback.print_exc()
+    sys.exit(FAILS_AGAIN)
+
+
+def _train(
+  config: Mapping[str, Any],
+  path: pathlib.Path,
+  jobs: int,
+  load: Sequence[str | os.PathLike],
+  stopping: host.Stopping,
+) -> None:
+  """Runs a config to its end; exits if the run is stopped before.
+
+  Args:
+    config, path: see `Worker.run`.
+    jobs: number of runs at the same time.
+    load: see `jobs.run_all`.
+    stopping: tells when to stop.
+  """
+  log = path.with_suffix('.log')
+  with open(log, 'a') as file:
+    os.dup2(file.fileno(), sys.stdout.fileno())
+    os.dup2(file.fileno(), sys.stderr.fileno())
+  extensions.load_files(load)
+  experiment = train.set_up(ConfigDict(config).lock(), path, jobs=jobs)
+  stopping.in_rounds = True  # from now on a round is finished and saved first
+  if stopping() or train.run(experiment, stopping) is None:
+    sys.exit(host.STOPPED)
+  stopping.in_rounds = False
+  # A finished run needs no checkpoints: it is never continued.
+  shutil.rmtree(path / 'checkpoints')
+  log.unlink()
+
+
+def _listen(
+  sweep: connection.Connection,
+  runs: queue.SimpleQueue,
+  stopping: host.Stopping,
+) -> None:
+  """Takes what the sweep's process sends, until it closes the pipe or ends.
+
+  If the sweep's process was killed, and could not ask, a run under way stops
+  after its round. If the sweep's process asked and has then ended, the run ends
+  at once.
+  """
+  with contextlib.suppress(EOFError, OSError):
+    while True:
+      message = sweep.recv()
+      if message is None:
+        stopping.stop()
+      else:
+        runs.put(message)
+  runs.put(None)
+  stopping.stop(again=stopping())
+
+
+def reason(code: int, log: pathlib.Path) -> str:
+  """Returns a line that says why a run failed.
+
+  Args:
+    code: the exit code of its process; -N if the signal N has ended it.
+    log: the output of the process, which need not exist.
+  """
+  if code < 0:
+    name = signal.Signals(-code).name
+    memory = ', as when memory runs out' if name == 'SIGKILL' else ''
+    return f'{name} ended its process{memory} (see {log})'
+  lines = log.read_text(errors='replace').splitlines() if log.exists() else []
+  # A traceback ends with the error's name and message, of one or more lines.
+  errors = [
+    line for line in lines if re.match(r'[\w.]+(Error|Exception)\b', line)
+  ]
+  return f'{(errors or lines or [f"exit code {code}"])[-1]} (see {log})'
