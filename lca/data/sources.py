@@ -1,6 +1,9 @@
 """The registry of data sets, and the built-in ones."""
 
 import functools
+import gzip
+import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,21 +119,30 @@ def load(name: str, **options: Any) -> Dataset:
 
 
 def _digits() -> Dataset:
-  """Splits scikit-learn's 1,797 digits into training and test examples."""
-  from sklearn.datasets import load_digits
-  from sklearn.model_selection import train_test_split
+  """Splits scikit-learn's 1,797 digits into training and test examples.
 
-  digits = load_digits()
-  images = digits.images[..., None].astype(np.uint8)
-  labels = digits.target.astype(np.int32)
-  # The random state is fixed, so that all seeds of a run share one test set.
-  train, test = train_test_split(
-    np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
-  )
+  The two files are read without an import of scikit-learn, which would take
+  longer than all other imports of the default run together.
+  """
+  sklearn = importlib.util.find_spec('sklearn')
+  if sklearn is None:
+    raise ImportError(
+      'the data set digits comes with scikit-learn: pip install scikit-learn'
+    )
+  file = Path(sklearn.origin).parent / 'datasets' / 'data' / 'digits.csv.gz'
+  with gzip.open(file, 'rt') as lines:
+    digits = np.loadtxt(lines, delimiter=',', dtype=np.uint8)
+  # All seeds of a run share one test set: 360 digits, stratified by class.
+  rows = json.loads((Path(__file__).parent / 'digits_split.json').read_text())
+
+  def split(name):
+    pixels, labels = np.split(digits[rows[name]], [64], axis=1)
+    return Split(pixels.reshape(-1, 8, 8, 1), labels[:, 0].astype(np.int32))
+
   return Dataset(
     name='digits',
-    train=Split(images[train], labels[train]),
-    test=Split(images[test], labels[test]),
+    train=split('train'),
+    test=split('test'),
     num_classes=10,
     # Pixels go from 0 to 16.
     mean=(8.0,),

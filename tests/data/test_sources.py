@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from lca.data import federate, load
 from lca.data.builders.fashion_mnist import FashionMnist
@@ -49,12 +50,29 @@ def test_digits_holds_every_example_of_scikit_learn():
   )
 
 
-def test_digits_split_is_stratified_and_fixed():
-  first, second = load('digits'), load('digits')
-  counts = np.bincount(first.test.labels)
-  expected = np.bincount(load_digits().target) * 360 / 1797
-  assert np.abs(counts - expected).max() <= 1
-  np.testing.assert_array_equal(first.test.inputs, second.test.inputs)
+def test_digits_split_is_the_stratified_one_of_scikit_learn():
+  digits, whole = load('digits'), load_digits()
+  images, labels = whole.images[..., None], whole.target
+  train_images, test_images, train_labels, test_labels = train_test_split(
+    images, labels, test_size=360, stratify=labels, random_state=0
+  )
+  np.testing.assert_array_equal(digits.train.inputs, train_images)
+  np.testing.assert_array_equal(digits.train.labels, train_labels)
+  np.testing.assert_array_equal(digits.test.inputs, test_images)
+  np.testing.assert_array_equal(digits.test.labels, test_labels)
+  assert digits.train.inputs.dtype == np.uint8
+  assert digits.train.labels.dtype == np.int32
+
+
+def test_digits_needs_no_import_of_scikit_learn():
+  code = (
+    'import sys; from lca.data import load; load("digits"); '
+    'print([name for name in ("sklearn", "scipy") if name in sys.modules])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == '[]'
 
 
 @pytest.mark.parametrize('option', ['data_dir', 'archive_dir'])

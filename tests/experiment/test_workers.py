@@ -1,0 +1,76 @@
+"""The processes of a sweep stay for one run after another."""
+
+import signal
+
+import pytest
+from run_files import tiny
+
+from lca.experiment.summary import is_finished
+from lca.experiment.workers import FAILS_AGAIN, Worker
+
+KILLS = """
+import os, signal
+from lca.aggregators import RULES
+
+@RULES.register
+def kills(updates):
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+HOLDS_MUCH = """
+from lca.experiment import workers
+workers.MOST_BYTES = 1
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+  """Returns a function that makes workers which have executed a file."""
+  workers = []
+
+  def make(code):
+    file = tmp_path / 'file.py'
+    file.write_text(code)
+    workers.append(Worker((0, 1), load=[file]))
+    return workers[-1]
+
+  yield make
+  for worker in workers:
+    worker.close()
+
+
+def test_a_process_stays_unless_a_run_fails(make, tmp_path):
+  worker = make(KILLS)
+  kills = tiny('median')
+  kills.aggregator = {'name': 'kills', 'pre': (), 'scope': 'model'}
+  processes = []
+
+  def run(number, config):
+    path = tmp_path / f'{number}'
+    code = worker.run(config.to_dict(), path)
+    assert is_finished(path) == (code == 0)
+    assert path.with_suffix('.log').exists() == (code != 0)
+    processes.append(worker._process and worker._process.pid)
+    return code
+
+  assert run(0, tiny('krum')) == 0
+  assert run(1, tiny('median')) == 0
+  assert run(2, tiny('krum', **{'data.min_examples': 10_000})) == FAILS_AGAIN
+  assert run(3, kills) == -signal.SIGKILL
+  assert run(4, tiny('krum', seed=1)) == 0
+  first, second, *none, last = processes
+  assert first == second and none == [None, None]
+  assert last not in (None, first)
+
+
+def test_a_process_that_held_much_memory_ends(make, tmp_path):
+  worker = make(HOLDS_MUCH)
+  for number in range(2):
+    assert worker.run(tiny('krum').to_dict(), tmp_path / f'{number}') == 0
+    assert worker._process is None
+
+
+def test_no_run_starts_while_the_sweep_stops(make, tmp_path):
+  worker = make('')
+  assert worker.run({}, tmp_path / 'run', lambda: True) is None
+  assert worker._process is None
