@@ -29,6 +29,9 @@ from lca.experiment.summary import Metrics
 if TYPE_CHECKING:
   import pandas
 
+NAMES = ('aggregator', 'attack')
+"""The sections of a config that have a readable name, a column of its own."""
+
 PRESET_NAMES = {
   'bulyan': 'bulyan2018',
   'mean': 'fedavg',

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lca.report import formats, style
+from lca.report import formats, frames, style
 from lca.report.pivot import Cell, Grid, Pivot, better
 from lca.report.requests import Request
 
@@ -102,7 +102,9 @@ def _figure(pivot: Pivot, request: Request) -> tuple[Figure, bool]:
     )
     image, in_cells = style.cells(axes, scores, texts[place], limits)
     drawn += [(axes, text) for text in in_cells]
-    axes.set_title(title)
+    # The name of a rule or an attack speaks for itself; a number does not.
+    named = request.panels in (*frames.NAMES, None)
+    axes.set_title(title if named else f'{request.panels}={title}')
     style.name_cells(axes, grid.rows, grid.columns, space / across - 0.1)
     axes.set_xlabel(request.columns)
     if place % across == 0:

@@ -72,6 +72,22 @@ def test_numbers_and_files(workdir, tmp_path):
   assert 'no finished run: 1 of 12' in text
 
 
+@pytest.mark.parametrize(
+  ('panels', 'rows', 'titles'),
+  [
+    ('aggregator', 'data.alpha', ['krum', 'layerwise_cosine_krum', '']),
+    ('data.alpha', 'aggregator', ['data.alpha=0.1', 'data.alpha=1', '']),
+  ],
+)
+def test_titles_name_a_key_unless_its_values_are_names(
+  workdir, tmp_path, drawn, panels, rows, titles
+):
+  request = REQUEST._replace(rows=rows, panels=panels)
+  draw(workdir, tmp_path, request)
+  (figure,) = drawn.values()
+  assert [axes.get_title() for axes in figure.axes] == titles
+
+
 @pytest.mark.parametrize('columns', [1, 2])
 def test_a_map_for_print(workdir, tmp_path, drawn, columns):
   _, notes = draw(workdir, tmp_path, columns=columns)

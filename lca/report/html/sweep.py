@@ -28,9 +28,6 @@ MOST_MAPS = 12
 MOST_LINES = 12
 """The largest number of lines in a panel."""
 
-NAMES = ('aggregator', 'attack')
-"""The sections of a config whose readable name is a column."""
-
 
 class Member(NamedTuple):
   """A run of the sweep.
@@ -102,7 +99,7 @@ def _read(folder: pathlib.Path) -> tuple[list[Member], list[str]]:
   """Reads the runs of a sweep, and the names of those that have not begun."""
   found, absent = frames.read(folder)
   values = [
-    {name: run.about[name] for name in NAMES}
+    {name: run.about[name] for name in frames.NAMES}
     | identity.compared_values(run.config)
     for run in found
   ]
@@ -140,8 +137,8 @@ def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
   found = []
   for key in dict.fromkeys(key for each in values for key in each):
     section, _, option = key.partition('.')
-    names = [section] if option and section in NAMES else []
-    if key not in (*NAMES, 'data.name'):
+    names = [section] if option and section in frames.NAMES else []
+    if key not in (*frames.NAMES, 'data.name'):
       names.append('data.name')
     groups: dict[Any, list] = {}
     for each in values:
@@ -230,10 +227,10 @@ def _labels(keys: Mapping[str, str]) -> tuple[str, ...]:
   The options of a rule or an attack stand behind its name. Each text is '' if
   the run has no such key.
   """
-  texts: dict[str, list[str]] = {section: [] for section in (*NAMES, '')}
+  texts: dict[str, list[str]] = {section: [] for section in (*frames.NAMES, '')}
   for key, value in keys.items():
     section, _, option = key.partition('.')
-    if section not in NAMES:
+    if section not in frames.NAMES:
       section, option = '', key
     if value != '':
       texts[section].append(f'{option} = {value}' if option else value)
