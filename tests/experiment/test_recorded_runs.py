@@ -36,7 +36,7 @@ def test_ids_are_the_names_of_the_recorded_runs():
     for name in RECORDED
     for run, config in members(name)['configs'].items()
   }
-  assert len(found) == 176 + 3 + 6 + 100 + 80
+  assert len(found) == 176 + 3 + 12 + 100 + 80
   assert all(name == run for name, run in found.items())
 
 
