@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lca import options
-from lca.attacks.base import Attack, replace
+from lca.attacks.base import Attack, keep_updates, replace
 from lca.stacked import geometry
 from lca.typing import Updates
 
@@ -152,4 +152,4 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
     del key, aggregate  # unused: the boost is the same for any rule
     return model_replacement(updates, byzantine=byzantine, boost=boost)
 
-  return Attack(on_labels, on_updates)
+  return Attack(on_labels, keep_updates if boost == 1 else on_updates)

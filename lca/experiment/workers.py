@@ -11,7 +11,6 @@ import os
 import pathlib
 import queue
 import re
-import resource
 import shutil
 import signal
 import sys
@@ -30,7 +29,7 @@ FAILS_AGAIN = os.EX_DATAERR
 """The exit code of a process after an error that a retry would repeat."""
 
 MOST_BYTES = 2**31
-"""A process that has held more memory ends after its run, and frees it."""
+"""A process that holds more memory after a run ends, and frees it."""
 
 
 class Worker:
@@ -186,11 +185,11 @@ def _work(
     compilation.keep_programs()
   try:
     stopping.take_signals()
+    gc.freeze()  # what was imported stays, so that the collection below is fast
     for config, path in iter(runs.get, None):
       _train(config, path, job[1], load, stopping)
       gc.collect()
-      peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
-      stays = peak * 1024 < MOST_BYTES
+      stays = _resident_bytes() < MOST_BYTES
       sweep.send(stays)
       if not stays:
         return
@@ -199,6 +198,14 @@ def _work(
   except (ValueError, TypeError, ImportError, FloatingPointError):
     traceback.print_exc()
     sys.exit(FAILS_AGAIN)
+
+
+def _resident_bytes() -> int:
+  """Returns the memory of this process; 0 where the system has no /proc."""
+  statm = pathlib.Path('/proc/self/statm')
+  if not statm.exists():
+    return 0
+  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def _train(

@@ -195,15 +195,21 @@ def of(simulation: Simulation) -> Plan:
     rule=_on_each_device(state.aggregator),
   )
   try:
-    train, apply = map(_used, simulation.programs)
+    train, *server = map(_used, filter(None, simulation.programs))
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return plan._replace(training=math.inf)
-  # Outputs that overwrite donated inputs in place need no new memory.
-  new_outputs = apply.output_size_in_bytes - apply.alias_size_in_bytes
   return plan._replace(
     training=train.temp_size_in_bytes,
-    server=new_outputs + apply.temp_size_in_bytes,
+    # One program runs after the other. What the server receives takes the place
+    # of the updates that were trained. Outputs that overwrite donated inputs in
+    # place need no new memory.
+    server=max(
+      used.output_size_in_bytes
+      - used.alias_size_in_bytes
+      + used.temp_size_in_bytes
+      for used in server
+    ),
   )
 
 

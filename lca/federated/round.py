@@ -12,6 +12,7 @@ import optax
 from lca.aggregators import Aggregator, Scope, explain
 from lca.aggregators.base import Info
 from lca.attacks import NO_ATTACK, Attack
+from lca.attacks.base import keep_updates
 from lca.federated import forensics, metrics
 from lca.federated.clients import with_momentum
 from lca.stacked import geometry
@@ -79,6 +80,12 @@ class Server:
         'data.root_examples to a positive number'
       )
 
+  @property
+  def changes_updates(self) -> bool:
+    """False if the updates of all clients that answer arrive unchanged."""
+    attacks = self.attack.on_updates is not keep_updates
+    return attacks or self.momentum > 0
+
   def for_rule(self, tree: PyTree) -> PyTree:
     """Returns the part of variables or updates that the rule works on."""
     if self.batch_stats == 'rule':
@@ -104,10 +111,11 @@ class ServerState(NamedTuple):
 
 
 class Sent(NamedTuple):
-  """The results of local training in one round, before any attack.
+  """The results of local training in one round.
 
   Attributes:
-    updates: the `n` clients' updates of all variables, leaves `[n, ...]`.
+    updates: the `n` clients' updates of all variables, leaves `[n, ...]`, as
+      they were trained; or, from `receive`, as they arrive.
     losses: `[n]` mean training losses in nats.
     server_update: the server's update from its own examples; None if it has
       none.
@@ -168,9 +176,9 @@ def server_step(
 ) -> tuple[ServerState, dict[str, Any]]:
   """Turns the results of a round's local training into the next model.
 
-  Worker momentum, missing answers and the attack change the updates, in this
-  order. The server aggregates the rows that it receives, takes one step of its
-  optimiser, and measures the round.
+  Worker momentum, missing answers and the attack change the updates
+  (`receive`). The server aggregates the rows that it receives, takes one step
+  of its optimiser, and measures the round (`next_model`).
 
   Args:
     server: the parts of the server's step.
@@ -181,6 +189,23 @@ def server_step(
   Returns:
     The next state, and the metrics by name (see `lca.federated.metrics`). With
     `server.forensics` they have an entry `'forensics'`, a dict of evidence.
+  """
+  received, momenta = receive(server, state, sent, drawn)
+  state = state._replace(momenta=momenta)
+  return next_model(server, state, received, drawn)
+
+
+def receive(
+  server: Server, state: ServerState, sent: Sent, drawn: Round
+) -> tuple[Sent, PyTree]:
+  """Returns what the server receives, and the clients' new momenta.
+
+  Args:
+    server, state, sent, drawn: see `server_step`.
+
+  Returns:
+    The same results with the updates that arrive at the server, and the
+    momenta of all clients.
   """
   # 1. Worker momentum: a client sends a moving average of its updates.
   updates, momenta = sent.updates, state.momenta
@@ -204,11 +229,27 @@ def server_step(
     key=drawn.attack_key,
     aggregate=lambda updates: aggregate(server, state, updates, sent, drawn)[0],
   )
+  return sent._replace(updates=updates), momenta
 
+
+def next_model(
+  server: Server, state: ServerState, received: Sent, drawn: Round
+) -> tuple[ServerState, dict[str, Any]]:
+  """Makes the next model of the updates that the server has received.
+
+  Args:
+    server, drawn: see `server_step`.
+    state: the state after the previous round, with this round's momenta.
+    received: from `receive`.
+
+  Returns:
+    See `server_step`.
+  """
   # 4. Aggregation: the server makes one update of all rows, in the dtypes of
   # the model (updates may be stored in narrower ones).
+  updates = received.updates
   update, aggregator_state, info = aggregate(
-    server, state, updates, sent, drawn
+    server, state, updates, received, drawn
   )
   update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, state.variables)
 
@@ -228,7 +269,7 @@ def server_step(
 
   # 7. Metrics, and the state for the next round.
   result = metrics.RoundResult(
-    losses=sent.losses,
+    losses=received.losses,
     byzantine=drawn.byzantine,
     answered=drawn.answered,
     updates=updates,
@@ -239,7 +280,7 @@ def server_step(
     floored=floored,
     layers=server.layers,
   )
-  state = ServerState(variables, opt_state, aggregator_state, momenta)
+  state = ServerState(variables, opt_state, aggregator_state, state.momenta)
   measured: OrderedDict[str, Any] = metrics.measure(result)
   if server.forensics:
     measured['forensics'] = forensics.evidence(result)

@@ -1,8 +1,9 @@
 """Federated training of a classifier, one round at a time.
 
-`Simulation.run_round` is the place to begin. A round runs two compiled
-programs: `train`, in which the clients train, and `apply`, in which the server
-takes its step (`lca.federated.round.server_step`). A long round calls `train`
+`Simulation.run_round` is the place to begin. A round runs three compiled
+programs: `train`, in which the clients train, and the two halves of
+`lca.federated.round.server_step`: `receive`, in which Byzantine clients attack,
+and `step`, in which the server makes the next model. A long round calls `train`
 several times, each time for some of the clients (`lca.federated.training`).
 """
 
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lca.aggregators import layer_names
 from lca.data import ClientData, FederatedDataset
@@ -24,29 +24,26 @@ from lca.federated.evaluation import Evaluation
 from lca.federated.placement import Placement, place_parts, with_shardings
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.round import (
-  Round,
-  Sent,
-  Server,
-  ServerState,
-  server_init,
-  server_step,
-)
+from lca.federated.round import Round, Server, ServerState, server_init
+from lca.federated.server_programs import ServerPrograms
 from lca.federated.training import RoundTraining
 from lca.models import Classifier
 from lca.typing import PyTree
 
 
 class Programs(NamedTuple):
-  """The two compiled programs of a round.
+  """The programs of a round: jitted functions, lowered, or compiled.
 
   Attributes:
-    train: trains the clients, or some of them.
-    apply: takes the server's step.
+    train: trains the clients, or some of them (`RoundTraining`).
+    receive: changes their updates, as Byzantine clients do; None if nothing
+      changes them (`ServerPrograms`).
+    step: makes the next model (`ServerPrograms`).
   """
 
-  train: jax.stages.Compiled
-  apply: jax.stages.Compiled
+  train: Any
+  receive: Any | None
+  step: Any
 
 
 class _PreparedRound(NamedTuple):
@@ -113,12 +110,16 @@ class Simulation:
     trainers = population.clients_per_round + (data.server_id is not None)
     self.clients_per_device = -(-trainers // mesh.size)  # rounded up
 
-    # The shapes of the state, and the shardings of its arrays.
     self._shapes = jax.eval_shape(
       lambda: self._initial_state(self._initial_variables())
     )
-    self._shardings = placement.by_coordinate(self._shapes)._replace(
-      momenta=placement.by_coordinate(self._shapes.momenta, lead=1)
+    self._on_server = ServerPrograms(
+      server,
+      placement,
+      self._shapes,
+      clients=population.clients_per_round,
+      server_trains=data.server_id is not None,
+      clients_drop=population.drop_rate > 0,
     )
 
     self._training = RoundTraining(
@@ -141,7 +142,9 @@ class Simulation:
     variables = jax.device_put(
       self._initial_variables(), self.placement.everywhere
     )
-    start = jax.jit(self._initial_state, out_shardings=self._shardings)
+    start = jax.jit(
+      self._initial_state, out_shardings=self._on_server.shardings
+    )
     return start(variables)
 
   def _initial_variables(self):
@@ -165,7 +168,7 @@ class Simulation:
   @functools.cached_property
   def abstract_state(self) -> ServerState:
     """The shapes, dtypes and shardings of the state."""
-    return with_shardings(self._shapes, self._shardings)
+    return with_shardings(self._shapes, self._on_server.shardings)
 
   @property
   def update_dtype(self) -> jnp.dtype:
@@ -177,8 +180,7 @@ class Simulation:
   @functools.cached_property
   def _metric_names(self) -> list[str]:
     """The names of all numbers in the metrics of a round, in their order."""
-    _, lowered_step = self._lowered
-    _, shapes = lowered_step.out_info
+    _, shapes = self._lowered.step.out_info
     metric_shapes = {k: x for k, x in shapes.items() if k != 'forensics'}
     tree, layers = self._shapes.variables, self._server.layers
     names = []
@@ -201,30 +203,19 @@ class Simulation:
 
   @functools.cached_property
   def programs(self) -> Programs:
-    """The programs of a round, compiled on first access."""
-    train, apply = self._lowered
-    return Programs(train.compile(), apply.compile())
+    """The programs of a round, compiled side by side on first access."""
+    lowered = self._lowered
+    with ThreadPoolExecutor(len(lowered)) as pool:
+      return Programs(*pool.map(lambda each: each and each.compile(), lowered))
 
   @functools.cached_property
-  def _lowered(self) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-    training = self.lower_training(self.placement.chunk_size)
-    with jax.set_mesh(self.placement.mesh):
-      applying = self._step.lower(
-        *self.abstract_state, *self._training.results, self._draw(0)
-      )
-    return training, applying
-
-  @functools.cached_property
-  def _step(self) -> jax.stages.Wrapped:
-    """The jitted step of the server.
-
-    The aggregator's state and the momenta are donated, so that XLA updates them
-    in place.
-    """
-    return jax.jit(
-      self._apply,
-      donate_argnames=('aggregator', 'momenta'),
-      out_shardings=(self._shardings, self.placement.everywhere),
+  def _lowered(self) -> Programs:
+    """The programs of a round before their compilation."""
+    return Programs(
+      self.lower_training(self.placement.chunk_size),
+      *self._on_server.lower(
+        self.abstract_state, self._training.results, self._draw(0)
+      ),
     )
 
   def lower_training(self, chunk_size: int) -> jax.stages.Lowered:
@@ -270,21 +261,27 @@ class Simulation:
     if jax.config.jax_disable_jit:  # pyright: ignore
       # Programs that are compiled ahead of time cannot run without jit. The
       # plain functions can then be debugged step by step.
-      train, apply = self._training.function(), self._step
+      server = self._on_server
+      programs = Programs(
+        self._training.function(), server.receive, server.step
+      )
     else:
-      train, apply = self.programs
+      programs = self.programs
 
     # 3. Clients train, from a copy of the model on every device.
-    updates, losses = self._training.enqueue(
-      train,
+    sent = self._training.enqueue(
+      programs.train,
       self.everywhere(state),
       *prepared.clients.result(),
       key_for(self._seed, Purpose.TRAIN, round_idx),
     )
 
-    # 4. Byzantine clients attack, and the server takes its step.
-    state, measured = apply(*state, updates, losses, prepared.drawn)
-    del updates  # so that their memory is free once the step is taken
+    # 4. Byzantine clients attack, and the server makes the next model.
+    if programs.receive is not None:
+      sent, momenta = programs.receive(*state, *sent, prepared.drawn)
+      state = state._replace(momenta=momenta)
+    state, measured = programs.step(*state, sent, prepared.drawn)
+    del sent  # so that the memory of the updates is free once the step is taken
 
     # 5. The host waits for the devices, which have all their work by now.
     n = self._population.clients_per_round
@@ -357,30 +354,6 @@ class Simulation:
       return data._replace(labels=labels), client_ids
 
     return place_parts(device_part, self.placement.mesh)
-
-  def _apply(
-    self, variables, opt_state, aggregator, momenta, updates, losses, drawn
-  ):
-    """Takes the server's step, from the results of all rows that trained.
-
-    Args:
-      variables, opt_state, aggregator, momenta: the fields of the state.
-      updates: leaves `[rows, ...]`: the n clients, maybe the server, and rows
-        that fill up the last devices.
-      losses: `[rows]`.
-      drawn: the draws for the round.
-    """
-    # Redistribute: from some clients on each device to some coordinates of all
-    # clients on each device.
-    by_coordinate = self.placement.by_coordinate(updates, lead=1)
-    updates = lax.with_sharding_constraint(updates, by_coordinate)
-
-    n = self._population.clients_per_round
-    sent = Sent(jax.tree.map(lambda u: u[:n], updates), losses[:n])
-    if self.data.server_id is not None:
-      sent = sent._replace(server_update=jax.tree.map(lambda u: u[n], updates))
-    state = ServerState(variables, opt_state, aggregator, momenta)
-    return server_step(self._server, state, sent, drawn)
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Tests the model of a state; see `Evaluation.evaluate`."""

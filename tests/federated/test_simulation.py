@@ -1,5 +1,7 @@
 """The simulation reads examples ahead and updates its state in place."""
 
+import dataclasses
+import functools
 import queue
 import threading
 
@@ -9,6 +11,7 @@ import pytest
 from simulations import POPULATION, simulation
 
 import lca
+from lca import attacks
 from lca import data as datasets
 from lca.federated import training
 
@@ -66,7 +69,7 @@ def test_the_remembered_state_is_overwritten_in_place(data):
   state = sim.init()
   variables, _, *memory = map(jax.tree.leaves, state)
   size = sum(x.nbytes for leaves in memory for x in leaves)
-  assert sim.programs.apply.memory_analysis().alias_size_in_bytes == size
+  assert sim.programs.step.memory_analysis().alias_size_in_bytes == size
   sim.run_round(state, 0)
   assert all(x.is_deleted() for leaves in memory for x in leaves)
   assert not any(x.is_deleted() for x in variables)
@@ -90,3 +93,46 @@ def test_the_parts_overwrite_the_updates_in_place(data):
   used = sim.programs.train.memory_analysis()
   assert used.alias_size_in_bytes == 7 * update
   assert used.output_size_in_bytes - used.alias_size_in_bytes < 200
+
+
+def programs(data, rule, attack, **changes):
+  """Returns the texts of the programs before their compilation, by name."""
+  sim = simulation(
+    data, aggregator=lca.stateless(rule), attack=attack, **changes
+  )
+  return {
+    name: program and program.as_text()
+    for name, program in sim._lowered._asdict().items()
+  }
+
+
+def test_attacks_and_rules_have_programs_of_their_own(data):
+  """A sweep over both compiles each of them once."""
+  flip = attacks.from_function(attacks.sign_flip)
+  zero = attacks.from_function(attacks.zero)
+  krum = functools.partial(lca.krum, f=2)
+  one, other_attack = (programs(data, krum, attack) for attack in (flip, zero))
+  other_rule = programs(data, lca.median, flip)
+  assert one['receive'] != other_attack['receive']
+  assert one['step'] != other_rule['step']
+  assert one['receive'] == other_rule['receive']
+  assert one['step'] == other_attack['step']
+  assert one['train'] == other_attack['train'] == other_rule['train']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'attack', 'changed'),
+  [
+    ({}, attacks.NO_ATTACK, False),
+    ({}, attacks.label_flipping(), False),
+    ({}, attacks.label_flipping(boost=2.0), True),
+    ({'momentum': 0.5}, attacks.NO_ATTACK, True),
+    ({'drop_rate': 0.5}, attacks.NO_ATTACK, True),
+  ],
+)
+def test_updates_that_arrive_as_they_are_take_no_program(
+  data, changes, attack, changed
+):
+  if 'drop_rate' in changes:
+    changes = {'population': dataclasses.replace(POPULATION, **changes)}
+  assert bool(programs(data, lca.mean, attack, **changes)['receive']) == changed
