@@ -5,7 +5,7 @@
 
 Each of 10 rounds draws 15 of 20 clients, 3 of them Byzantine, who train for 2
 local epochs. A run is named `attacks/ATTACK x RULE`. There are 176 runs. They
-take about half an hour on two CPU cores with --jobs=2.
+take about five minutes on two CPU cores with --jobs=2.
 
 Expected (benchmarks/results/attacks/figures/attacks.md): three rows of zeros
 (`zero`) bring plain and layerwise Krum to chance level, while the cosine forms

@@ -136,3 +136,30 @@ def test_updates_that_arrive_as_they_are_take_no_program(
   if 'drop_rate' in changes:
     changes = {'population': dataclasses.replace(POPULATION, **changes)}
   assert bool(programs(data, lca.mean, attack, **changes)['receive']) == changed
+
+
+def test_nothing_is_compiled_after_the_first_round(data):
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: (
+      compiled.append(event)
+      if event.endswith('backend_compile_duration')
+      else None
+    )
+  )
+  sim = simulation(
+    data,
+    devices=2,
+    aggregator=lca.legato(window=30),
+    attack=attacks.from_function(attacks.gaussian, sigma=1.0),
+    momentum=0.5,
+    population=dataclasses.replace(POPULATION, drop_rate=0.2),
+  )
+  state = sim.init()
+  for round_idx in range(4):
+    state, _ = sim.run_round(state, round_idx)
+    sim.evaluate(state)
+    if round_idx == 0:
+      in_the_first = len(compiled)
+  assert in_the_first > 5
+  assert compiled[in_the_first:] == []
