@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.attacks.base import keep_updates
+from lca.attacks.base import keep_labels, keep_updates
 from lca.registry import REQUIRED, options_of
 
 Keys = dict[str, Any]
@@ -74,27 +74,30 @@ def of_aggregator(aggregator: Aggregator) -> Keys:
 def of_attack(attack: Attack) -> Keys:
   """Describes an attack: its function, and the values of all its options.
 
-  The function and the options are read from the closure of the attack's hook on
-  updates or, if that hook changes nothing, of its hook on labels.
+  The function and the options are read from the closures of the attack's hooks
+  on labels and on updates, except for a hook that changes nothing.
 
   Examples:
     >>> from lca import attacks
     >>> of_attack(attacks.from_function(attacks.sign_flip, scale=2.0))['scale']
     2.0
   """
-  labels_alone = attack.on_updates is keep_updates
-  hook = attack.on_labels if labels_alone else attack.on_updates
-  captured = _closure(hook)
-  function = captured.get('function')  # as in lca.attacks.from_function
-  if not callable(function):
-    return _of_closure(hook)
-  defaults = {
-    k: p.default
-    for k, p in options_of(function, _OF_A_ROUND).items()
-    if p.default is not REQUIRED
-  }
-  options = dict(captured.get('options', {}))
-  return _named(function) | plain(defaults | options)
+  hooks = [hook for hook in attack if hook not in (keep_labels, keep_updates)]
+  keys: Keys = {}
+  for hook in hooks or attack:
+    captured = _closure(hook)
+    function = captured.get('function')  # as in lca.attacks.from_function
+    if not callable(function):
+      keys |= _of_closure(hook)
+      continue
+    defaults = {
+      k: p.default
+      for k, p in options_of(function, _OF_A_ROUND).items()
+      if p.default is not REQUIRED
+    }
+    options = dict(captured.get('options', {}))
+    keys |= _named(function) | plain(defaults | options)
+  return keys
 
 
 def of_module(module: nn.Module) -> Keys:
