@@ -40,7 +40,17 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
       )
     return converted
 
+  _OF_NUMBERS.add(check)
   return check
+
+
+_OF_NUMBERS: set[Check] = set()
+"""The checks that let traced values pass."""
+
+
+def may_be_traced(check: Check | None) -> bool:
+  """Returns True if a check lets a value pass that JAX traces."""
+  return check in _OF_NUMBERS
 
 
 def positive(name: str, value: Any) -> Any:
@@ -49,6 +59,9 @@ def positive(name: str, value: Any) -> Any:
   if not isinstance(converted, Tracer) and converted <= 0:
     raise ValueError(f'{name} must be above 0, got {converted}')
   return converted
+
+
+_OF_NUMBERS.add(positive)
 
 
 def whole(low: int) -> Check:

@@ -4,7 +4,8 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca.aggregators.base import rule_name
-from lca.options import Check
+from lca.options import Check, may_be_traced
 from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
@@ -30,10 +31,14 @@ class Attack(NamedTuple):
       [n], key, aggregate) -> updates`. The row of a client that does not answer
       is NaN, and must stay NaN. `aggregate` is the server's own aggregation in
       this round, a function from stacked updates to one update.
+    numbers: options of the two hooks, which a round passes to both of them by
+      name. Compiled programs take them as arguments, so that runs that differ
+      in them alone share their programs.
   """
 
   on_labels: Callable[..., jax.Array]
   on_updates: Callable[..., Updates]
+  numbers: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def keep_labels(labels: jax.Array, **_: Any) -> jax.Array:
@@ -60,6 +65,8 @@ def update_attack(
   Args:
     **checks: for each option to check, by its name, a function of
       `lca.options`. The value None is accepted if it is the option's default.
+      The value of an option that is checked to be a number may be traced (see
+      `Attack.numbers`).
 
   Returns:
     A decorator. The decorated function raises a ValueError if the updates are
@@ -131,9 +138,15 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
 
   def on_updates(updates, **from_round):
     accepted = {k: v for k, v in from_round.items() if k in parameters}
-    return function(updates, **accepted, **options)
+    return function(updates, **(options | accepted))
 
-  return Attack(keep_labels, on_updates)
+  checks = getattr(function, 'checks', {})
+  numbers = {
+    name: value
+    for name, value in options.items()
+    if isinstance(value, float) and may_be_traced(checks.get(name))
+  }
+  return Attack(keep_labels, on_updates, numbers)
 
 
 def _checked_options(function, options):

@@ -1,6 +1,6 @@
 """Label flipping, and model replacement, which multiplies trained updates."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -103,19 +103,17 @@ def model_replacement(
     García-Márquez et al. 2025, section 4.2.
   """
   boost = _checked_boost(boost)
-  if boost == 1:
+  if isinstance(boost, float) and boost == 1:
     return updates  # without a copy
   n, attackers = len(byzantine), jnp.sum(byzantine)
-  if boost == 'replace':
-    factor = (n - attackers) / jnp.maximum(attackers, 1)
-  else:
-    factor = n if boost == 'n' else boost
+  names = {'replace': (n - attackers) / jnp.maximum(attackers, 1), 'n': n}
+  factor = names[boost] if isinstance(boost, str) else boost
   boosted = geometry.scale(updates, jnp.full(n, factor, jnp.float32))
   return replace(updates, byzantine, boosted)
 
 
 def _checked_boost(boost: Boost) -> Boost:
-  if boost in ('replace', 'n'):
+  if isinstance(boost, str) and boost in ('replace', 'n'):
     return boost
   try:
     return options.number()('boost', boost)
@@ -145,11 +143,23 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
   flip_fraction = options.number(0, 1)('flip_fraction', flip_fraction)
   boost = _checked_boost(boost)
 
-  def on_labels(labels, **per_round):
-    return flip_labels(labels, flip_fraction=flip_fraction, **per_round)
+  def on_labels(labels, *, byzantine, client_ids, num_classes, key, **numbers):
+    return flip_labels(
+      labels,
+      byzantine=byzantine,
+      client_ids=client_ids,
+      num_classes=num_classes,
+      key=key,
+      flip_fraction=numbers.get('flip_fraction', flip_fraction),
+    )
 
-  def on_updates(updates, *, byzantine, key=None, aggregate=None):
-    del key, aggregate  # unused: the boost is the same for any rule
-    return model_replacement(updates, byzantine=byzantine, boost=boost)
+  def on_updates(updates, *, byzantine, **numbers):
+    boost_now = numbers.get('boost', boost)
+    return model_replacement(updates, byzantine=byzantine, boost=boost_now)
 
-  return Attack(on_labels, keep_updates if boost == 1 else on_updates)
+  numbers: dict[str, Any] = {'flip_fraction': flip_fraction}
+  if boost == 1:
+    return Attack(on_labels, keep_updates, numbers)
+  if isinstance(boost, float):
+    numbers['boost'] = boost
+  return Attack(on_labels, on_updates, numbers)

@@ -82,9 +82,10 @@ def of_attack(attack: Attack) -> Keys:
     >>> of_attack(attacks.from_function(attacks.sign_flip, scale=2.0))['scale']
     2.0
   """
-  hooks = [hook for hook in attack if hook not in (keep_labels, keep_updates)]
+  both = attack.on_labels, attack.on_updates
+  hooks = [hook for hook in both if hook not in (keep_labels, keep_updates)]
   keys: Keys = {}
-  for hook in hooks or attack:
+  for hook in hooks or both:
     captured = _closure(hook)
     function = captured.get('function')  # as in lca.attacks.from_function
     if not callable(function):

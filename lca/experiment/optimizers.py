@@ -5,6 +5,7 @@ transformation. `sgd`, `adam`, `adagrad`, `yogi` and `adadelta` are optax's own
 functions. `fedadagrad`, `fedadam` and `fedyogi` are Algorithm 2 of Reddi et al.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lca.federated.optimizer import Optimizer
 from lca.registry import Registry
 from lca.typing import PyTree
 
@@ -207,7 +209,7 @@ def _adaptive(
 
 def make(
   name: str, learning_rate: float, *, whose: str = '', **options: Any
-) -> optax.GradientTransformation:
+) -> Optimizer:
   """Builds an optimiser by its name.
 
   Args:
@@ -218,7 +220,7 @@ def make(
     **options: of the optimiser, such as Adadelta's `rho` and `eps`.
 
   Returns:
-    An optax transformation.
+    The optimiser, which has the methods of an optax transformation.
 
   Raises:
     ValueError: an unknown name, or a learning rate that is not positive.
@@ -228,4 +230,6 @@ def make(
   if not learning_rate > 0:
     key = f'{whose}.learning_rate' if whose else 'learning_rate'
     raise ValueError(f'{key} must be positive, got {learning_rate}')
-  return OPTIMIZERS[name](learning_rate, **options)
+  return Optimizer(
+    functools.partial(OPTIMIZERS[name], **options), float(learning_rate)
+  )

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from flax import linen as nn
 
 from lca import aggregators, attacks, models
@@ -25,6 +24,7 @@ from lca.experiment.client_sections import Gradient, Training
 from lca.experiment.sections import DEFAULTS
 from lca.federated import clients, placement
 from lca.federated.clients import LocalGradient
+from lca.federated.optimizer import Optimizer
 from lca.federated.placement import Placement
 from lca.federated.population import Population, population_from
 from lca.federated.round import Server
@@ -356,7 +356,7 @@ _SHARED_DATA_KEYS = options_of(sections.Data)
 
 def _server(
   keys: Mapping[str, Any],
-) -> tuple[sections.Server, optax.GradientTransformation]:
+) -> tuple[sections.Server, Optimizer]:
   """Returns the section and its optimiser."""
   name, shared = keys['optimizer'], options_of(sections.Server)
   more = optimizers.OPTIMIZERS.parameters(name)

@@ -9,6 +9,7 @@ fewer steps.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from lca.data import ClientData
+from lca.federated.optimizer import AnyOptimizer, numbers_of, with_numbers
 from lca.typing import PyTree, Updates
 
 LossFn = Callable[
@@ -66,6 +68,16 @@ class LocalGradient:
       value = getattr(self, field.name)
       if isinstance(value, int) and value < 1:
         raise ValueError(f'{field.name} must be at least 1, got {value}')
+
+  @property
+  def numbers(self) -> dict[str, Any]:
+    """Numbers that a compiled program takes as arguments, by name."""
+    return {}
+
+  def with_numbers(self, numbers: dict[str, Any]) -> 'LocalGradient':
+    """Returns the same part with other values of `numbers`."""
+    del numbers  # there are none
+    return self
 
   def __call__(
     self, variables: PyTree, data: ClientData, key: jax.Array
@@ -179,8 +191,18 @@ class LocalTraining(LocalGradient):
     García-Márquez et al. 2025, section 2.1.
   """
 
-  optimizer: optax.GradientTransformation
+  optimizer: AnyOptimizer
   local_epochs: int
+
+  @property
+  def numbers(self) -> dict[str, Any]:
+    """See `LocalGradient.numbers`: the learning rate of an `Optimizer`."""
+    return numbers_of(self.optimizer)
+
+  def with_numbers(self, numbers: dict[str, Any]) -> 'LocalTraining':
+    """See `LocalGradient.with_numbers`."""
+    optimizer = with_numbers(self.optimizer, numbers)
+    return dataclasses.replace(self, optimizer=optimizer)
 
   def __call__(
     self, variables: PyTree, data: ClientData, key: jax.Array

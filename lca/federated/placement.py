@@ -150,15 +150,16 @@ def train_clients(
 
   Returns:
     A jitted function `(variables, data, client_ids, key, updates, losses,
-    start, stop) -> (updates, losses)`. `data` and `client_ids` are stacked over
-    `n` clients; `n` must be a multiple of the number of devices (see
-    `place_clients`). The id of a client is folded into `key` for its training.
-    Each device trains chunks `start` to `stop - 1` of its clients (see
-    `chunk_width`), and writes the results into its rows of the updates, leaves
-    `[n, ...]`, and of the mean training losses, `[n]`, which are spread by
-    client. `blank_results` makes those of the first call. The memory of
+    start, stop, numbers=None) -> (updates, losses)`. `data` and `client_ids`
+    are stacked over `n` clients; `n` must be a multiple of the number of
+    devices (see `place_clients`). The id of a client is folded into `key` for
+    its training. Each device trains chunks `start` to `stop - 1` of its clients
+    (see `chunk_width`), and writes the results into its rows of the updates,
+    leaves `[n, ...]`, and of the mean training losses, `[n]`, which are spread
+    by client. `blank_results` makes those of the first call. The memory of
     `updates` is used again, so that the argument cannot be read afterwards. A
-    `stop` beyond the last chunk stands for the end.
+    `stop` beyond the last chunk stands for the end. `numbers` are other values
+    of `train.numbers`.
 
   Raises:
     ValueError: `chunk_size` is below 1.
@@ -168,20 +169,21 @@ def train_clients(
 
   # Without check_vma=False, shard_map sums the gradient with respect to the
   # replicated variables over the devices: a wrong result without an error.
-  @functools.partial(jax.jit, donate_argnames='updates')
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(), P(AXIS), P(AXIS), P(), P(AXIS), P(AXIS), P(), P()),
+    in_specs=(P(), P(AXIS), P(AXIS), P(), P(AXIS), P(AXIS), P(), P(), P()),
     out_specs=P(AXIS),
     check_vma=False,
   )
   def on_each_device(
-    variables, data, client_ids, key, updates, losses, start, stop
+    variables, data, client_ids, key, updates, losses, start, stop, numbers
   ):
+    part = train.with_numbers(numbers)
+
     def train_one(client):
       data, client_id = client
-      return train(variables, data, jax.random.fold_in(key, client_id))
+      return part(variables, data, jax.random.fold_in(key, client_id))
 
     width = chunk_width(len(client_ids), chunk_size)
     whole, rest = divmod(len(client_ids), width)
@@ -220,7 +222,16 @@ def train_clients(
       )
     return results
 
-  return on_each_device
+  @functools.partial(jax.jit, donate_argnames='updates')
+  def train_some(
+    variables, data, client_ids, key, updates, losses, start, stop, numbers=None
+  ):
+    numbers = train.numbers if numbers is None else numbers
+    return on_each_device(
+      variables, data, client_ids, key, updates, losses, start, stop, numbers
+    )
+
+  return train_some
 
 
 def blank_results(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from lca.attacks import NO_ATTACK, Attack
 from lca.attacks.base import keep_updates
 from lca.federated import forensics, metrics
 from lca.federated.clients import with_momentum
+from lca.federated.optimizer import AnyOptimizer, numbers_of, with_numbers
 from lca.stacked import geometry
 from lca.typing import PyTree, Update, Updates
 
@@ -51,7 +53,7 @@ class Server:
   """
 
   aggregator: Aggregator
-  optimizer: optax.GradientTransformation
+  optimizer: AnyOptimizer
   attack: Attack = NO_ATTACK
   momentum: float = 0.0
   batch_stats: str = 'rule'
@@ -79,6 +81,25 @@ class Server:
         "model.batch_stats='server' needs examples of the server's own: set "
         'data.root_examples to a positive number'
       )
+
+  @property
+  def numbers(self) -> dict[str, Any]:
+    """Numbers that a compiled program takes as arguments; see `with_numbers`.
+
+    They are those of the attack, and the learning rate of an `Optimizer`.
+    """
+    return {
+      'attack': dict(self.attack.numbers),
+      'optimizer': numbers_of(self.optimizer),
+    }
+
+  def with_numbers(self, numbers: Mapping[str, Any]) -> 'Server':
+    """Returns these parts with other values of `numbers`."""
+    return dataclasses.replace(
+      self,
+      attack=self.attack._replace(numbers=numbers['attack']),
+      optimizer=with_numbers(self.optimizer, numbers['optimizer']),
+    )
 
   @property
   def changes_updates(self) -> bool:
@@ -228,6 +249,7 @@ def receive(
     byzantine=drawn.byzantine,
     key=drawn.attack_key,
     aggregate=lambda updates: aggregate(server, state, updates, sent, drawn)[0],
+    **server.attack.numbers,
   )
   return sent._replace(updates=updates), momenta
 

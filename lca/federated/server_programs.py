@@ -62,11 +62,12 @@ class ServerPrograms:
   def receive(self) -> jax.stages.Wrapped | None:
     """A jitted function that makes what the server receives.
 
-    `(variables, opt_state, aggregator, momenta, updates, losses, drawn) ->
-    (received, momenta)`: the fields of the state, the results of all rows that
-    have trained (the clients, maybe the server, and rows that fill up the last
-    devices), and the draws of the round. The momenta are donated, so that XLA
-    updates them in place. None if nothing changes the updates.
+    `(variables, opt_state, aggregator, momenta, updates, losses, drawn,
+    numbers) -> (received, momenta)`: the fields of the state, the results of
+    all rows that have trained (the clients, maybe the server, and rows that
+    fill up the last devices), the draws of the round, and `Server.numbers`. The
+    momenta are donated, so that XLA updates them in place. None if nothing
+    changes the updates.
     """
     if not self._changes_updates:
       return None
@@ -76,10 +77,10 @@ class ServerPrograms:
   def step(self) -> jax.stages.Wrapped:
     """A jitted function that makes the next model.
 
-    `(variables, opt_state, aggregator, momenta, received, drawn) -> (state,
-    metrics)`. `received` is from `receive`; without it, `received` is the tuple
-    of updates and losses of all rows that have trained. The aggregator's state
-    and the momenta are donated.
+    `(variables, opt_state, aggregator, momenta, received, drawn, numbers) ->
+    (state, metrics)`. `received` is from `receive`; without it, `received` is
+    the tuple of updates and losses of all rows that have trained. The
+    aggregator's state and the momenta are donated.
     """
     return jax.jit(
       self._step,
@@ -98,28 +99,40 @@ class ServerPrograms:
       drawn: any round's draws.
     """
     received: PyTree = trained
-    receiving = None
+    receiving, numbers = None, self._server.numbers
     with jax.set_mesh(self._placement.mesh):
       if self.receive is not None:
-        receiving = self.receive.lower(*state, *trained, drawn)
+        receiving = self.receive.lower(*state, *trained, drawn, numbers)
         shapes, _ = receiving.out_info
         received = with_shardings(shapes, self._received_shardings(shapes))
-      return receiving, self.step.lower(*state, received, drawn)
+      return receiving, self.step.lower(*state, received, drawn, numbers)
 
   def _receive(
-    self, variables, opt_state, aggregator, momenta, updates, losses, drawn
+    self,
+    variables,
+    opt_state,
+    aggregator,
+    momenta,
+    updates,
+    losses,
+    drawn,
+    numbers,
   ):
     state = ServerState(variables, opt_state, aggregator, momenta)
     sent = self._by_coordinate(updates, losses)
-    received, momenta = receive(self._server, state, sent, drawn)
+    server = self._server.with_numbers(numbers)
+    received, momenta = receive(server, state, sent, drawn)
     shardings = self._received_shardings(received), self.shardings.momenta
     return lax.with_sharding_constraint((received, momenta), shardings)
 
-  def _step(self, variables, opt_state, aggregator, momenta, received, drawn):
+  def _step(
+    self, variables, opt_state, aggregator, momenta, received, drawn, numbers
+  ):
     if not isinstance(received, Sent):
       received = self._by_coordinate(*received)
     state = ServerState(variables, opt_state, aggregator, momenta)
-    return next_model(self._server, state, received, drawn)
+    server = self._server.with_numbers(numbers)
+    return next_model(server, state, received, drawn)
 
   def _by_coordinate(self, updates: Updates, losses: jax.Array) -> Sent:
     """Takes rows that are spread by client, and spreads them by coordinate."""

@@ -277,10 +277,11 @@ class Simulation:
     )
 
     # 4. Byzantine clients attack, and the server makes the next model.
+    drawn, numbers = prepared.drawn, self._server.numbers
     if programs.receive is not None:
-      sent, momenta = programs.receive(*state, *sent, prepared.drawn)
+      sent, momenta = programs.receive(*state, *sent, drawn, numbers)
       state = state._replace(momenta=momenta)
-    state, measured = programs.step(*state, sent, prepared.drawn)
+    state, measured = programs.step(*state, sent, drawn, numbers)
     del sent  # so that the memory of the updates is free once the step is taken
 
     # 5. The host waits for the devices, which have all their work by now.
@@ -295,7 +296,7 @@ class Simulation:
     ]
     result = dict(zip(self._metric_names, numbers, strict=True))
     if evidence is not None:
-      result['forensics'] = evidence | {'ids': np.asarray(prepared.drawn.ids)}
+      result['forensics'] = evidence | {'ids': np.asarray(drawn.ids)}
     return state, result
 
   def _draw(self, round_idx: int) -> Round:
@@ -350,6 +351,7 @@ class Simulation:
         byzantine=attacks,
         client_ids=client_ids,
         key=key_for(self._seed, Purpose.LABELS),
+        **self._server.attack.numbers,
       )
       return data._replace(labels=labels), client_ids
 

@@ -90,6 +90,7 @@ class RoundTraining:
       *self.results,
       number,
       number,
+      self._train.numbers,
     )
 
   def enqueue(
@@ -122,9 +123,10 @@ class RoundTraining:
     bounds = np.linspace(0, chunks, 1 + calls)
     self._calls, self._begun = [], time.monotonic()
     updates, losses = self._blank_results()
+    numbers = self._train.numbers
     for start, stop in itertools.pairwise(bounds.astype(np.int32)):
       updates, losses = program(
-        variables, data, client_ids, key, updates, losses, start, stop
+        variables, data, client_ids, key, updates, losses, start, stop, numbers
       )
       self._calls.append((min(int(stop) * width * devices, rows), losses))
     return updates, losses

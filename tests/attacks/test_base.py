@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from attack_cases import (
   BYZANTINE,
+  IDS,
   KEY,
   OPTIONS,
   RULE,
@@ -18,6 +19,7 @@ from attack_cases import (
   mask,
   plain,
   stack,
+  vectors,
 )
 
 import lca
@@ -272,3 +274,60 @@ def test_a_function_of_ones_own_is_an_attack():
     jnp.ones(4), byzantine=BYZANTINE, key=KEY, aggregate=lca.mean
   )
   np.testing.assert_array_equal(out, np.where(BYZANTINE, 5, 1))
+
+
+def test_numbers_may_be_arguments_of_a_compiled_program():
+  """Every option that is a number; the results have the same bits."""
+  leaf, byzantine, lifted = vectors(), mask(11, 3), []
+  options = {
+    **OPTIONS,
+    'alie': {'z': 1.5},
+    'fang_krum': {'f': 2, 'threshold': 1e-3},
+    'fang_trimmed_mean': {'b': 3.0},
+    'optimized': {'num_strengths': 4, 'max_strength': 5.0},
+    'label_flipping': {'flip_fraction': 0.5, 'boost': 3.0},
+  }
+  for name, values in options.items():
+    attack = attacks.make({'name': name, **values})
+
+    @jax.jit
+    def attacked(numbers, attack=attack):
+      return attack.on_updates(
+        leaf, byzantine=byzantine, key=KEY, aggregate=RULE, **numbers
+      )
+
+    without = jax.jit(functools.partial(attacked, {}))
+    np.testing.assert_array_equal(attacked(attack.numbers), without(), name)
+    lifted += [f'{name}.{number}' for number in attack.numbers]
+  assert lifted == [
+    'alie.z',
+    'constant.value',
+    'fall_of_empires.epsilon',
+    'fang_krum.threshold',
+    'fang_trimmed_mean.b',
+    'gaussian.sigma',
+    'gaussian.mu',
+    'optimized.max_strength',
+    'sign_flip.scale',
+    'label_flipping.flip_fraction',
+    'label_flipping.boost',
+  ]
+
+
+def test_a_share_of_flips_may_be_an_argument():
+  attack = attacks.label_flipping(flip_fraction=0.25)
+  before = labels(size=50)
+
+  @jax.jit
+  def flipped(numbers):
+    return attack.on_labels(
+      before,
+      byzantine=BYZANTINE,
+      client_ids=IDS,
+      num_classes=10,
+      key=KEY,
+      **numbers,
+    )
+
+  np.testing.assert_array_equal(flipped(attack.numbers), flipped({}))
+  assert (flipped({'flip_fraction': 0.0}) == before).all()

@@ -7,13 +7,15 @@ import threading
 
 import jax
 import numpy as np
+import optax
 import pytest
-from simulations import POPULATION, simulation
+from simulations import POPULATION, TRAIN, simulation
 
 import lca
 from lca import attacks
 from lca import data as datasets
 from lca.federated import training
+from lca.federated.optimizer import Optimizer
 
 
 def test_the_next_rounds_clients_are_read_ahead(data, monkeypatch):
@@ -118,6 +120,46 @@ def test_attacks_and_rules_have_programs_of_their_own(data):
   assert one['receive'] == other_rule['receive']
   assert one['step'] == other_attack['step']
   assert one['train'] == other_attack['train'] == other_rule['train']
+
+
+def test_runs_that_differ_in_numbers_alone_share_their_programs(data):
+  def texts(number):
+    return programs(
+      data,
+      lca.median,
+      attacks.from_function(attacks.gaussian, sigma=number),
+      optimizer=Optimizer(optax.adam, number),
+      train=dataclasses.replace(TRAIN, optimizer=Optimizer(optax.sgd, number)),
+    )
+
+  assert texts(0.5) == texts(2.0)
+
+
+def test_numbers_as_arguments_are_those_of_constants(data):
+  """The bits are the same, and other numbers give other bits."""
+
+  def after(rate, sigma, constant):
+    gaussian = attacks.from_function(attacks.gaussian, sigma=sigma)
+    optimizers = [Optimizer(make, rate) for make in (optax.adam, optax.sgd)]
+    if constant:
+      gaussian = gaussian._replace(numbers={})
+      optimizers = [optax.adam(rate), optax.sgd(rate)]
+    local, server = optimizers
+    sim = simulation(
+      data,
+      attack=gaussian,
+      optimizer=server,
+      train=dataclasses.replace(TRAIN, optimizer=local),
+    )
+    state, _ = sim.run_round(sim.init(), 0)
+    return state.variables
+
+  numbers = 0.05, 0.5
+  jax.tree.map(
+    np.testing.assert_array_equal, after(*numbers, True), after(*numbers, False)
+  )
+  leaves = [jax.tree.leaves(after(*x, False)) for x in (numbers, (0.05, 0.6))]
+  assert any((a != b).any() for a, b in zip(*leaves, strict=True))
 
 
 @pytest.mark.parametrize(
