@@ -333,18 +333,36 @@ def test_the_index_of_a_sweep(workdir, index):
   header, *table = rows(page.find(class_='sortable'))
   # The options of rule and attack follow from the names.
   assert header == [
-    *('run', 'aggregator', 'attack', 'num_rounds', 'seed', 'state'),
-    *('final accuracy', 'average accuracy', 'max accuracy', 'final loss'),
+    *('run', 'state', 'final accuracy', 'average accuracy', 'max accuracy'),
+    *('final loss', 'aggregator', 'attack', 'num_rounds', 'seed'),
   ]
   assert len(table) == 9
   by_name = {row[0]: row[1:] for row in table}
   assert by_name['all/alie x krum/1'] == [
-    *('krum', 'alie', '2', '1', 'finished'),
-    *('0.2000', '0.1250', '0.2000', '0.5000'),
+    *('finished', '0.2000', '0.1250', '0.2000', '0.5000'),
+    *('krum', 'alie', '2', '1'),
   ]
   assert by_name[f'{html_runs.NAME}/10'] == [
-    *('krum', 'none', '3', '10', 'after round 2', '', '', '', '')
+    *('after round 2', '', '', '', '', 'krum', 'none', '3', '10')
   ]
+
+
+@pytest.mark.parametrize(
+  ('f', 'keys'),
+  [
+    (lambda attackers: attackers, ['attack.num_byzantine']),
+    (lambda attackers: 3 - attackers, ['attack.num_byzantine']),
+    (lambda attackers: 1, ['attack.num_byzantine']),
+  ],
+)
+def test_f_that_follows_the_attackers_is_no_key_of_its_own(f, keys):
+  runs = [
+    {'aggregator': 'krum', 'attack.num_byzantine': m, 'aggregator.f': f(m)}
+    for m in (1, 2)
+  ]
+  assert sweep._varying(runs) == keys
+  more = [runs[0] | {'aggregator.f': 7}]
+  assert sweep._varying(runs + more) == [*keys, 'aggregator.f']
 
 
 def test_links_of_a_sweep(index):

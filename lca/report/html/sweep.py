@@ -125,7 +125,8 @@ def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
 
   An option of a rule or an attack is left out if all runs with the same name of
   this rule or attack have the same value. Likewise, any key is left out if all
-  runs with the same data set have the same value.
+  runs with the same data set have the same value, and `aggregator.f` if all
+  runs with the same rule and number of attackers have the same value.
 
   Args:
     values: of each run by dotted key, with the names of rule and attack.
@@ -140,6 +141,8 @@ def _varying(values: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [section] if option and section in frames.NAMES else []
     if key not in (*frames.NAMES, 'data.name'):
       names.append('data.name')
+    if key == 'aggregator.f':  # it follows the number of attackers
+      names.append('attack.num_byzantine')
     groups: dict[Any, list] = {}
     for each in values:
       group = tuple(each.get(name) for name in names)
@@ -168,16 +171,18 @@ def _table(members: Sequence[Member]) -> Section:
     rows.append(
       [
         Link(run.name, member.page),
-        *member.keys.values(),
-        str(run.config.get('seed', '')),
         *([state] if unfinished else []),
         *(
           pages.number(result(run)) if run.finished else ''
           for result in results.values()
         ),
+        *member.keys.values(),
+        str(run.config.get('seed', '')),
       ]
     )
-  header = ['run', *keys, 'seed', *(['state'] if unfinished else []), *results]
+  # The results come first, so that they are in sight beside many keys.
+  before = ['run', *(['state'] if unfinished else [])]
+  header = [*before, *results, *keys, 'seed']
   return Section(
     'Runs',
     'Each run with the keys in which the runs differ. An average is over the '
@@ -187,7 +192,7 @@ def _table(members: Sequence[Member]) -> Section:
         'Results',
         header,
         rows,
-        numeric=range(len(header) - len(results), len(header)),
+        numeric=range(len(before), len(before) + len(results)),
         sortable=True,
       )
     ],
