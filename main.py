@@ -52,7 +52,9 @@ def main(argv: list[str]) -> None:
   if args.quiet:
     progress.hide()
   host.use_all_cores()  # before JAX makes its devices
-  if not args['no-compilation-cache'].value:
+  if args['no-compilation-cache'].value:
+    compilation.keep_none()
+  else:
     compilation.keep_programs()
   stopping = host.Stopping(args.grace, in_rounds=False).take_signals()
   try:

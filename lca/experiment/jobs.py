@@ -95,11 +95,12 @@ def _check(
 
 
 class Outcome(NamedTuple):
-  """The end of a run's process.
+  """The end of a run.
 
   Attributes:
-    code: the exit code, 0 if the run was finished; None if it never began.
-    seconds: that the process took.
+    code: 0 if the run was finished, otherwise the exit code of its process;
+      None if it never began.
+    seconds: that the run took.
     why: the reason if it failed.
   """
 

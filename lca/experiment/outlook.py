@@ -143,7 +143,7 @@ class Tally:
 
     Args:
       name: of the run.
-      seconds: that its process took for the rounds that were missing.
+      seconds: that it took, with its start, for the rounds that were missing.
     """
     state = self._states[name]
     self._states[name] = state._replace(finished=True)

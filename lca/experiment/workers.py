@@ -1,7 +1,7 @@
 """The processes of a sweep's runs. Each runs one config after another.
 
-A process that stays imports its packages once, and finds the programs and the
-data of one run ready for the next.
+A process that stays imports its packages once, and later runs find what earlier
+ones have compiled (see `lca.experiment.compilation`).
 """
 
 import contextlib
@@ -83,6 +83,8 @@ class Worker:
     """
     if stopping():
       return None
+    if self._process is not None and not self._process.is_alive():
+      self._end()  # it was killed between two runs
     if self._process is None:
       self._start()
     with contextlib.suppress(OSError):  # if it has ended meanwhile
@@ -152,7 +154,7 @@ class Workers(contextlib.AbstractContextManager):
       self._free.put(worker)
 
   def __exit__(self, kind, error, traceback) -> None:
-    """Ends the processes of workers that are free, which should be all."""
+    """Ends the processes of all workers; none of them may be running."""
     for worker in self._all:
       worker.close()
 
@@ -183,16 +185,20 @@ def _work(
   host.use_all_cores(*job)
   if keep_programs:
     compilation.keep_programs()
+  else:
+    compilation.keep_none()
   try:
     stopping.take_signals()
     gc.freeze()  # what was imported stays, so that the collection below is fast
     for config, path in iter(runs.get, None):
       _train(config, path, job[1], load, stopping)
+      load = ()  # a file that is saved meanwhile must not be executed again
       gc.collect()
-      stays = _resident_bytes() < MOST_BYTES
+      stays = not stopping() and _resident_bytes() < MOST_BYTES
       sweep.send(stays)
       if not stays:
         return
+      stopping.in_rounds = False
   except KeyboardInterrupt:
     sys.exit(host.STOPPED)
   except (ValueError, TypeError, ImportError, FloatingPointError):
@@ -232,7 +238,6 @@ def _train(
   stopping.in_rounds = True  # from now on a round is finished and saved first
   if stopping() or train.run(experiment, stopping) is None:
     sys.exit(host.STOPPED)
-  stopping.in_rounds = False
   # A finished run needs no checkpoints: it is never continued.
   shutil.rmtree(path / 'checkpoints')
   log.unlink()
@@ -249,15 +254,18 @@ def _listen(
   after its round. If the sweep's process asked and has then ended, the run ends
   at once.
   """
-  with contextlib.suppress(EOFError, OSError):
+  try:
     while True:
       message = sweep.recv()
       if message is None:
         stopping.stop()
       else:
         runs.put(message)
-  runs.put(None)
-  stopping.stop(again=stopping())
+  except (EOFError, OSError):
+    pass  # the pipe is closed
+  finally:
+    runs.put(None)
+    stopping.stop(again=stopping())
 
 
 def reason(code: int, log: pathlib.Path) -> str:

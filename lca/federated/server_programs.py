@@ -18,7 +18,7 @@ from lca.federated.round import (
   next_model,
   receive,
 )
-from lca.typing import PyTree, Updates
+from lca.typing import Updates
 
 
 class ServerPrograms:
@@ -63,24 +63,25 @@ class ServerPrograms:
     """A jitted function that makes what the server receives.
 
     `(variables, opt_state, aggregator, momenta, updates, losses, drawn,
-    numbers) -> (received, momenta)`: the fields of the state, the results of
-    all rows that have trained (the clients, maybe the server, and rows that
-    fill up the last devices), the draws of the round, and `Server.numbers`. The
-    momenta are donated, so that XLA updates them in place. None if nothing
-    changes the updates.
+    numbers) -> (updates, momenta)`: the fields of the state, the results of all
+    rows that have trained (the clients, maybe the server, and rows that fill up
+    the last devices), the draws of the round, and `Server.numbers`. The momenta
+    are donated, so that XLA updates them in place. So are the updates on a
+    single device; on several, the results are spread in another way. None if
+    nothing changes the updates.
     """
     if not self._changes_updates:
       return None
-    return jax.jit(self._receive, donate_argnames='momenta')
+    in_place = ('updates',) if self._placement.mesh.size == 1 else ()
+    return jax.jit(self._receive, donate_argnames=('momenta', *in_place))
 
   @functools.cached_property
   def step(self) -> jax.stages.Wrapped:
     """A jitted function that makes the next model.
 
-    `(variables, opt_state, aggregator, momenta, received, drawn, numbers) ->
-    (state, metrics)`. `received` is from `receive`; without it, `received` is
-    the tuple of updates and losses of all rows that have trained. The
-    aggregator's state and the momenta are donated.
+    `(variables, opt_state, aggregator, momenta, updates, losses, drawn,
+    numbers) -> (state, metrics)`, with the updates and the momenta of `receive`
+    if there is one. The aggregator's state and the momenta are donated.
     """
     return jax.jit(
       self._step,
@@ -98,14 +99,15 @@ class ServerPrograms:
       trained: shapes and shardings of the updates and losses of all rows.
       drawn: any round's draws.
     """
-    received: PyTree = trained
+    updates, losses = trained
     receiving, numbers = None, self._server.numbers
     with jax.set_mesh(self._placement.mesh):
       if self.receive is not None:
-        receiving = self.receive.lower(*state, *trained, drawn, numbers)
-        shapes, _ = receiving.out_info
-        received = with_shardings(shapes, self._received_shardings(shapes))
-      return receiving, self.step.lower(*state, received, drawn, numbers)
+        receiving = self.receive.lower(*state, updates, losses, drawn, numbers)
+        spread = self._placement.by_coordinate(updates, lead=1)
+        updates = with_shardings(updates, spread)
+      stepping = self.step.lower(*state, updates, losses, drawn, numbers)
+    return receiving, stepping
 
   def _receive(
     self,
@@ -119,36 +121,44 @@ class ServerPrograms:
     numbers,
   ):
     state = ServerState(variables, opt_state, aggregator, momenta)
-    sent = self._by_coordinate(updates, losses)
+    updates = self._by_coordinate(updates)
     server = self._server.with_numbers(numbers)
+    sent = self._sent(updates, losses)
     received, momenta = receive(server, state, sent, drawn)
-    shardings = self._received_shardings(received), self.shardings.momenta
-    return lax.with_sharding_constraint((received, momenta), shardings)
+    # The rows after the clients' stay as they are.
+    updates = jax.tree.map(
+      lambda rows, new: rows.at[: self._clients].set(new),
+      updates,
+      received.updates,
+    )
+    momenta = lax.with_sharding_constraint(momenta, self.shardings.momenta)
+    return self._by_coordinate(updates), momenta
 
   def _step(
-    self, variables, opt_state, aggregator, momenta, received, drawn, numbers
+    self,
+    variables,
+    opt_state,
+    aggregator,
+    momenta,
+    updates,
+    losses,
+    drawn,
+    numbers,
   ):
-    if not isinstance(received, Sent):
-      received = self._by_coordinate(*received)
     state = ServerState(variables, opt_state, aggregator, momenta)
+    received = self._sent(self._by_coordinate(updates), losses)
     server = self._server.with_numbers(numbers)
     return next_model(server, state, received, drawn)
 
-  def _by_coordinate(self, updates: Updates, losses: jax.Array) -> Sent:
-    """Takes rows that are spread by client, and spreads them by coordinate."""
+  def _by_coordinate(self, updates: Updates) -> Updates:
+    """Spreads rows by coordinate that may be spread by client."""
     by_coordinate = self._placement.by_coordinate(updates, lead=1)
-    updates = lax.with_sharding_constraint(updates, by_coordinate)
+    return lax.with_sharding_constraint(updates, by_coordinate)
+
+  def _sent(self, updates: Updates, losses: jax.Array) -> Sent:
+    """Returns the rows of the clients, and the row of the server."""
     n = self._clients
     sent = Sent(jax.tree.map(lambda u: u[:n], updates), losses[:n])
     if self._server_trains:
       sent = sent._replace(server_update=jax.tree.map(lambda u: u[n], updates))
     return sent
-
-  def _received_shardings(self, received: Sent) -> Sent:
-    """Returns the shardings of what the server receives."""
-    by_coordinate = self._placement.by_coordinate
-    return received._replace(
-      updates=by_coordinate(received.updates, lead=1),
-      losses=self._placement.everywhere,
-      server_update=by_coordinate(received.server_update),
-    )

@@ -203,9 +203,14 @@ class Simulation:
 
   @functools.cached_property
   def programs(self) -> Programs:
-    """The programs of a round, compiled side by side on first access."""
+    """The programs of a round, compiled on first access.
+
+    On CPUs they are compiled side by side. Elsewhere the compiler may measure
+    kernels on the device, and must not be disturbed.
+    """
     lowered = self._lowered
-    with ThreadPoolExecutor(len(lowered)) as pool:
+    on_cpu = jax.default_backend() == 'cpu'
+    with ThreadPoolExecutor(len(lowered) if on_cpu else 1) as pool:
       return Programs(*pool.map(lambda each: each and each.compile(), lowered))
 
   @functools.cached_property
@@ -269,7 +274,7 @@ class Simulation:
       programs = self.programs
 
     # 3. Clients train, from a copy of the model on every device.
-    sent = self._training.enqueue(
+    updates, losses = self._training.enqueue(
       programs.train,
       self.everywhere(state),
       *prepared.clients.result(),
@@ -279,10 +284,12 @@ class Simulation:
     # 4. Byzantine clients attack, and the server makes the next model.
     drawn, numbers = prepared.drawn, self._server.numbers
     if programs.receive is not None:
-      sent, momenta = programs.receive(*state, *sent, drawn, numbers)
+      updates, momenta = programs.receive(
+        *state, updates, losses, drawn, numbers
+      )
       state = state._replace(momenta=momenta)
-    state, measured = programs.step(*state, sent, drawn, numbers)
-    del sent  # so that the memory of the updates is free once the step is taken
+    state, measured = programs.step(*state, updates, losses, drawn, numbers)
+    del updates  # so that their memory is free once the step is taken
 
     # 5. The host waits for the devices, which have all their work by now.
     n = self._population.clients_per_round

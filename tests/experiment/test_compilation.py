@@ -15,7 +15,11 @@ import os, sys
 import jax, jax.numpy as jnp
 from lca.experiment import compilation
 compilation._SECONDS = float(os.getenv('SECONDS', '10'))
-compilation.keep_programs()
+compilation.MOST_PROGRAMS = int(os.getenv('PROGRAMS', '2000'))
+if os.getenv('NONE'):
+  compilation.keep_none()
+else:
+  compilation.keep_programs()
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 double = jax.jit(lambda x: jnp.cumsum(x) * 2)
@@ -111,3 +115,22 @@ def test_jaxs_own_settings_stay(tmp_path):
   assert folder is None
   folder, _, hits, _ = run(tmp_path, 8, JAX_ENABLE_COMPILATION_CACHE='0')
   assert hits == 0 and not list(folder.glob('*-cache'))
+
+
+def test_nothing_is_kept_if_that_is_asked_for(tmp_path):
+  folder, *_ = run(
+    tmp_path, 8, NONE='1', JAX_COMPILATION_CACHE_DIR=str(tmp_path)
+  )
+  assert folder is None and not list(tmp_path.rglob('*-cache'))
+
+
+def test_the_programs_used_longest_ago_are_deleted(tmp_path):
+  folder, _, _, _ = run(tmp_path, 8)
+  old = {program.name for program in folder.glob('*-cache')}
+  run(tmp_path, 9)
+  new = {program.name for program in folder.glob('*-cache')} - old
+  _, _, hits, _ = run(tmp_path, 9, PROGRAMS=str(len(new)))
+  kept = {program.name for program in folder.glob('*-cache')}
+  assert new and new <= kept and hits >= len(new)
+  _, _, hits, _ = run(tmp_path, 8, PROGRAMS='0')
+  assert hits == 0

@@ -74,3 +74,43 @@ def test_no_run_starts_while_the_sweep_stops(make, tmp_path):
   worker = make('')
   assert worker.run({}, tmp_path / 'run', lambda: True) is None
   assert worker._process is None
+
+
+def test_a_file_that_is_saved_during_a_sweep_is_not_executed_again(
+  make, tmp_path
+):
+  """It would register its rule a second time."""
+  worker = make(KILLS)
+  assert worker.run(tiny('krum').to_dict(), tmp_path / '0') == 0
+  (tmp_path / 'file.py').write_text('raise ValueError')
+  assert worker.run(tiny('median').to_dict(), tmp_path / '1') == 0
+
+
+def test_a_process_that_was_killed_between_runs_is_replaced(make, tmp_path):
+  worker = make('')
+  assert worker.run(tiny('krum').to_dict(), tmp_path / '0') == 0
+  worker._process.kill()
+  worker._process.join()
+  assert worker.run(tiny('median').to_dict(), tmp_path / '1') == 0
+
+
+STOPPED_LATE = """
+import shutil, signal, time
+from lca.experiment import workers
+
+def rmtree(path):
+  signal.raise_signal(signal.SIGTERM)
+  time.sleep(1)
+  original(path)
+
+original, shutil.rmtree = shutil.rmtree, rmtree
+"""
+
+
+def test_a_run_that_is_stopped_after_its_last_round_is_finished(make, tmp_path):
+  """It leaves no checkpoints, and its process ends."""
+  worker, path = make(STOPPED_LATE), tmp_path / '0'
+  assert worker.run(tiny('krum').to_dict(), path) == 0
+  assert is_finished(path) and not (path / 'checkpoints').exists()
+  assert not path.with_suffix('.log').exists()
+  assert worker._process is None

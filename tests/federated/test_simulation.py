@@ -97,6 +97,15 @@ def test_the_parts_overwrite_the_updates_in_place(data):
   assert used.output_size_in_bytes - used.alias_size_in_bytes < 200
 
 
+def test_an_attack_overwrites_the_updates_in_place_on_one_device(data):
+  zero = attacks.from_function(attacks.zero)
+  update = sum(x.nbytes for x in jax.tree.leaves(simulation(data).init()[0]))
+  one, two = (simulation(data, devices=d, attack=zero) for d in (1, 2))
+  used = one.programs.receive.memory_analysis()
+  assert used.alias_size_in_bytes == 7 * update
+  assert two.programs.receive.memory_analysis().alias_size_in_bytes == 0
+
+
 def programs(data, rule, attack, **changes):
   """Returns the texts of the programs before their compilation, by name."""
   sim = simulation(
