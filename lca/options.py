@@ -7,6 +7,7 @@ therefore convert text, too.
 import math
 import operator
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
   return check
 
 
-_OF_NUMBERS: set[Check] = set()
+_OF_NUMBERS: weakref.WeakSet[Check] = weakref.WeakSet()
 """The checks that let traced values pass."""
 
 
