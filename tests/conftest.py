@@ -35,6 +35,8 @@ import jax
 import pytest
 from cases import TRACES
 
+from lca.experiment.host import resident_bytes
+
 jax.config.update('jax_num_cpu_devices', 8)
 
 if not hasattr(jax, 'enable_x64'):  # JAX 0.7 has it under its former name
@@ -46,14 +48,6 @@ TESTS = pathlib.Path(__file__).parent
 # A process with more bytes or more memory maps forgets its compiled programs.
 MOST_BYTES = 2 * 2**30
 MOST_MAPS = 20_000  # Linux allows 65,530, and each program takes a few
-
-
-def resident_bytes():
-  """Returns the memory of this process; 0 where there is no /proc."""
-  statm = pathlib.Path('/proc/self/statm')
-  if not statm.exists():
-    return 0
-  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def forget_programs():

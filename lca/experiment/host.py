@@ -1,6 +1,7 @@
 """The process of a run: its CPU devices, other processes, and signals."""
 
 import os
+import pathlib
 import signal
 import socket
 import threading
@@ -41,6 +42,14 @@ def use_all_cores(job: int = 0, jobs: int = 1) -> None:
     else:
       num_cores = os.cpu_count() or 1
     jax.config.update('jax_num_cpu_devices', num_cores)
+
+
+def resident_bytes() -> int:
+  """Returns the memory of this process; 0 where the system has no /proc."""
+  statm = pathlib.Path('/proc/self/statm')
+  if not statm.exists():
+    return 0
+  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 _SLURM_TASKS, _TPU_WORKERS = 'SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES'

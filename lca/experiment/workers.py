@@ -194,7 +194,7 @@ def _work(
       _train(config, path, job[1], load, stopping)
       load = ()  # a file that is saved meanwhile must not be executed again
       gc.collect()
-      stays = not stopping() and _resident_bytes() < MOST_BYTES
+      stays = not stopping() and host.resident_bytes() < MOST_BYTES
       sweep.send(stays)
       if not stays:
         return
@@ -204,14 +204,6 @@ def _work(
   except (ValueError, TypeError, ImportError, FloatingPointError):
     traceback.print_exc()
     sys.exit(FAILS_AGAIN)
-
-
-def _resident_bytes() -> int:
-  """Returns the memory of this process; 0 where the system has no /proc."""
-  statm = pathlib.Path('/proc/self/statm')
-  if not statm.exists():
-    return 0
-  return int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def _train(

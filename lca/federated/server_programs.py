@@ -20,6 +20,9 @@ from lca.federated.round import (
 )
 from lca.typing import Updates
 
+# The positions of arguments that a program may overwrite.
+_AGGREGATOR, _MOMENTA, _UPDATES = 2, 3, 4
+
 
 class ServerPrograms:
   """The two halves of `lca.federated.round.server_step` on a mesh.
@@ -72,8 +75,8 @@ class ServerPrograms:
     """
     if not self._changes_updates:
       return None
-    in_place = ('updates',) if self._placement.mesh.size == 1 else ()
-    return jax.jit(self._receive, donate_argnames=('momenta', *in_place))
+    in_place = (_UPDATES,) if self._placement.mesh.size == 1 else ()
+    return jax.jit(self._receive, donate_argnums=(_MOMENTA, *in_place))
 
   @functools.cached_property
   def step(self) -> jax.stages.Wrapped:
@@ -85,7 +88,7 @@ class ServerPrograms:
     """
     return jax.jit(
       self._step,
-      donate_argnames=('aggregator', 'momenta'),
+      donate_argnums=(_AGGREGATOR, _MOMENTA),
       out_shardings=(self.shardings, self._placement.everywhere),
     )
 
@@ -109,21 +112,8 @@ class ServerPrograms:
       stepping = self.step.lower(*state, updates, losses, drawn, numbers)
     return receiving, stepping
 
-  def _receive(
-    self,
-    variables,
-    opt_state,
-    aggregator,
-    momenta,
-    updates,
-    losses,
-    drawn,
-    numbers,
-  ):
-    state = ServerState(variables, opt_state, aggregator, momenta)
-    updates = self._by_coordinate(updates)
-    server = self._server.with_numbers(numbers)
-    sent = self._sent(updates, losses)
+  def _receive(self, *arguments):
+    server, state, updates, sent, drawn = self._parts(*arguments)
     received, momenta = receive(server, state, sent, drawn)
     # The rows after the clients' stay as they are.
     updates = jax.tree.map(
@@ -134,7 +124,11 @@ class ServerPrograms:
     momenta = lax.with_sharding_constraint(momenta, self.shardings.momenta)
     return self._by_coordinate(updates), momenta
 
-  def _step(
+  def _step(self, *arguments):
+    server, state, _, received, drawn = self._parts(*arguments)
+    return next_model(server, state, received, drawn)
+
+  def _parts(
     self,
     variables,
     opt_state,
@@ -145,10 +139,16 @@ class ServerPrograms:
     drawn,
     numbers,
   ):
+    """Returns what both programs need of their arguments (see `receive`).
+
+    Returns:
+      The server with its numbers, the state, the updates of all rows spread by
+      coordinate, the clients' part of them, and the draws.
+    """
     state = ServerState(variables, opt_state, aggregator, momenta)
-    received = self._sent(self._by_coordinate(updates), losses)
-    server = self._server.with_numbers(numbers)
-    return next_model(server, state, received, drawn)
+    updates = self._by_coordinate(updates)
+    sent = self._sent(updates, losses)
+    return self._server.with_numbers(numbers), state, updates, sent, drawn
 
   def _by_coordinate(self, updates: Updates) -> Updates:
     """Spreads rows by coordinate that may be spread by client."""
