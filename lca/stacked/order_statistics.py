@@ -6,24 +6,24 @@ them. It never subtracts an entry from a sum, so that an enormous entry that is
 not selected leaves no rounding error. A NaN counts as +inf.
 
 A statistic needs the entries of few ranks, such as the two ends of a trimmed
-mean. GPUs and TPUs find them by sorting many whole columns at once (`_packed`).
-On CPU a sort takes about 80 times as long as a sorting network that is pruned
-to the comparators that these ranks depend on. The network runs over chunks of
-columns that stay in cache (`_in_cache`). Both ways compare integers that have
-the order of the floats (`_sortable`).
+mean. GPUs and TPUs find them by sorting many whole columns at once (`_packed`),
+CPUs by sorting networks over chunks of columns that stay in cache (`_in_cache`;
+see `rank_selection`). Both ways compare integers that have the order of the
+floats (`_sortable`).
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lca.stacked import sharding
+from lca.stacked import rank_selection, sharding
 from lca.stacked.geometry import scale
+from lca.stacked.rank_selection import Select, split_rows
 from lca.stacked.sums import flat, pieces, wide
 
 _CACHED = 512  # columns; [100, 512] float32 numbers stay in a CPU's cache
@@ -31,10 +31,6 @@ _PACKED = 2**18  # columns that are sorted at once on other backends
 
 ABSENT = -1.0
 """The weight that marks a row as absent; all other weights are nonnegative."""
-
-Select = Callable[[jax.Array, Sequence[int]], list[jax.Array]]
-"""`select(keys, ranks)` returns for each rank the entries of that rank, `[c]`,
-in the columns of the integers `keys`, `[n, c]`."""
 
 
 class Statistic(Protocol):
@@ -93,7 +89,7 @@ class RankedMean(NamedTuple):
     """Returns keys and entries as lists of rows, and the two end keys `[c]`."""
     keys = _sortable(x)
     low, high = select(keys, (self.low, self.high))
-    return _rows(keys), _rows(x), low, high
+    return split_rows(keys), split_rows(x), low, high
 
   def _kept(self, keys, low, high):
     """Returns how many entries that tie with each end are kept, `[c]`."""
@@ -118,7 +114,7 @@ class NearestMean(NamedTuple):
 
   def value(self, x: jax.Array, select: Select) -> jax.Array:
     away, last, share = self._last(x, select)
-    pairs = list(zip(away, _rows(x), strict=True))
+    pairs = list(zip(away, split_rows(x), strict=True))
     nearer = _total(jnp.where(d < last, row, 0) for d, row in pairs)
     tied = _total(jnp.where(d == last, row, 0) for d, row in pairs)
     return (nearer + share * tied) / self.count
@@ -147,7 +143,7 @@ class NearestMean(NamedTuple):
 
     start = jnp.zeros_like(x[0])
     middle, last = lax.fori_loop(0, 2, selection, (start, start))
-    away = [distance(row, middle) for row in _rows(x)]
+    away = [distance(row, middle) for row in split_rows(x)]
     nearer = _count(d < last for d in away)
     ties = _count(d == last for d in away)
     return away, last, (self.count - nearer) / ties
@@ -159,13 +155,13 @@ class SignedMean(NamedTuple):
   theta: int
 
   def value(self, x: jax.Array, select: Select) -> jax.Array:
-    return self._sign(x) * _total(_rows(x)) / len(x)
+    return self._sign(x) * _total(split_rows(x)) / len(x)
 
   def shares(self, x: jax.Array, select: Select) -> jax.Array:
     return jnp.broadcast_to(self._sign(x) / len(x), x.shape)
 
   def _sign(self, x):
-    agreement = jnp.abs(_total(_rows(jnp.sign(x))))
+    agreement = jnp.abs(_total(split_rows(jnp.sign(x))))
     return jnp.where(agreement >= self.theta, 1.0, -1.0)
 
 
@@ -269,7 +265,7 @@ def _in_cache(function, leaves):
 
   def one_chunk(chunk):
     leaf, start = chunk
-    return function(lax.switch(leaf, readers, start), _by_network)
+    return function(lax.switch(leaf, readers, start), rank_selection.on_cpu)
 
   out = lax.map(one_chunk, (jnp.array(leaf_of), jnp.array(starts)))
   ends = np.cumsum([-(-size // _CACHED) for size in sizes])
@@ -305,57 +301,11 @@ def _packed(function, leaves):
 
   @jax.jit  # traced once for all packs of one width
   def one_pack(rows):
-    return function(rows, _by_sorting)
+    return function(rows, rank_selection.by_sorting)
 
   outs = [one_pack(jnp.concatenate(pack, axis=1)) for pack in packs]
   out = jnp.concatenate(outs, axis=-1)
   return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
-
-
-def _by_sorting(keys, ranks):
-  ordered = jnp.sort(keys, axis=0)
-  return [ordered[rank] for rank in ranks]
-
-
-def _by_network(keys, ranks):
-  """Selects as `_by_sorting` does, with a pruned sorting network."""
-  rows: list[Any] = [*_rows(keys)]
-  for low, high, keep_low, keep_high in _network(len(rows), tuple(ranks)):
-    a, b = rows[low], rows[high]
-    rows[low] = lax.min(a, b) if keep_low else None
-    rows[high] = lax.max(a, b) if keep_high else None
-  return lax.optimization_barrier([rows[rank] for rank in ranks])
-
-
-@functools.cache
-def _network(n, ranks):
-  """Returns the comparators of a sorting network that `ranks` depend on.
-
-  The network is Batcher's odd-even merge sort of n entries (Knuth, The art of
-  computer programming 3, section 5.3.4, for any n).
-
-  A comparator is `(low, high, keep_low, keep_high)`: the positions of the
-  smaller and the larger entry, and which of the two is used afterwards.
-  """
-  comparators, block = [], 1
-  while block < n:
-    step = block
-    while step:
-      comparators += [
-        (i, i + step)
-        for start in range(step % block, n - step, 2 * step)
-        for i in range(start, min(start + step, n - step))
-        if i // (2 * block) == (i + step) // (2 * block)
-      ]
-      step //= 2
-    block *= 2
-  # Walk back from the wanted ranks to the comparators that they depend on.
-  needed, kept = set(ranks), []
-  for low, high in reversed(comparators):
-    if needed & {low, high}:
-      kept.append((low, high, low in needed, high in needed))
-      needed |= {low, high}
-  return kept[::-1]
 
 
 def sort(x: jax.Array) -> jax.Array:
@@ -384,11 +334,6 @@ def integers(dtype: jnp.dtype) -> jnp.dtype:
 
 def _magnitude(bits):
   return jnp.array(jnp.iinfo(bits.dtype).max, bits.dtype)
-
-
-def _rows(x: jax.Array) -> list[jax.Array]:
-  """Returns the rows as a list. XLA fuses a sum over a list with its terms."""
-  return [lax.index_in_dim(x, i, keepdims=False) for i in range(len(x))]
 
 
 def _total(rows: Iterable[jax.Array]) -> jax.Array:
