@@ -6,7 +6,7 @@ import lca
 from lca.federated.clients import LocalTraining
 from lca.federated.placement import Placement, clients_mesh
 from lca.federated.population import Population
-from lca.federated.round import Server
+from lca.federated.server import Server
 from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier
 
@@ -30,6 +30,7 @@ def simulation(
   population=POPULATION,
   classifier=CLASSIFIER,
   train=TRAIN,
+  kind=Simulation,
   **changes,
 ):
   """Returns a simulation; `changes` replace parts of its `Server`."""
@@ -37,7 +38,7 @@ def simulation(
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),
   }
-  return Simulation(
+  return kind(
     data=data,
     population=population,
     classifier=classifier,

@@ -67,7 +67,7 @@ def main(directory):
   from lca.federated.clients import LocalGradient
   from lca.federated.placement import Placement, clients_mesh
   from lca.federated.population import Population
-  from lca.federated.round import Server
+  from lca.federated.server import Server
   from lca.federated.simulation import Simulation
   from lca.models import Classifier
 

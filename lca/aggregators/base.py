@@ -150,7 +150,7 @@ class GramRule(Rule[P]):
     verdict = self.weigh(gram, *args, **hyper)
     one_layer = jax.tree.map(lambda x: x[None], verdict)
     (update,) = self.combine([updates], one_layer, *args, **hyper)
-    return update, self._info(verdict, gram)
+    return update, self.info(verdict, gram)
 
   def explain_layers(
     self, layers: list[Updates], *args: P.args, **hyper: P.kwargs
@@ -162,9 +162,10 @@ class GramRule(Rule[P]):
     grams = GRAMS[self.needs](layers)
     verdicts = jax.vmap(lambda gram: self.weigh(gram, *args, **hyper))(grams)
     updates = self.combine(layers, verdicts, *args, **hyper)
-    return updates, jax.vmap(self._info)(verdicts, grams)
+    return updates, jax.vmap(self.info)(verdicts, grams)
 
-  def _info(self, verdict: Verdict, gram: Gram) -> Info:
+  def info(self, verdict: Verdict, gram: Gram) -> Info:
+    """Returns what `explain` reports of a verdict."""
     info = verdict.info(gram)
     return {k: info[k] for k in info if self.weighs_rows or k != 'weights'}
 

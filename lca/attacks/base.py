@@ -6,7 +6,7 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,20 @@ class Attack(NamedTuple):
     numbers: options of the two hooks, which a round passes to both of them by
       name. Compiled programs take them as arguments, so that runs that differ
       in them alone share their programs.
+    reads: what `on_updates` reads to make a number of a Byzantine row: `'all'`,
+      the default, all coordinates of all rows; `'coordinate'` that coordinate
+      of all rows, and which rows are rejected; `'row'` the row itself. A round
+      that does not hold all updates (`lca.federated.streaming`) then brings
+      some coordinates of all rows, or some of the rows and their `positions`.
   """
 
   on_labels: Callable[..., jax.Array]
   on_updates: Callable[..., Updates]
   numbers: Mapping[str, Any] = types.MappingProxyType({})
+  reads: 'Reads' = 'all'
+
+
+Reads = Literal['all', 'coordinate', 'row']
 
 
 def keep_labels(labels: jax.Array, **_: Any) -> jax.Array:
@@ -51,10 +60,12 @@ def keep_updates(updates: Updates, **_: Any) -> Updates:
   return updates
 
 
-NO_ATTACK = Attack(keep_labels, keep_updates)
+NO_ATTACK = Attack(keep_labels, keep_updates, reads='row')
 
 
 def update_attack(
+  reads: Reads = 'all',
+  /,
   **checks: Check,
 ) -> Callable[[Callable[P, Updates]], Callable[P, Updates]]:
   """Marks a function of the updates as an attack and checks its arguments.
@@ -63,6 +74,7 @@ def update_attack(
   its `key` has no default, a call without a key is an error.
 
   Args:
+    reads: what the function reads; see `Attack.reads`.
     **checks: for each option to check, by its name, a function of
       `lca.options`. The value None is accepted if it is the option's default.
       The value of an option that is checked to be a number may be traced (see
@@ -94,13 +106,13 @@ def update_attack(
       return function(updates, byzantine=mask, key=key, **options)
 
     attack: Any = functools.wraps(function)(checked)
-    attack.checks = checks
+    attack.checks, attack.reads = checks, reads
     return attack
 
   return decorate
 
 
-ROUND_BRINGS = ('byzantine', 'key', 'aggregate')
+ROUND_BRINGS = ('byzantine', 'key', 'aggregate', 'positions')
 """Names of the arguments that a round passes to an attack on the updates."""
 
 
@@ -112,8 +124,9 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
 
   Args:
     function: `(updates, *, byzantine, ...) -> updates`. It may name `key` and
-      `aggregate` too (see `Attack.on_updates`); a round passes those of the
-      three arguments that the function names.
+      `aggregate` (see `Attack.on_updates`) and `positions` (see
+      `Attack.reads`), too; a round passes those arguments that the function
+      names.
     **options: values of the function's other arguments.
 
   Returns:
@@ -146,7 +159,8 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
     for name, value in options.items()
     if isinstance(value, float) and may_be_traced(checks.get(name))
   }
-  return Attack(keep_labels, on_updates, numbers)
+  reads: Reads = getattr(function, 'reads', 'all')
+  return Attack(keep_labels, on_updates, numbers, reads)
 
 
 def _checked_options(function, options):
@@ -190,6 +204,7 @@ def draw_rows(
   key: jax.Array,
   sample: Callable[..., jax.Array],
   row: Callable[[int, jax.Array], jax.Array],
+  positions: jax.Array | None = None,
 ) -> list[jax.Array]:
   """Replaces each Byzantine row by an independent random row.
 
@@ -198,23 +213,27 @@ def draw_rows(
   Args:
     leaves: leaves `[n, ...]` of stacked updates.
     byzantine: `[n]` mask.
-    key: PRNG key; the index of a row is folded into it.
+    key: PRNG key; the position of a row is folded into it.
     sample: `(key, shape, dtype) -> numbers`, like the samplers of
       `jax.random`. One call draws the numbers of all leaves of a row, which
       compiles faster than a call for each leaf.
     row: `(k, numbers) -> row` makes the row of leaf k from random numbers of
       the row's shape.
+    positions: `[n]` positions of the rows in the round, if they are some of its
+      rows; None if they are all.
 
   Returns:
     The leaves with the new rows, in their dtypes.
   """
   order = jnp.argsort(~byzantine, stable=True)  # Byzantine rows come first
+  places = jnp.arange(len(order)) if positions is None else positions
+  places = jnp.asarray(places, order.dtype)
   dtype = sums.wide(jnp.result_type(*leaves))
   sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
   ends = list(itertools.accumulate(sizes))
 
   def replace_row(i, leaves):
-    row_key = jax.random.fold_in(key, order[i])
+    row_key = jax.random.fold_in(key, places[order[i]])
     drawn = sample(row_key, (ends[-1],), dtype)
     drawn = sharding.whole_on_each_device(drawn)
     numbers = jnp.split(drawn, ends[:-1])  # one part for each leaf

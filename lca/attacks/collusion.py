@@ -11,7 +11,7 @@ from lca.stacked import eigen, geometry
 from lca.typing import Updates
 
 
-@update_attack(scale=options.number(0))
+@update_attack('row', scale=options.number(0))
 def sign_flip(
   updates: Updates,
   *,
@@ -49,7 +49,7 @@ def sign_flip(
   return replace(updates, byzantine, flipped)
 
 
-@update_attack(epsilon=options.number(0))
+@update_attack('coordinate', epsilon=options.number(0))
 def fall_of_empires(
   updates: Updates,
   *,
@@ -94,7 +94,7 @@ def fall_of_empires(
   return replace(updates, byzantine, jax.tree.map(lambda x: -epsilon * x, mean))
 
 
-@update_attack(z=options.number())
+@update_attack('coordinate', z=options.number())
 def alie(
   updates: Updates,
   *,

@@ -159,7 +159,9 @@ def label_flipping(*, flip_fraction: float = 1.0, boost: Boost = 1.0) -> Attack:
 
   numbers: dict[str, Any] = {'flip_fraction': flip_fraction}
   if boost == 1:
-    return Attack(on_labels, keep_updates, numbers)
+    return Attack(on_labels, keep_updates, numbers, reads='row')
   if isinstance(boost, float):
     numbers['boost'] = boost
-  return Attack(on_labels, on_updates, numbers)
+    return Attack(on_labels, on_updates, numbers, reads='row')
+  # A boost by name follows from the numbers of rows.
+  return Attack(on_labels, on_updates, numbers, reads='coordinate')

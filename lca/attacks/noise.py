@@ -13,13 +13,14 @@ from lca.typing import Updates
 
 
 @update_attack(
-  sigma=options.number(0), mu=options.number(), layers=options.pattern
+  'row', sigma=options.number(0), mu=options.number(), layers=options.pattern
 )
 def gaussian(
   updates: Updates,
   *,
   byzantine: jax.Array,
   key: jax.Array,
+  positions: jax.Array | None = None,
   sigma: float,
   mu: float = 0.0,
   layers: str | None = None,
@@ -32,6 +33,8 @@ def gaussian(
     updates: stacked pytree, leaves `[n, ...]`.
     byzantine: `[n]` mask.
     key: PRNG key.
+    positions: `[n]` positions of the rows in the round, if they are some of its
+      rows; None if they are all.
     sigma: standard deviation, at least 0.
     mu: mean of every coordinate.
     layers: regular expression that is searched in the paths of the leaves, such
@@ -77,14 +80,19 @@ def gaussian(
     return mu + sigma * numbers
 
   noisy = draw_rows(
-    [leaves[i] for i in matching], byzantine, key, jax.random.normal, row
+    [leaves[i] for i in matching],
+    byzantine,
+    key,
+    jax.random.normal,
+    row,
+    positions,
   )
   for i, leaf in zip(matching, noisy, strict=True):
     leaves[i] = leaf
   return jax.tree.unflatten(structure, leaves)
 
 
-@update_attack()
+@update_attack('row')
 def zero(
   updates: Updates, *, byzantine: jax.Array, key: jax.Array | None = None
 ) -> Updates:
@@ -101,7 +109,7 @@ def zero(
   return _constant(updates, byzantine, 0)
 
 
-@update_attack(value=options.number())
+@update_attack('row', value=options.number())
 def constant(
   updates: Updates,
   *,
@@ -137,7 +145,7 @@ def constant(
   return _constant(updates, byzantine, value)
 
 
-@update_attack(value=options.one_of('nan', 'inf', '-inf'))
+@update_attack('row', value=options.one_of('nan', 'inf', '-inf'))
 def non_finite(
   updates: Updates,
   *,

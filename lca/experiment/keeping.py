@@ -10,7 +10,7 @@ import numpy as np
 from lca.experiment import model_files
 from lca.experiment.sections import Checkpoint
 from lca.experiment.summary import Row
-from lca.federated.round import ServerState
+from lca.federated.server import ServerState
 from lca.federated.simulation import Simulation
 
 

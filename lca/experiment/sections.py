@@ -277,11 +277,28 @@ class Parallel:
       computed at once; the gradients of the parts are summed. None is 32 on CPU
       and the whole batch on other devices. A model with batch statistics takes
       every batch as a whole: it needs None, or at least `client.batch_size`.
+    stream: True never holds the updates of all clients: clients train in
+      groups, and their updates wait in a file (`lca.federated.streaming`), so
+      that memory does not grow with `server.clients_per_round`. Rules and
+      attacks that need all numbers at once are refused. False, the default,
+      stacks the updates.
+    stream_dir: folder of the file of a streamed round, with room for the
+      updates of all clients of a round. None takes the system's folder for
+      temporary files, which the variable TMPDIR sets.
   """
 
   mesh: int | None = None
   chunk_size: int | None = None
   microbatch_size: int | None = None
+  stream: bool = False
+  stream_dir: str | None = None
+
+  def __post_init__(self):
+    if self.stream_dir is not None and not self.stream:
+      raise ValueError(
+        f'parallel.stream_dir={self.stream_dir!r} applies only with '
+        'parallel.stream=True: set it, or leave stream_dir out'
+      )
 
 
 SECTIONS = {

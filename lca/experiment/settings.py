@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -21,43 +21,17 @@ from lca.aggregators import Aggregator
 from lca.attacks import Attack
 from lca.experiment import checks, optimizers, reading, sections
 from lca.experiment.client_sections import Gradient, Training
+from lca.experiment.parts import Parts
 from lca.experiment.sections import DEFAULTS
-from lca.federated import clients, placement
+from lca.federated import clients, placement, streaming
 from lca.federated.clients import LocalGradient
 from lca.federated.optimizer import Optimizer
 from lca.federated.placement import Placement
 from lca.federated.population import Population, population_from
-from lca.federated.round import Server
-from lca.federated.simulation import Simulation
+from lca.federated.server import Server
 from lca.registry import options_of
 
 __all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
-
-
-class Parts(NamedTuple):
-  """The parts of a run: everything except its directory and its loop.
-
-  Attributes:
-    data: the data set, spread over the clients.
-    population: the clients that a round may draw, and how many attack.
-    classifier: the model and its loss.
-    train: a client's part of a round.
-    server: the server's part of a round, and the attack before it.
-    seed: decides all that is random in the run.
-    placement: the devices that a round is spread over.
-  """
-
-  data: datasets.FederatedDataset
-  population: Population
-  classifier: models.Classifier
-  train: LocalGradient
-  server: Server
-  seed: int
-  placement: Placement
-
-  def simulation(self) -> Simulation:
-    """Returns the simulation of these parts, ready for its first round."""
-    return Simulation(**self._asdict())
 
 
 Module = Callable[[int], nn.Module]
@@ -89,6 +63,7 @@ class Settings:
     server: the server's part of a round, and the attack before it.
     load: reads the data set.
     federate: spreads the data set over the clients.
+    stream: see `Parts.stream`.
   """
 
   config: dict[str, Any]
@@ -105,6 +80,7 @@ class Settings:
   server: Server
   load: Callable[[], datasets.Dataset]
   federate: Callable[[datasets.Dataset], datasets.FederatedDataset]
+  stream: dict[str, Any] | None = None
 
   def parts(self) -> Parts:
     """Reads the data and returns the parts.
@@ -140,6 +116,7 @@ class Settings:
       server=self.server,
       seed=self.run.seed,
       placement=self.placement,
+      stream=self.stream,
     )
 
   def _population(self, clients_left: int) -> Population:
@@ -293,6 +270,8 @@ def make(
     forensics=evaluation.forensics,
   )
   server.check_examples(has_root)
+  if parallel.stream:
+    streaming.check(server, has_root)
 
   # The clients' part, and dry runs of model and rule.
   mesh = placement.clients_mesh(parallel.mesh)
@@ -331,6 +310,7 @@ def make(
     server=server,
     load=load,
     federate=federate,
+    stream={'folder': parallel.stream_dir} if parallel.stream else None,
   )
 
 

@@ -27,7 +27,7 @@ from lca.experiment.rundir import (
 from lca.experiment.settings import Parts, Settings, from_config
 from lca.experiment.summary import Row, summarize
 from lca.federated import plan
-from lca.federated.round import ServerState
+from lca.federated.server import ServerState
 from lca.federated.simulation import Simulation
 from lca.typing import PyTree
 

@@ -21,7 +21,7 @@ import numpy as np
 from lca.aggregators.base import Info
 from lca.registry import Registry
 from lca.stacked import geometry
-from lca.stacked.layer_norms import normalized_norms
+from lca.stacked.layer_norms import norms_from_squares
 from lca.stacked.trees import Scope
 from lca.typing import PyTree, Update, Updates
 
@@ -37,6 +37,9 @@ class RoundResult(NamedTuple):
     updates: updates as the server received them, leaves `[n, ...]`; the row of
       a client that did not answer is NaN.
     for_rule: the part of the updates that the rule aggregated.
+    squares: squared norms of the received updates by leaf, a tree like one
+      update with leaves `[n]`.
+    squares_for_rule: the part of `squares` that belongs to `for_rule`.
     update: the aggregate.
     variables: the new model.
     info: what the rule decided; see `lca.explain`.
@@ -50,6 +53,8 @@ class RoundResult(NamedTuple):
   answered: jax.Array | np.ndarray | None
   updates: Updates
   for_rule: Updates
+  squares: PyTree
+  squares_for_rule: PyTree
   update: Update
   variables: PyTree
   info: Info
@@ -87,7 +92,7 @@ def rejected(result: RoundResult) -> jax.Array:
   See `lca.geometry` for rejected rows. Clients that did not answer are not
   counted here, but by `dropped`.
   """
-  mask = geometry.rejected_rows(geometry.norms_gram(result.updates))
+  mask = geometry.rejected_rows(geometry.gram_of_squares(result.squares))
   if result.answered is not None:
     mask &= result.answered
   return jnp.sum(mask)
@@ -124,7 +129,7 @@ def norm(result: RoundResult) -> jax.Array | None:
   """Returns the layers' normalised norms (LEGATO's Eq. 2)."""
   if result.layers is None:
     return None
-  return normalized_norms(result.for_rule, result.layers)
+  return norms_from_squares(result.squares_for_rule, result.layers)
 
 
 @METRICS.register

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from lca.federated.evaluation import BLOCK_BYTES
 from lca.federated.placement import chunk_width
 from lca.federated.simulation import Simulation
+from lca.federated.streaming import StreamedSimulation
 from lca.typing import PyTree
 
 _FLOAT = 4  # bytes of a float32
@@ -38,7 +39,8 @@ class Plan(NamedTuple):
     model: parameters and batch statistics of the model that clients start from.
     examples: examples of the device's clients in two rounds, of the test set,
       and of those held out for validation.
-    updates: updates of the device's clients.
+    updates: updates of the device's clients; in a streamed round, of those of
+      two groups.
     state: the device's share of the server's model, of its optimiser's state
       and of the clients' momenta.
     rule: the device's share of the aggregator's state.
@@ -194,6 +196,11 @@ def of(simulation: Simulation) -> Plan:
     state=_on_each_device(state._replace(aggregator=())),
     rule=_on_each_device(state.aggregator),
   )
+  passes = 0
+  if isinstance(simulation, StreamedSimulation):
+    # A group trains while the rows of the group before are written.
+    plan = plan._replace(updates=2 * plan.updates)
+    passes = simulation.block_bytes
   try:
     train, *server = map(_used, filter(None, simulation.programs))
   except jax.errors.JaxRuntimeError as error:
@@ -205,10 +212,13 @@ def of(simulation: Simulation) -> Plan:
     # of the updates that were trained. Outputs that overwrite donated inputs in
     # place need no new memory.
     server=max(
-      used.output_size_in_bytes
-      - used.alias_size_in_bytes
-      + used.temp_size_in_bytes
-      for used in server
+      passes,
+      *(
+        used.output_size_in_bytes
+        - used.alias_size_in_bytes
+        + used.temp_size_in_bytes
+        for used in server
+      ),
     ),
   )
 
@@ -264,7 +274,7 @@ def check(simulation: Simulation, limit: float) -> Plan:
     if chunk_size
     else 'no parallel.chunk_size fits; use more devices, lower '
     'server.clients_per_round, client.batch_size or parallel.microbatch_size, '
-    "or set client.update_dtype='bfloat16'"
+    "set client.update_dtype='bfloat16' or parallel.stream=True"
   )
   raise ValueError(
     f'a round does not fit into the {size(limit)} of a device: {plan}; {advice}'

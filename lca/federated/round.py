@@ -1,8 +1,6 @@
 """The server's part of a round: from the clients' updates to the next model."""
 
-import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,186 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lca.aggregators import Aggregator, Scope, explain
+from lca.aggregators import explain
 from lca.aggregators.base import Info
-from lca.attacks import NO_ATTACK, Attack
-from lca.attacks.base import keep_updates
 from lca.federated import forensics, metrics
 from lca.federated.clients import with_momentum
-from lca.federated.optimizer import AnyOptimizer, numbers_of, with_numbers
-from lca.stacked import geometry
+from lca.federated.server import Round, Sent, Server, ServerState
+from lca.stacked import geometry, sums
 from lca.typing import PyTree, Update, Updates
-
-BATCH_STATS = ('rule', 'mean', 'server')
-"""The ways to aggregate batch statistics; see `Server.batch_stats`."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Server:
-  """The parts of the server's step, which are the same in every round.
-
-  Attributes:
-    aggregator: aggregates the updates.
-    optimizer: applies the aggregate to the parameters. SGD with learning rate 1
-      adds the aggregate to the model.
-    attack: changes the Byzantine clients' labels and updates, before the server
-      receives the updates.
-    momentum: worker momentum of the clients (see `clients.with_momentum`), in
-      [0, 1); 0 keeps no momenta.
-    batch_stats: how to aggregate the updates of a model's batch statistics.
-      `'rule'` aggregates them along with the parameters. `'mean'` takes a plain
-      mean over the clients whose statistics are finite. `'server'` takes the
-      update that the server computes from its own examples. In all cases the
-      result is added to the model's statistics, and negative running variances
-      are set to 0.
-    layers: scope of the layers to measure (see `lca.layerwise`). Their
-      normalised norms become metrics, and their factors if the rule has any.
-      None measures no layers.
-    forensics: True adds evidence about every client in every layer to the
-      metrics (see `lca.federated.forensics`).
-
-  Raises:
-    ValueError: `batch_stats` is unknown.
-  """
-
-  aggregator: Aggregator
-  optimizer: AnyOptimizer
-  attack: Attack = NO_ATTACK
-  momentum: float = 0.0
-  batch_stats: str = 'rule'
-  layers: Scope | None = None
-  forensics: bool = False
-
-  def __post_init__(self):
-    if self.batch_stats not in BATCH_STATS:
-      raise ValueError(
-        f'model.batch_stats must be one of {BATCH_STATS}, '
-        f'got {self.batch_stats!r}'
-      )
-
-  def check_examples(self, has_examples: bool) -> None:
-    """Checks that the server has examples of its own if it needs them.
-
-    Args:
-      has_examples: True if the server has examples of its own.
-
-    Raises:
-      ValueError: the server needs examples and has none.
-    """
-    if self.batch_stats == 'server' and not has_examples:
-      raise ValueError(
-        "model.batch_stats='server' needs examples of the server's own: set "
-        'data.root_examples to a positive number'
-      )
-
-  @property
-  def numbers(self) -> dict[str, Any]:
-    """Numbers that a compiled program takes as arguments; see `with_numbers`.
-
-    They are those of the attack, and the learning rate of an `Optimizer`.
-    """
-    return {
-      'attack': dict(self.attack.numbers),
-      'optimizer': numbers_of(self.optimizer),
-    }
-
-  def with_numbers(self, numbers: Mapping[str, Any]) -> 'Server':
-    """Returns these parts with other values of `numbers`."""
-    return dataclasses.replace(
-      self,
-      attack=self.attack._replace(numbers=numbers['attack']),
-      optimizer=with_numbers(self.optimizer, numbers['optimizer']),
-    )
-
-  @property
-  def changes_updates(self) -> bool:
-    """False if the updates of all clients that answer arrive unchanged."""
-    attacks = self.attack.on_updates is not keep_updates
-    return attacks or self.momentum > 0
-
-  def for_rule(self, tree: PyTree) -> PyTree:
-    """Returns the part of variables or updates that the rule works on."""
-    if self.batch_stats == 'rule':
-      return tree
-    return {'params': tree['params']}
-
-
-class ServerState(NamedTuple):
-  """The state that the server carries from round to round.
-
-  Attributes:
-    variables: the model, a Flax dict with `'params'` and maybe `'batch_stats'`.
-    opt_state: state of the server's optimiser, over `'params'`.
-    aggregator: state of the aggregator.
-    momenta: the clients' momenta, like `'params'` but stacked, `[num_clients,
-      ...]`; `()` without momentum.
-  """
-
-  variables: PyTree
-  opt_state: optax.OptState
-  aggregator: PyTree
-  momenta: PyTree
-
-
-class Sent(NamedTuple):
-  """The results of local training in one round.
-
-  Attributes:
-    updates: the `n` clients' updates of all variables, leaves `[n, ...]`, as
-      they were trained; or, from `receive`, as they arrive.
-    losses: `[n]` mean training losses in nats.
-    server_update: the server's update from its own examples; None if it has
-      none.
-  """
-
-  updates: Updates
-  losses: jax.Array
-  server_update: Update | None = None
-
-
-class Round(NamedTuple):
-  """The random draws for one round of `n` clients.
-
-  Attributes:
-    ids: `[n]` ids of the clients.
-    byzantine: `[n]` mask of the clients that attack.
-    num_examples: `[n]` numbers of examples that the clients hold.
-    attack_key: PRNG key for the attack.
-    rule_key: PRNG key for the aggregation rule.
-    answered: `[n]` mask of the clients that answer; None in a run in which
-      every client always answers.
-  """
-
-  ids: jax.Array | np.ndarray
-  byzantine: jax.Array | np.ndarray
-  num_examples: jax.Array | np.ndarray
-  attack_key: jax.Array
-  rule_key: jax.Array
-  answered: jax.Array | np.ndarray | None = None
-
-
-def server_init(
-  server: Server, variables: PyTree, update: Update, num_clients: int
-) -> ServerState:
-  """Returns the server's state before the first round.
-
-  Args:
-    server: the parts of the server's step.
-    variables: the initial model.
-    update: a tree shaped like one client's update; its values are not used.
-    num_clients: number of clients in the population.
-  """
-  momenta = ()
-  if server.momentum:
-    momenta = jax.tree.map(
-      lambda x: jnp.zeros((num_clients, *x.shape), x.dtype), variables['params']
-    )
-  return ServerState(
-    variables=variables,
-    opt_state=server.optimizer.init(variables['params']),
-    aggregator=server.aggregator.init(server.for_rule(update)),
-    momenta=momenta,
-  )
 
 
 def server_step(
@@ -234,13 +59,8 @@ def receive(
     updates, momenta = _with_momentum(server, momenta, updates, drawn)
 
   # 2. Missing answers: the row of a client that does not answer becomes NaN.
-  if (answered := drawn.answered) is not None:
-    updates = jax.tree.map(
-      lambda x: jnp.where(
-        answered.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan
-      ),
-      updates,
-    )
+  if drawn.answered is not None:
+    updates = without_answer(updates, drawn.answered)
 
   # 3. Attack: Byzantine clients replace their rows. They may call `aggregate`
   # to see what the server would make of any updates.
@@ -252,6 +72,23 @@ def receive(
     **server.attack.numbers,
   )
   return sent._replace(updates=updates), momenta
+
+
+def without_answer(
+  updates: Updates, answered: jax.Array | np.ndarray
+) -> Updates:
+  """Sets the rows of the clients that do not answer to NaN.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    answered: `[n]` mask of the clients that answer.
+  """
+
+  def on_leaf(x):
+    mask = answered.reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(mask, x, jnp.nan)
+
+  return jax.tree.map(on_leaf, updates)
 
 
 def next_model(
@@ -267,12 +104,55 @@ def next_model(
   Returns:
     See `server_step`.
   """
-  # 4. Aggregation: the server makes one update of all rows, in the dtypes of
-  # the model (updates may be stored in narrower ones).
+  # 4. Aggregation: the server makes one update of all rows.
   updates = received.updates
   update, aggregator_state, info = aggregate(
     server, state, updates, received, drawn
   )
+  state = state._replace(aggregator=aggregator_state)
+  squares = jax.tree.map(sums.squares, updates)
+  return apply_update(
+    server, state, Aggregate(update, info, squares), received, drawn
+  )
+
+
+class Aggregate(NamedTuple):
+  """The update that the server has made of a round's rows.
+
+  Attributes:
+    update: the update.
+    info: what the rule decided; see `lca.explain`.
+    squares: squared norms of the rows by leaf, a tree like the update with
+      leaves `[n]`.
+  """
+
+  update: Update
+  info: Info
+  squares: PyTree
+
+
+def apply_update(
+  server: Server,
+  state: ServerState,
+  aggregated: Aggregate,
+  received: Sent,
+  drawn: Round,
+) -> tuple[ServerState, dict[str, Any]]:
+  """Applies the aggregate to the model, and measures the round.
+
+  Args:
+    server, drawn: see `server_step`.
+    state: the state after the previous round, with this round's momenta and the
+      aggregator's new state.
+    aggregated: the aggregate, and what is known about it.
+    received: from `receive`.
+
+  Returns:
+    See `server_step`.
+  """
+  # The aggregate in the dtypes of the model; updates may be stored in narrower
+  # ones.
+  update, updates = aggregated.update, received.updates
   update = jax.tree.map(lambda u, x: u.astype(x.dtype), update, state.variables)
 
   # 5. The optimiser's step on the parameters. optax expects gradients, which
@@ -296,13 +176,15 @@ def next_model(
     answered=drawn.answered,
     updates=updates,
     for_rule=server.for_rule(updates),
+    squares=aggregated.squares,
+    squares_for_rule=server.for_rule(aggregated.squares),
     update=update,
     variables=variables,
-    info=info,
+    info=aggregated.info,
     floored=floored,
     layers=server.layers,
   )
-  state = ServerState(variables, opt_state, aggregator_state, state.momenta)
+  state = state._replace(variables=variables, opt_state=opt_state)
   measured: OrderedDict[str, Any] = metrics.measure(result)
   if server.forensics:
     measured['forensics'] = forensics.evidence(result)
@@ -334,20 +216,10 @@ def aggregate(
   server_update = sent.server_update
   server.check_examples(server_update is not None)
 
-  # A client that does not answer has weight 0.
-  weights = drawn.num_examples
-  if drawn.answered is not None:
-    weights = jnp.where(drawn.answered, weights, 0)
   update, aggregator_state, info = explain(server.aggregator)(
     server.for_rule(updates),
     state.aggregator,
-    key=drawn.rule_key,
-    weights=weights.astype(jnp.float32),
-    server_update=(
-      None if server_update is None else server.for_rule(server_update)
-    ),
-    params=server.for_rule(state.variables),
-    client_ids=drawn.ids,
+    **brought(server, state.variables, server_update, drawn),
   )
 
   # Batch statistics, unless the rule has aggregated them with the parameters.
@@ -363,6 +235,28 @@ def aggregate(
       statistics = geometry.mix(rows, shares)
     update = update | {'batch_stats': statistics}
   return update, aggregator_state, info
+
+
+def brought(
+  server: Server,
+  variables: PyTree,
+  server_update: Update | None,
+  drawn: Round,
+) -> dict[str, Any]:
+  """Returns what a round brings to a rule (`lca.aggregators.ROUND_BRINGS`)."""
+  # A client that does not answer has weight 0.
+  weights = drawn.num_examples
+  if drawn.answered is not None:
+    weights = jnp.where(drawn.answered, weights, 0)
+  if server_update is not None:
+    server_update = server.for_rule(server_update)
+  return {
+    'key': drawn.rule_key,
+    'weights': weights.astype(jnp.float32),
+    'server_update': server_update,
+    'params': server.for_rule(variables),
+    'client_ids': drawn.ids,
+  }
 
 
 def _with_momentum(server, momenta, updates, drawn):

@@ -10,14 +10,8 @@ import jax
 from jax import lax
 
 from lca.federated.placement import Placement, with_shardings
-from lca.federated.round import (
-  Round,
-  Sent,
-  Server,
-  ServerState,
-  next_model,
-  receive,
-)
+from lca.federated.round import next_model, receive
+from lca.federated.server import Round, Sent, Server, ServerState
 from lca.typing import Updates
 
 # The positions of arguments that a program may overwrite.

@@ -24,7 +24,7 @@ from lca.federated.evaluation import Evaluation
 from lca.federated.placement import Placement, place_parts, with_shardings
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.round import Round, Server, ServerState, server_init
+from lca.federated.server import Round, Server, ServerState, server_init
 from lca.federated.server_programs import ServerPrograms
 from lca.federated.training import RoundTraining
 from lca.models import Classifier
@@ -72,7 +72,8 @@ class Simulation:
     data: the examples of every client, and the test set.
     classifier: the model and its loss.
     placement: the devices that a round is spread over.
-    clients_per_device: number of clients that each device trains in a round.
+    clients_per_device: number of clients that each device trains in a round, or
+      in a group of a streamed round (`lca.federated.streaming`).
       The server counts as a client if it has examples of its own. If the number
       of clients is not a multiple of the number of devices, clients without
       examples fill the remaining places.
@@ -106,22 +107,12 @@ class Simulation:
     self.data, self.classifier, self.placement = data, classifier, placement
     self._population = population
     self._train, self._server, self._seed = train, server, seed
-    mesh = placement.mesh
-    trainers = population.clients_per_round + (data.server_id is not None)
-    self.clients_per_device = -(-trainers // mesh.size)  # rounded up
-
     self._shapes = jax.eval_shape(
       lambda: self._initial_state(self._initial_variables())
     )
-    self._on_server = ServerPrograms(
-      server,
-      placement,
-      self._shapes,
-      clients=population.clients_per_round,
-      server_trains=data.server_id is not None,
-      clients_drop=population.drop_rate > 0,
-    )
-
+    mesh, at_once = placement.mesh, self._trained_at_once()
+    self.clients_per_device = -(-at_once // mesh.size)  # rounded up
+    self._on_server = self._server_programs()
     self._training = RoundTraining(
       train,
       placement,
@@ -136,6 +127,23 @@ class Simulation:
     self._evaluation = Evaluation(classifier, data, placement)
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
     self._next: _PreparedRound | None = None
+
+  def _trained_at_once(self) -> int:
+    """Returns the number of clients whose updates are in memory at once."""
+    return self._population.clients_per_round + (
+      self.data.server_id is not None
+    )
+
+  def _server_programs(self) -> Any:
+    """Makes the programs of the server's part of a round."""
+    return ServerPrograms(
+      self._server,
+      self.placement,
+      self._shapes,
+      clients=self._population.clients_per_round,
+      server_trains=self.data.server_id is not None,
+      clients_drop=self._population.drop_rate > 0,
+    )
 
   def init(self) -> ServerState:
     """Returns the state before the first round."""
@@ -173,9 +181,12 @@ class Simulation:
   @property
   def update_dtype(self) -> jnp.dtype:
     """The dtype of the numbers in a client's update."""
-    params = self._shapes.variables['params']
-    update = jax.eval_shape(self._train.to_update_dtype, params)
-    return jnp.result_type(*jax.tree.leaves(update))
+    return jnp.result_type(*jax.tree.leaves(self._update_shapes['params']))
+
+  @property
+  def _update_shapes(self) -> PyTree:
+    """The shapes of one client's update."""
+    return jax.eval_shape(self._train.to_update_dtype, self._shapes.variables)
 
   @functools.cached_property
   def _metric_names(self) -> list[str]:
@@ -294,6 +305,10 @@ class Simulation:
     # 5. The host waits for the devices, which have all their work by now.
     n = self._population.clients_per_round
     self._training.wait(lambda trained: report(min(trained, n)))
+    return state, self._as_numbers(measured, drawn)
+
+  def _as_numbers(self, measured, drawn):
+    """Returns the metrics of a round as `run_round` returns them."""
     measured = jax.device_get(measured)
     evidence = measured.pop('forensics', None)
     numbers = [
@@ -304,7 +319,7 @@ class Simulation:
     result = dict(zip(self._metric_names, numbers, strict=True))
     if evidence is not None:
       result['forensics'] = evidence | {'ids': np.asarray(drawn.ids)}
-    return state, result
+    return result
 
   def _draw(self, round_idx: int) -> Round:
     """Draws the clients of a round, and the keys of attack and rule."""

@@ -100,6 +100,7 @@ class RoundTraining:
     data: ClientData,
     client_ids: jax.Array,
     key: jax.Array,
+    calls: int | None = None,
   ) -> tuple[Updates, jax.Array]:
     """Enqueues the training of all clients, and does not wait for it.
 
@@ -110,6 +111,7 @@ class RoundTraining:
     Args:
       program: from `lower` or `function`.
       variables, data, client_ids, key: as for `train_clients`.
+      calls: the number of calls, if it is not to be chosen here.
 
     Returns:
       The updates and the losses of all clients.
@@ -117,9 +119,10 @@ class RoundTraining:
     rows, devices = len(client_ids), self._placement.mesh.size
     width = chunk_width(rows // devices, self._placement.chunk_size)
     chunks = -(-rows // (width * devices))
-    calls = 1
-    if jax.process_count() == 1:
-      calls = int(np.clip(self._seconds / SECONDS, 1, min(chunks, _CALLS)))
+    if calls is None:
+      calls = 1
+      if jax.process_count() == 1:
+        calls = int(np.clip(self._seconds / SECONDS, 1, min(chunks, _CALLS)))
     bounds = np.linspace(0, chunks, 1 + calls)
     self._calls, self._begun = [], time.monotonic()
     updates, losses = self._blank_results()

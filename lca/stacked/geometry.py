@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lca.stacked import inner_products, sums
+from lca.stacked import gram_passes, inner_products, sums
 from lca.stacked.inner_products import (
   cosines,
   differences,
@@ -28,7 +28,7 @@ from lca.stacked.inner_products import (
   rejected_rows,
   squared_norms,
 )
-from lca.typing import Gram, Update, Updates
+from lca.typing import Gram, PyTree, Update, Updates
 
 __all__ = [
   'Distance',
@@ -38,6 +38,7 @@ __all__ = [
   'differences',
   'distances',
   'gram',
+  'gram_of_squares',
   'gram_of_sums',
   'grams',
   'inner',
@@ -132,7 +133,7 @@ def grams(layers: Sequence[Updates]) -> Gram:
   for layer in layers:
     num_clients(layer)
   leaves = [jax.tree.leaves(layer) for layer in layers]
-  return cast(Gram, inner_products.of_layers(leaves))
+  return cast(Gram, gram_passes.of_layers(leaves))
 
 
 def norms_gram(updates: Updates) -> Gram:
@@ -144,8 +145,12 @@ def norms_gram(updates: Updates) -> Gram:
     updates: stacked pytree, leaves `[n, ...]`.
   """
   num_clients(updates)
-  squares = [sums.squares(leaf) for leaf in jax.tree.leaves(updates)]
-  return jnp.diag(functools.reduce(jnp.add, squares))
+  return gram_of_squares(jax.tree.map(sums.squares, updates))
+
+
+def gram_of_squares(squares: PyTree) -> Gram:
+  """Returns `norms_gram` from the squared norms of all leaves, each `[n]`."""
+  return jnp.diag(functools.reduce(jnp.add, jax.tree.leaves(squares)))
 
 
 def one_client(update: Update) -> Updates:

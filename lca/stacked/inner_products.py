@@ -13,24 +13,20 @@ a multiple of one central row c plus a small part :math:`p_i`,
 and takes the inner products of the parts and of c, from which distances and
 angles follow without cancellation. The Gram matrix itself shows if rows are so
 close. If they are not, the second pass does not run, and c is 0. The method is
-the same on every backend; `sums.parts_products` makes the pass.
+the same on every backend; `lca.stacked.gram_passes` makes the passes.
 """
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lca.stacked import sums
 
 _LOST = 2**13  # times eps: products give smaller 1 - cos with errors above 1e-3
-_PASSES = 2  # the second one runs if the first one's row c was not central
-_FAR = 32  # times the least median distance: a row beyond it is not central
 
 _DATA = ['products', 'parts', 'along']
 
@@ -153,7 +149,7 @@ def squared_distances(gram: jax.Array) -> jax.Array:
   rest_squares, delta = diagonal(rest), gram.along[:, None] - gram.along
   exact = rest_squares[:, None] + rest_squares - 2 * rest
   exact += delta * (2 * (across[:, None] - across) + delta * square)
-  lost = (square > 0) & (rough <= _tolerance(gram) * both)
+  lost = (square > 0) & (rough <= tolerance(gram) * both)
   return jnp.where(lost, jnp.maximum(exact, 0), rough)
 
 
@@ -175,7 +171,7 @@ def one_less_cosines(gram: jax.Array) -> jax.Array:
   longer /= lengths[:, None] + lengths  # |y_i| - |y_j|, from their squares
   exact = rest_squares[:, None] + rest_squares - 2 * rest - longer**2
   exact /= 2 * (lengths[:, None] * lengths)
-  lost = valid[:, None] & valid & (rough <= _tolerance(gram))
+  lost = valid[:, None] & valid & (rough <= tolerance(gram))
   return jnp.where(lost, jnp.maximum(exact, 0), rough)
 
 
@@ -201,7 +197,7 @@ def differences(gram: jax.Array) -> jax.Array:
   shifted += alpha[:, None] * alpha * square
   squares = diagonal(gram)
   good = ~rejected_rows(gram)
-  near = diagonal(shifted) <= _tolerance(gram) * (squares + square)
+  near = diagonal(shifted) <= tolerance(gram) * (squares + square)
   most = jnp.sum(good & near) > jnp.sum(good) // 2
   return jnp.where((square > 0) & most, shifted, gram.products)
 
@@ -247,144 +243,12 @@ def gram_of_sums(weights: jax.Array, gram: Any, lost: jax.Array) -> Any:
   return GramMatrix(products, parts, excess + sums.dot(weights, gram.along))
 
 
-# Making the matrices --------------------------------------------------------
-
-
-@jax.custom_jvp
-def of_layers(layers: Sequence[Sequence[jax.Array]]) -> GramMatrix:
-  """Returns the Gram matrix of each layer, stacked: `[layers, n, n]`.
-
-  Args:
-    layers: lists of leaves `[n, ...]`.
-  """
-  gram, _ = _grams(layers)
-  return gram
-
-
-@jax.jit
-def _grams(layers):
-  """Returns the Gram matrices, and `[layers]` indices of the rows c.
-
-  An index has no meaning where c is 0.
-  """
-  products = jnp.stack(
-    [functools.reduce(jnp.add, map(sums.products, leaves)) for leaves in layers]
-  )
-  good, eps = ~rejected_rows(products), jnp.finfo(products.dtype).eps
-  finite = jnp.where(_pairs(good), products, 0)
-  lengths = jnp.sqrt(diagonal(finite))
-  lost = _most_are_parallel(finite, lengths)  # [layers] that need another pass
-  # Before the first pass c is 0 and the parts p_i are the rows. The norms take
-  # the place of the shares 1 + alpha_i, so that directions are compared.
-  parts = jnp.pad(finite, ((0, 0), (0, 1), (0, 1)))
-  present = jnp.pad(good, ((0, 0), (0, 1)), constant_values=True)
-
-  # The row c is the one of the least median distance from the others, by the
-  # distances known so far. A row that is central by the products alone may turn
-  # out to be far from the others; then a second pass takes another row.
-  def make_pass(carry):
-    parts, shares, middle, lost, passes = carry
-    medians = _median_distances(parts[:, :-1, :-1], shares)
-    near = _entry(medians, middle) <= _FAR * jnp.min(medians, axis=-1)
-    lost &= ~near | (passes == 0)
-    middle = jnp.where(lost, jnp.argmin(medians, axis=-1), middle)
-    # (1 + alpha_i) c is the multiple of c nearest to x_i. The alpha are rounded
-    # to whole multiples of eps, so that 1 + alpha has no rounding error.
-    with_c = jnp.take_along_axis(finite, middle[:, None, None], axis=1)[:, 0]
-    ratios = with_c / _entry(with_c, middle)[:, None]
-    alpha = jnp.round((ratios - 1) / eps) * eps
-    shares = jnp.where(lost[:, None], 1 + alpha, shares)
-    new_parts = sums.parts_products(layers, lost, shares, middle)
-    new_parts = jnp.where(_pairs(present), new_parts, 0)
-    parts = jnp.where(lost[:, None, None], new_parts, parts)
-    return parts, shares, middle, lost, passes + 1
-
-  def is_needed(carry):
-    *_, lost, passes = carry
-    return jnp.any(lost) & (passes < _PASSES)
-
-  carry = parts, lengths, jnp.zeros(len(layers), int), lost, 0
-  parts, shares, middle, *_ = lax.while_loop(is_needed, make_pass, carry)
-  along = jnp.where(parts[:, -1:, -1] > 0, shares - 1, 0)
-  return GramMatrix(products, parts, along), middle
-
-
-def _most_are_parallel(products, lengths):
-  """Returns `[layers]`, True if most rows are nearly parallel to one row."""
-  sizes = lengths[:, :, None] * lengths[:, None]
-  near = (sizes > 0) & (products >= (1 - _tolerance(products)) * sizes)
-  half = jnp.sum(lengths > 0, axis=-1) // 2
-  return (jnp.max(jnp.sum(near, axis=-1), axis=-1) > half) & (half > 0)
-
-
-def _median_distances(parts, shares):
-  """Returns each row's median squared distance to the others, `[layers, n]`.
-
-  Rows are divided by their shares first. Rows without a positive share are left
-  out, and get +inf.
-  """
-  valid = shares > 0
-  safe = jnp.where(valid, shares, 1)
-  scaled = parts / safe[:, :, None] / safe[:, None]
-  squares = diagonal(scaled)
-  between = squares[:, :, None] + squares[:, None] - 2 * scaled
-  ordered = jnp.sort(jnp.where(_pairs(valid), between, jnp.inf), axis=-1)
-  return _entry(ordered, jnp.sum(valid, axis=-1, keepdims=True) // 2)
-
-
-def _pairs(rows):
-  """Returns `[..., n, n]`, True for pairs of rows of a mask `[..., n]`."""
-  return rows[..., :, None] & rows[..., None, :]
-
-
-def _entry(numbers, places):
-  """Returns the entries of the last axis with the indices `places[...]`."""
-  return jnp.take_along_axis(numbers, places[..., None], axis=-1)[..., 0]
-
-
-def _tolerance(gram):
+def tolerance(gram: jax.Array) -> float:
   """Returns the relative squared distance below which the parts are needed."""
-  return _LOST * jnp.finfo(gram.dtype).eps
+  return _LOST * float(jnp.finfo(gram.dtype).eps)
 
 
 def _blocks(gram):
   """Returns `[n, n]` <p_i, p_j>, `[n]` <p_i, c> and <c, c>."""
   parts = gram.parts
   return parts[:-1, :-1], parts[:-1, -1], parts[-1, -1]
-
-
-@of_layers.defjvp
-def _of_layers_jvp(primals, tangents):
-  """Differentiates with alpha, and the choice of the row c, held constant."""
-  (layers,), (layers_dot,) = primals, tangents
-  gram, middle = _grams(layers)
-  arguments = layers, layers_dot, gram.along, gram.parts, middle
-  tangent = [_tangent(*layer) for layer in zip(*arguments, strict=True)]
-  return gram, jax.tree.map(lambda *x: jnp.stack(x), *tangent)
-
-
-def _tangent(leaves, leaves_dot, along, parts, middle):
-  """Returns the tangent of one layer's Gram matrix; dx is the tangent of x."""
-  parted = parts[-1, -1] > 0  # False if c is 0
-  shares = jnp.where(parted, 1 + along, 0)
-  products = functools.reduce(
-    jnp.add,
-    [
-      sums.tangent_products(leaf, leaf_dot, shares, middle, parted)
-      for leaf, leaf_dot in zip(leaves, leaves_dot, strict=True)
-    ],
-  ).astype(parts.dtype)
-  within, across = products[:, :-1], products[:, -1]  # <dx_i, p_j>, <dx_i, c>
-  half = within + across[:, None] * shares  # <dx_i, x_j>
-  # From dp_i = dx_i - shares_i dc: <dp_i, p_j>, d<p_i, c> and d<c, c>.
-  rest = within - shares[:, None] * within[middle]
-  beside = across - shares * across[middle]
-  beside += jnp.where(parted, within[middle], 0)
-  corner = 2 * across[middle]
-  rows = jnp.concatenate([rest + rest.T, beside[:, None]], axis=1)
-  last = jnp.append(beside, corner)
-  return GramMatrix(
-    half + half.T,
-    jnp.concatenate([rows, last[None]]),
-    jnp.zeros_like(along),
-  )

@@ -1,14 +1,15 @@
 """Normalised norms of the layers in one round: LEGATO's Eq. 2."""
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lca.stacked import eigen, geometry
+from lca.stacked import eigen, geometry, sums
 from lca.stacked.trees import Layers, Scope, grouping
-from lca.typing import Gram, Updates
+from lca.typing import PyTree, Updates
 
 Norm = Literal['frobenius', 'spectral']
 
@@ -36,39 +37,76 @@ def normalized_norms(
     Varma, Zhou, Baracaldo and Anwar, LEGATO, 2021.
   """
   geometry.num_clients(updates)
-  grams = layer_grams(Layers(updates, grouping(by)).split(updates), norm)
-  return normalized(grams, geometry.rejected_rows(jnp.sum(grams, 0)), norm)
+  products = layer_products(Layers(updates, grouping(by)).split(updates), norm)
+  return normalized(products, rejected_rows(products))
 
 
-def layer_grams(parts: list[Updates], norm: Norm) -> Gram:
-  """Returns the Gram matrix of every layer, `[layers, n, n]`.
-
-  The Frobenius norm needs the diagonals alone; the other entries are then zero.
-  The gradient is stopped.
-  """
-  inner = geometry.norms_gram if norm == 'frobenius' else geometry.gram
-  return lax.stop_gradient(jnp.stack([inner(part) for part in parts]))
-
-
-def normalized(grams: Gram, bad: jax.Array, norm: Norm) -> jax.Array:
-  """Returns the normalised norms, `[layers]`, from the layers' Gram matrices.
+def norms_from_squares(squares: PyTree, by: Scope = 'leaf') -> jax.Array:
+  """Returns `normalized_norms` of the rows whose squared norms are given.
 
   Args:
-    grams: `[layers, n, n]`, from `layer_grams`.
-    bad: `[n]` mask of the rejected rows, which are left out.
-    norm: the norm that `grams` were made for.
+    squares: squared norms of the rows by leaf, a tree of `[n]`.
+    by: as in `normalized_norms`.
   """
-  grams = geometry.without_rejected(grams, bad)
-  squares = jnp.diagonal(jnp.sum(grams, axis=0))
+  parts = Layers(squares, grouping(by)).split(squares)
+  products = jnp.stack([_total(jax.tree.leaves(part)) for part in parts])
+  return normalized(products, rejected_rows(products))
+
+
+def layer_products(parts: list[Updates], norm: Norm) -> jax.Array:
+  """Returns what the norms of the layers' matrices follow from.
+
+  The gradient is stopped.
+
+  Returns:
+    The rows' squared norms in each layer, `[layers, n]`, for the Frobenius
+    norm; their inner products, `[layers, n, n]`, for the spectral norm.
+  """
+
+  def squares(part):
+    return _total([sums.squares(leaf) for leaf in jax.tree.leaves(part)])
+
+  of_layer = squares if norm == 'frobenius' else geometry.gram
+  return lax.stop_gradient(jnp.stack([of_layer(part) for part in parts]))
+
+
+def rejected_rows(products: jax.Array) -> jax.Array:
+  """Returns the mask of the rejected rows, `[n]`, from `layer_products`."""
+  total = jnp.sum(_squares(products), axis=0)
+  return geometry.rejected_rows(jnp.diag(total))
+
+
+def normalized(products: jax.Array, rejected: jax.Array) -> jax.Array:
+  """Returns the normalised norms, `[layers]`.
+
+  Args:
+    products: from `layer_products`.
+    rejected: `[n]` mask of the rejected rows, which are left out.
+  """
+  spectral = products.ndim == 3
+  absent = rejected[:, None] | rejected if spectral else rejected
+  products = jnp.where(absent, 0, products)
+  squares = jnp.sum(_squares(products), axis=0)
   # Norms are divided by the largest client's norm, so that no sum overflows.
   longest = jnp.sqrt(jnp.max(squares))
   unit = jnp.where(longest > 0, longest, 1)
-  grams = grams / unit / unit
-  if norm == 'frobenius':
-    matrix_squares = jnp.trace(grams, axis1=1, axis2=2)
-  else:
+  products = products / unit / unit
+  if spectral:
     # The largest eigenvalue is the squared spectral norm of the layer's matrix.
-    matrix_squares = jax.vmap(eigen.eigh)(grams)[0][:, -1]
+    matrix_squares = jax.vmap(eigen.eigh)(products)[0][:, -1]
+  else:
+    matrix_squares = jnp.sum(products, axis=1)
   total = jnp.sum(jnp.sqrt(squares) / unit)
   # In this unit the total is at least 1, unless all rows are zero or left out.
   return jnp.sqrt(jnp.maximum(matrix_squares, 0)) / jnp.maximum(total, 1)
+
+
+def _squares(products):
+  """Returns the rows' squared norms in each layer, `[layers, n]`."""
+  if products.ndim == 2:
+    return products
+  return jnp.diagonal(products, axis1=1, axis2=2)
+
+
+def _total(arrays):
+  return functools.reduce(jnp.add, arrays)

@@ -75,24 +75,26 @@ def grouping(by: Scope) -> Callable[[Path], Hashable]:
   Raises:
     ValueError: the scope is unknown.
   """
-  known = {
-    'model': lambda path: (),
-    'leaf': lambda path: path,
-    'module': lambda path: _without_collection(path)[:-1],
-    'block': lambda path: _without_collection(path)[:1],
-  }
   if callable(by):
     return by
-  if by not in known:
+  if by not in _GROUPINGS:
     raise ValueError(
-      f'scope must be one of {sorted(known)} or a function of the path, '
+      f'scope must be one of {sorted(_GROUPINGS)} or a function of the path, '
       f'got {by!r}'
     )
-  return known[by]
+  return _GROUPINGS[by]
 
 
 def _without_collection(path: Path) -> Path:
   return path[1:] if path[:1] and path[0] in _COLLECTIONS else path
+
+
+_GROUPINGS: dict[str, Callable[[Path], Hashable]] = {
+  'model': lambda path: (),
+  'leaf': lambda path: path,
+  'module': lambda path: _without_collection(path)[:-1],
+  'block': lambda path: _without_collection(path)[:1],
+}
 
 
 def group_leaves(

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from lca.experiment.checkpoints import CheckpointError, Checkpoints
-from lca.federated.round import ServerState
+from lca.federated.server import ServerState
 
 # If one part of a checkpoint fails, Orbax abandons the parts that it has begun,
 # which pytest reports as unraisable exceptions.

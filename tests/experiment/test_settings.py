@@ -12,6 +12,7 @@ from configs import attacks, common, digits, legato_figures, tables
 from lca import data, models
 from lca.aggregators import Aggregator
 from lca.experiment import describe, reading, sections, settings, train
+from lca.federated.streaming import StreamedSimulation
 from lca.registry import options_of, type_of
 
 
@@ -368,3 +369,15 @@ def test_without_jit_one_line_says_what_to_use(tmp_path):
   assert not (tmp_path / 'run').exists()
   with jax.disable_jit():  # rules run on their own, as the message says
     assert lca.krum(jnp.array([[0.0], [1.0], [1.0], [1.0], [9.0]]), f=1) == 1
+
+
+def test_parallel_stream_makes_streamed_rounds(tmp_path):
+  streamed = config(
+    **{'parallel.stream': True, 'parallel.stream_dir': str(tmp_path)}
+  )
+  simulation = settings.from_config(streamed).parts().simulation()
+  assert isinstance(simulation, StreamedSimulation)
+  with pytest.raises(ValueError, match=r'stream_dir=.* only with parallel.str'):
+    settings.from_config(config(**{'parallel.stream_dir': str(tmp_path)}))
+  with pytest.raises(ValueError, match=r'parallel.stream=True .* with a state'):
+    settings.from_config(config('legato', **{'parallel.stream': True}))

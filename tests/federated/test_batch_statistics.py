@@ -20,7 +20,7 @@ from lca.federated.placement import (
 )
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.round import Server
+from lca.federated.server import Server
 from lca.federated.simulation import Simulation
 from lca.models import Classifier
 

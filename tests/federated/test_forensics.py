@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import lca
-from lca.federated.round import Round, Sent, Server, server_init, server_step
+from lca.federated.round import server_step
+from lca.federated.server import Round, Sent, Server, server_init
 
 pytestmark = pytest.mark.quick
 

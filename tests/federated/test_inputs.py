@@ -12,7 +12,7 @@ from lca.federated import evaluation, plan
 from lca.federated.clients import LocalTraining
 from lca.federated.placement import Placement, clients_mesh
 from lca.federated.population import Population
-from lca.federated.round import Server
+from lca.federated.server import Server
 from lca.federated.simulation import Simulation
 
 CLASSES = 3

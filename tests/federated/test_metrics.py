@@ -8,7 +8,8 @@ import pytest
 import lca
 from lca.experiment.rundir import COLUMNS
 from lca.federated import metrics
-from lca.federated.round import Round, Sent, Server, server_init, server_step
+from lca.federated.round import server_step
+from lca.federated.server import Round, Sent, Server, server_init
 
 
 def step():

@@ -23,7 +23,7 @@ from lca.federated.placement import (
   train_clients,
 )
 from lca.federated.population import Population
-from lca.federated.round import Server
+from lca.federated.server import Server
 from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier, EfficientNet
 

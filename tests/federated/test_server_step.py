@@ -11,7 +11,8 @@ import pytest
 import lca
 from lca import attacks
 from lca.federated import metrics
-from lca.federated.round import Round, Sent, Server, server_init, server_step
+from lca.federated.round import server_step
+from lca.federated.server import Round, Sent, Server, server_init
 
 VARIABLES = {'params': {'a': jnp.array([1.0, 2.0]), 'b': jnp.array(3.0)}}
 UPDATES = {

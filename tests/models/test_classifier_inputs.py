@@ -13,7 +13,7 @@ from lca.federated.clients import LocalTraining
 from lca.federated.placement import Placement, clients_mesh
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.round import Server
+from lca.federated.server import Server
 from lca.federated.simulation import Simulation
 from lca.models import CNN, Classifier
 

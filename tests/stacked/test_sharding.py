@@ -153,7 +153,7 @@ def split(updates):
 )
 def test_devices_exchange_inner_products_alone(rule, layers):
   # The second all-reduce serves close rows: the inner products of their parts
-  # and the central row, of all layers at once (see `inner_products`).
+  # and the central row, of all layers at once (see `gram_passes`).
   assert collectives(rule, split(tree())) == {
     ('all-reduce', f'{N},{N}'),
     ('all-reduce', f'{layers},{N + 1},{N + 1}'),

@@ -1,9 +1,10 @@
 """Chains: pre-aggregators that change the rows before a rule sees them."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+import jax
 import jax.numpy as jnp
 
 from lca.aggregators.base import (
@@ -18,9 +19,9 @@ from lca.aggregators.base import (
   rule_name,
   rule_signature,
 )
-from lca.aggregators.verdict import GRAMS, mix_rows
+from lca.aggregators.verdict import GRAMS, Needs, mix_rows
 from lca.stacked import geometry, sums
-from lca.typing import Update, Updates
+from lca.typing import Gram, Update, Updates
 
 
 @overload
@@ -79,7 +80,7 @@ def chain(*steps: Any) -> Any:
 
     def explain_update(updates, state, **brought):
       for step in before:
-        updates = step(updates, **_arguments_of(step, brought))
+        updates = step(updates, **arguments_of(step, brought))
       update, state, info = explain(last)(updates, state, **brought)
       return update, state, _without_rows(info)
 
@@ -113,7 +114,9 @@ def _free_parameters(step):
   return {k: p for k, p in hyper_of(step).items() if k not in bound}
 
 
-def _arguments_of(step, hyper):
+def arguments_of(
+  step: Callable[..., Any], hyper: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns those of the hyper-parameters that the step names."""
   return {k: v for k, v in hyper.items() if k in _free_parameters(step)}
 
@@ -129,8 +132,8 @@ class Chain(Rule[...]):
     self.__signature__.bind(updates, **hyper)
     *before, last = self.steps
     for step in before:
-      updates = step(updates, **_arguments_of(step, hyper))
-    update, info = explain(last)(updates, **_arguments_of(last, hyper))
+      updates = step(updates, **arguments_of(step, hyper))
+    update, info = explain(last)(updates, **arguments_of(last, hyper))
     return update, _without_rows(info)
 
 
@@ -155,7 +158,7 @@ def _mixed_chain(steps):
 
   def verdict_of(step, gram, hyper):
     bound = getattr(step, 'keywords', {})
-    return _rule_of(step).weigh(gram, **bound, **_arguments_of(step, hyper))
+    return _rule_of(step).weigh(gram, **bound, **arguments_of(step, hyper))
 
   def weigh(gram, **hyper):
     signature.bind(gram, **hyper)
@@ -164,11 +167,9 @@ def _mixed_chain(steps):
     rows = jnp.eye(len(gram), dtype=gram.dtype)
     for step in before:
       weights = verdict_of(step, gram, hyper).scaled_weights
-      weights, spoiled = _without_spoiled(weights, rejected)
+      gram = gram_after(weights, gram, rejected)
+      weights, rejected = _without_spoiled(weights, rejected)
       rows = sums.dot(weights, rows)
-      gram = geometry.without_rejected(gram, rejected)
-      gram = geometry.gram_of_sums(weights, gram, spoiled)
-      rejected = spoiled
     verdict = verdict_of(last, gram, hyper)
     weights, spoiled = _without_spoiled(verdict.scaled_weights, rejected)
     weights = sums.dot(weights, rows)
@@ -180,18 +181,44 @@ def _mixed_chain(steps):
   return rule
 
 
+def gram_after(
+  weights: jax.Array, gram: Gram, rejected: jax.Array | None = None
+) -> Gram:
+  """Returns the Gram matrix of weighted sums of rows, `[k, k]`.
+
+  Args:
+    weights: `[k, n]`. A sum with a NaN weight or a rejected row is rejected.
+    gram: `[n, n]` inner products of the rows.
+    rejected: `[n]` mask of the rejected rows; None asks `gram`.
+  """
+  if rejected is None:
+    rejected = geometry.rejected_rows(gram)
+  weights, spoiled = _without_spoiled(weights, rejected)
+  gram = geometry.without_rejected(gram, rejected)
+  return geometry.gram_of_sums(weights, gram, spoiled)
+
+
 def _needs(steps):
-  """Returns the part of the original rows' Gram matrix that the steps need.
+  """Returns the part of the original rows' Gram matrix that the steps need."""
+  first, *later = map(_rule_of, steps)
+  return needs_of_chain(first, _needs(later)) if later else first.needs
+
+
+def needs_of_chain(step: GramRule, after: Needs) -> Needs:
+  """Returns the part of the Gram matrix that a step and the later ones need.
 
   The norm of a mixed row depends on all inner products of the rows in it; the
   norm of a scaled row depends on that row's norm alone.
+
+  Args:
+    step: the first step.
+    after: what the later steps need of the Gram matrix of its rows.
   """
-  first, *later = map(_rule_of, steps)
-  if not later or (after := _needs(later)) == 'nothing':
-    return first.needs
-  if first.combine is mix_rows:
+  if after == 'nothing':
+    return step.needs
+  if step.combine is mix_rows:
     return 'products'
-  return max(first.needs, after, key=list(GRAMS).index)
+  return max(step.needs, after, key=list(GRAMS).index)
 
 
 def _without_spoiled(weights, rejected):

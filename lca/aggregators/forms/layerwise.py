@@ -96,7 +96,12 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
 
 
 class Layerwise(Rule[P]):
-  """The rule that `layerwise` returns."""
+  """The rule that `layerwise` returns.
+
+  Attributes:
+    rule: the rule that is applied to every layer.
+    key: function from a leaf's path to the key of its layer.
+  """
 
   def __init__(
     self,
@@ -107,7 +112,7 @@ class Layerwise(Rule[P]):
       raise TypeError(f'{rule} is layerwise already: apply layerwise once')
     if not callable(rule):
       raise TypeError(f'layerwise needs a rule, got {type(rule).__name__}')
-    self.rule, self._key = rule, key
+    self.rule, self.key = rule, key
     self.__name__ = f'layerwise({rule_name(rule)})'
     self.__doc__ = rule.__doc__
     self.__signature__ = inspect.signature(rule)
@@ -116,7 +121,7 @@ class Layerwise(Rule[P]):
     self, updates: Updates, *args: P.args, **hyper: P.kwargs
   ) -> tuple[Update, Info]:
     geometry.num_clients(updates)
-    layers = Layers(updates, self._key)
+    layers = Layers(updates, self.key)
     # LF: the rule F on the rows V_{1,j}, ..., V_{n,j} of each layer j.
     if isinstance(self.rule, GramRule):
       parts, info = self.rule.explain_layers(

@@ -1,6 +1,6 @@
 """Makes aggregators with an empty state from rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lca.aggregators.base import (
@@ -60,15 +60,38 @@ def stateless(rule: Callable[..., Update], **hyper: Any) -> Aggregator:
     raise TypeError(f'{name} needs {missing}, which have no default')
   wanted = [k for k in ROUND_BRINGS if k in parameters and k not in hyper]
 
-  # Descriptions of runs find `rule` and `hyper` in this closure by name.
-  def explain_update(updates, state, **brought):
+  def options(brought):
     given = {k: brought[k] for k in wanted if brought.get(k) is not None}
     for lacking in sorted(required & set(wanted) - set(given)):
       raise TypeError(
         f'{name} needs {lacking} from the round: pass {lacking}= to update'
         f'{_REMEDIES.get(lacking, "")}'
       )
-    update, info = explain(rule)(updates, **hyper, **given)
-    return update, state, info
+    return given
 
-  return Aggregator(lambda params: (), ExplainedUpdate(explain_update))
+  return Aggregator(lambda params: (), RuleUpdate(rule, hyper, options))
+
+
+class RuleUpdate(ExplainedUpdate):
+  """The update of an Aggregator that applies a rule in every round.
+
+  Attributes:
+    rule: the rule.
+    hyper: the hyper-parameters that are bound for every round.
+    options: a function from the arguments that a round brings, by name, to the
+      further hyper-parameters of that round.
+  """
+
+  def __init__(
+    self,
+    rule: Callable[..., Update],
+    hyper: Mapping[str, Any],
+    options: Callable[[Mapping[str, Any]], dict[str, Any]],
+  ):
+    # Descriptions of runs find `rule` and `hyper` in this closure by name.
+    def explain_update(updates, state, **brought):
+      update, info = explain(rule)(updates, **hyper, **options(brought))
+      return update, state, info
+
+    super().__init__(explain_update)
+    self.rule, self.hyper, self.options = rule, hyper, options

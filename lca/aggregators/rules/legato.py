@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from lca.aggregators.base import Aggregator, ExplainedUpdate
 from lca.aggregators.rules.selection import check_integers
-from lca.stacked import geometry
-from lca.stacked.layer_norms import Norm, layer_grams, normalized
+from lca.stacked import geometry, layer_norms
+from lca.stacked.layer_norms import Norm
 from lca.stacked.trees import Layers, Scope, grouping
 from lca.typing import PyTree
 
@@ -157,15 +157,16 @@ def legato(
     del brought
     geometry.num_clients(updates)
     layers = Layers(updates, key)
-    grams = layer_grams(layers.split(updates), norm)
-    rejected = geometry.rejected_rows(jnp.sum(grams, axis=0))
+    products = layer_norms.layer_products(layers.split(updates), norm)
+    rejected = layer_norms.rejected_rows(products)
     any_accepted = ~jnp.all(rejected)
     shares = jnp.where(any_accepted, ~rejected / jnp.sum(~rejected), jnp.nan)
     mean = geometry.mix(updates, shares)
 
     past, norms, count, _ = state
     # Lines 7 to 14, Eq. 2. The norms of past rounds are in the ring already.
-    norms = norms.at[count % window].set(normalized(grams, rejected, norm))
+    new_norms = layer_norms.normalized(products, rejected)
+    norms = norms.at[count % window].set(new_norms)
     logged = jnp.minimum(count + 1, window)
     factors = _factors(norms, logged, normalize)  # lines 15 to 17
     update = mean

@@ -1,0 +1,229 @@
+"""Rounds that never hold the updates of all clients: `parallel.stream`.
+
+A round of n clients stacks their updates, `[n, ...]`. Where these do not fit
+into memory, the round runs in groups of clients and blocks of coordinates:
+
+1. The clients train group by group, and each group's rows go to a file.
+2. A pass over the file, some coordinates of all rows at a time, sums up the
+   rows' inner products, from which the rule decides.
+3. Another pass combines the rows by this decision.
+
+The memory is that of a group and of a block, whatever the number of clients.
+Results differ from those of a stacked round by rounding alone. A rule that
+needs no inner products skips pass 2, and the mean, whose weights are known
+beforehand, needs no file. `check` refuses what needs all numbers of all rows at
+once.
+"""
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from lca.aggregators import ROUND_BRINGS
+from lca.aggregators.forms import two_passes
+from lca.federated.randomness import Purpose, key_for
+from lca.federated.row_file import RowFile, check_space
+from lca.federated.server import Server, ServerState
+from lca.federated.simulation import Simulation
+from lca.federated.streamed_steps import StreamedSteps
+
+GROUP_BYTES = 2**26
+"""Bytes of the updates of clients that train as one group, at most, unless the
+chunks that train at once have more."""
+
+
+def check(server: Server, has_root: bool) -> None:
+  """Checks that a round can be streamed.
+
+  Args:
+    server: the parts of the server's step.
+    has_root: True if the server has examples of its own.
+
+  Raises:
+    ValueError: it cannot; the message says what is in the way, and why.
+  """
+  in_the_way = None
+  if jax.process_count() > 1:
+    in_the_way = 'the run has several processes, and its file only one'
+  elif server.momentum:
+    in_the_way = (
+      f'client.momentum={server.momentum} keeps a row for every client of the '
+      'population'
+    )
+  elif server.forensics:
+    in_the_way = 'eval.forensics compares the coordinates of all rows'
+  elif has_root:
+    in_the_way = (
+      'data.root_examples: the update of the server itself is for rules and '
+      'batch statistics that are not streamed'
+    )
+  elif server.batch_stats != 'rule':
+    in_the_way = f"model.batch_stats={server.batch_stats!r} is not 'rule'"
+  elif server.attack.reads == 'all':
+    in_the_way = (
+      'the attack reads all coordinates of all rows at once; one that reads '
+      'them coordinate by coordinate can be declared by update_attack'
+      "('coordinate')"
+    )
+  else:
+    given: dict[str, Any] = dict.fromkeys(ROUND_BRINGS, 0)
+    try:
+      two_passes.of_aggregator(server.aggregator, given)
+    except ValueError as error:
+      in_the_way = str(error)
+  if in_the_way:
+    raise ValueError(
+      f'parallel.stream=True holds no more than a part of the updates at a '
+      f'time, but {in_the_way}: leave parallel.stream out, or choose another '
+      'option'
+    )
+
+
+class StreamedSimulation(Simulation):
+  """A `Simulation` whose rounds never hold the updates of all clients.
+
+  `run_round` reads no examples of the next round ahead, but those of the next
+  group.
+
+  Args:
+    folder: of the file with the updates; None takes that of the system for
+      temporary files.
+    **parts: see `Simulation`.
+
+  Raises:
+    ValueError: the round cannot be streamed, or the folder has too little room.
+    OSError: the folder does not exist.
+  """
+
+  def __init__(self, *, folder: str | None = None, **parts: Any):
+    check(parts['server'], has_root=parts['data'].server_id is not None)
+    self._folder = folder or tempfile.gettempdir()
+    super().__init__(**parts)
+    if not self._steps.needs_one:
+      n = self._population.clients_per_round
+      check_space(self._folder, n * self._row_bytes)
+
+  @property
+  def block_bytes(self) -> int:
+    """The bytes that the server works on at once in a pass, about."""
+    return 0 if self._steps.needs_one else self._steps.block_bytes
+
+  @property
+  def _row_bytes(self):
+    return sum(
+      math.prod(x.shape) * x.dtype.itemsize
+      for x in jax.tree.leaves(self._update_shapes)
+    )
+
+  def _trained_at_once(self) -> int:
+    """Returns the number of clients of a group."""
+    at_once = self.placement.chunk_size * self.placement.mesh.size
+    fitting = GROUP_BYTES // self._row_bytes // at_once * at_once
+    return min(max(at_once, fitting), self._population.clients_per_round)
+
+  def _server_programs(self) -> StreamedSteps:
+    n, shapes = self._population.clients_per_round, self._shapes
+    return StreamedSteps(
+      self._server,
+      self.placement,
+      shapes,
+      self._update_shapes,
+      n,
+      self._draw(0),
+    )
+
+  @property
+  def _steps(self) -> StreamedSteps:
+    return self._on_server
+
+  def run_round(
+    self,
+    state: ServerState,
+    round_idx: int,
+    last: bool = False,
+    report: Callable[[int], object] = lambda clients: None,
+  ) -> tuple[ServerState, dict[str, Any]]:
+    """Runs one round; see `Simulation.run_round`.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    del last
+    drawn, steps = self._draw(round_idx), self._steps
+    n = self._population.clients_per_round
+    train = functools.partial(
+      self._train_groups, state, round_idx, drawn, report
+    )
+    with jax.set_mesh(self.placement.mesh):
+      if steps.needs_one:
+        total, info = steps.start_sum(state, drawn)
+        losses, squares = train(total.add)
+        update = total.result()
+      else:
+        with RowFile(self._folder, steps.blocks, n) as file:
+          losses, squares = train(file.write)
+          read = functools.partial(self._ahead, file.read)
+          update, info, squares = steps.aggregate(read, state, drawn, squares)
+      info, squares = jax.device_get((info, squares))
+      state, measured = self.programs.step(
+        *state, update, info, squares, losses, drawn, self._server.numbers
+      )
+    return state, self._as_numbers(measured, drawn)
+
+  def _train_groups(self, state, round_idx, drawn, report, keep):
+    """Trains all clients, group by group.
+
+    Args:
+      keep: is called with the position of a group's first row, and with the
+        rows, leaves `[k, ...]`; those beyond the round's last row do not count.
+
+    Returns:
+      The `[n]` losses, and the squared norms by leaf, a tree of `[n]`.
+    """
+    n = self._population.clients_per_round
+    group = self.clients_per_device * self.placement.mesh.size
+    key = key_for(self._seed, Purpose.TRAIN, round_idx)
+    model, parts = self.everywhere(state), []
+
+    def finish(start, updates, *measured):
+      rows = slice(0, min(group, n - start))
+      keep(start, updates)
+      parts.append(jax.tree.map(lambda x: np.asarray(x)[rows], measured))
+      report(min(start + group, n))
+
+    pending = []
+    for start, (data, ids) in self._groups(drawn, group):
+      updates, losses = self._training.enqueue(
+        self.programs.train, model, data, ids, key, calls=1
+      )
+      updates, squares = self._steps.arrive(updates, drawn, start)
+      pending.append((start, updates, losses, squares))
+      # While this group trains, the rows of the one before are kept.
+      if len(pending) > 1:
+        finish(*pending.pop(0))
+    finish(*pending.pop())
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  def _groups(self, drawn, group):
+    """Yields the first row of each group, and its clients' examples."""
+
+    def read(start):
+      rows = slice(start, start + group)
+      return self._read(
+        drawn._replace(ids=drawn.ids[rows], byzantine=drawn.byzantine[rows])
+      )
+
+    return self._ahead(read, range(0, len(drawn.ids), group))
+
+  def _ahead(self, read, items):
+    """Yields each item and `read(item)`; a thread reads one item ahead."""
+    reading = [self._reader.submit(read, item) for item in items[:1]]
+    for i, item in enumerate(items):
+      result = reading.pop().result()
+      reading += [self._reader.submit(read, x) for x in items[i + 1 : i + 2]]
+      yield item, result
