@@ -60,14 +60,19 @@ def legato() -> ml_collections.ConfigDict:
   return config
 
 
-def timed(function: Callable[[], Any], calls: int) -> float:
-  """Returns the median seconds of several calls; one before is not timed."""
-  seconds = []
+def timed(calls: int, *functions: Callable[[], Any]) -> list[float]:
+  """Returns the median seconds of several calls of each function.
+
+  The functions take turns, so that other work slows all of them. A first call
+  of each is not timed.
+  """
+  seconds = [[] for _ in functions]
   for _ in range(1 + calls):
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds[1:])
+    for function, times in zip(functions, seconds, strict=True):
+      start = time.perf_counter()
+      jax.block_until_ready(function())
+      times.append(time.perf_counter() - start)
+  return [statistics.median(times[1:]) for times in seconds]
 
 
 def seconds_of(simulation: Simulation, rounds: int) -> dict[str, float]:
@@ -85,7 +90,7 @@ def seconds_of(simulation: Simulation, rounds: int) -> dict[str, float]:
     i += 1
     return state
 
-  whole = timed(run, rounds)
+  (whole,) = timed(rounds, run)
 
   # The same rounds, in which each program is waited for.
   parts = {name: [] for name in ('clients', 'attack', 'server')}
@@ -102,19 +107,24 @@ def seconds_of(simulation: Simulation, rounds: int) -> dict[str, float]:
 
   programs = simulation.programs
   simulation.programs = Programs(*map(watched, parts, programs))
-  timed(run, rounds)
+  timed(rounds, run)
   simulation.programs = programs
   # A long round calls the training several times.
   seconds = {name: sum(x) / (1 + rounds) for name, x in parts.items()}
   drawn = simulation._draw(i)
-  test = functools.partial(simulation.evaluate, state)
+  test, forward = timed(
+    rounds,
+    functools.partial(simulation.evaluate, state),
+    forward_pass(simulation, state),
+  )
+  (read,) = timed(rounds, lambda: simulation._read(drawn))
   return {
     'round': whole,
     **seconds,
     'host': whole - sum(seconds.values()),
-    'read': timed(lambda: simulation._read(drawn), rounds),
-    'test': timed(test, rounds),
-    'forward': timed(forward_pass(simulation, state), rounds),
+    'read': read,
+    'test': test,
+    'forward': forward,
   }
 
 
