@@ -20,8 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lca.federated.clients import LocalGradient
-from lca.stacked.sharding import AXIS, by_coordinate
-from lca.typing import PyTree
+from lca.stacked.sharding import AXIS, by_coordinate, from_clients
+from lca.typing import PyTree, Updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,14 @@ class Placement:
       return NamedSharding(self.mesh, spec)
 
     return jax.tree.map(sharding, tree)
+
+  def from_clients(self, updates: Updates) -> Updates:
+    """Spreads stacked updates by coordinate that are spread by client.
+
+    Args:
+      updates: leaves `[n, ...]`; n must be a multiple of the number of devices.
+    """
+    return jax.tree.map(lambda x: from_clients(x, self.mesh), updates)
 
 
 def clients_mesh(num_devices: int | None = None) -> Mesh:

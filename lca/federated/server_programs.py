@@ -107,7 +107,9 @@ class ServerPrograms:
     return receiving, stepping
 
   def _receive(self, *arguments):
-    server, state, updates, sent, drawn = self._parts(*arguments)
+    server, state, updates, sent, drawn = self._parts(
+      self._placement.from_clients, *arguments
+    )
     received, momenta = receive(server, state, sent, drawn)
     # The rows after the clients' stay as they are.
     updates = jax.tree.map(
@@ -119,11 +121,15 @@ class ServerPrograms:
     return self._by_coordinate(updates), momenta
 
   def _step(self, *arguments):
-    server, state, _, received, drawn = self._parts(*arguments)
+    spread = self._by_coordinate
+    if self.receive is None:
+      spread = self._placement.from_clients
+    server, state, _, received, drawn = self._parts(spread, *arguments)
     return next_model(server, state, received, drawn)
 
   def _parts(
     self,
+    spread,
     variables,
     opt_state,
     aggregator,
@@ -135,17 +141,20 @@ class ServerPrograms:
   ):
     """Returns what both programs need of their arguments (see `receive`).
 
+    Args:
+      spread: spreads the updates by coordinate.
+
     Returns:
       The server with its numbers, the state, the updates of all rows spread by
       coordinate, the clients' part of them, and the draws.
     """
     state = ServerState(variables, opt_state, aggregator, momenta)
-    updates = self._by_coordinate(updates)
+    updates = spread(updates)
     sent = self._sent(updates, losses)
     return self._server.with_numbers(numbers), state, updates, sent, drawn
 
   def _by_coordinate(self, updates: Updates) -> Updates:
-    """Spreads rows by coordinate that may be spread by client."""
+    """Keeps rows spread by coordinate."""
     by_coordinate = self._placement.by_coordinate(updates, lead=1)
     return lax.with_sharding_constraint(updates, by_coordinate)
 

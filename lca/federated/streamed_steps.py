@@ -187,9 +187,7 @@ class StreamedSteps:
   @functools.cached_property
   def _arrive(self):
     def arrive(updates, byzantine, answered, positions, key, numbers):
-      # The server's part spreads rows by coordinate.
-      spread = self._placement.by_coordinate(updates, lead=1)
-      updates = jax.lax.with_sharding_constraint(updates, spread)
+      updates = self._placement.from_clients(updates)
       if answered is not None:
         updates = without_answer(updates, answered)
       if not self._by_column:

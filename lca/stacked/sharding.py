@@ -22,12 +22,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lca.typing import PyTree
 
 AXIS = 'clients'
 """The mesh's axis, over which either clients or coordinates are spread."""
+
+_EXCHANGED = 2**23  # bytes of a leaf's rows that a device exchanges at once
 
 
 def by_coordinate(shape: Sequence[int], devices: int, lead: int = 1) -> P:
@@ -57,6 +60,49 @@ def by_coordinate(shape: Sequence[int], devices: int, lead: int = 1) -> P:
     return P()
   longest = max(axes, key=lambda axis: shape[axis])
   return P(*[None] * longest, AXIS)
+
+
+def from_clients(leaf: jax.Array, mesh: Mesh) -> jax.Array:
+  """Spreads a leaf by coordinate that is spread by client.
+
+  The devices exchange a few rows at a time, so that they need little more
+  memory than for the result. XLA's own exchange of all rows at once needs three
+  times as much (jaxlib 0.10, on CPU).
+
+  Args:
+    leaf: `[n, ...]`, of which each device has n / devices rows.
+    mesh: mesh with an axis `'clients'`.
+
+  Returns:
+    The same array, spread as `by_coordinate` says.
+  """
+  devices = mesh.shape[AXIS]
+  spec = by_coordinate(leaf.shape, devices)
+  if devices == 1 or spec == P():
+    return lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+  axis = len(spec) - 1  # that is split
+
+  def exchange(rows):
+    count, row_bytes = len(rows), rows[0].size * rows.dtype.itemsize
+    at_once = min(max(1, _EXCHANGED // row_bytes), count)
+
+    def exchange_some(i, result):
+      start = jnp.minimum(i * at_once, count - at_once)
+      some = lax.dynamic_slice_in_dim(rows, start, at_once)
+      some = lax.all_to_all(some, AXIS, axis, 0, tiled=True)
+      some = some.reshape(devices, at_once, *some.shape[1:])
+      return lax.dynamic_update_slice_in_dim(result, some, start, axis=1)
+
+    shape = list(rows.shape)
+    shape[axis] //= devices
+    result = jnp.zeros((devices, *shape), rows.dtype)
+    steps = -(-count // at_once)
+    result = lax.fori_loop(0, steps, exchange_some, result)
+    return result.reshape(devices * count, *shape[1:])
+
+  return jax.shard_map(
+    exchange, mesh=mesh, in_specs=P(AXIS), out_specs=spec, check_vma=False
+  )(leaf)
 
 
 def sum_over_devices(

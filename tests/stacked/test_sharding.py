@@ -56,6 +56,49 @@ def check_agrees(function, *trees, rtol, atol):
   )
 
 
+def by_client(updates):
+  """Returns updates of 12 rows, of which each device has three."""
+
+  def place(x):
+    rows = jnp.concatenate([x, x[:1]])
+    return jax.device_put(rows, NamedSharding(MESH, P(sharding.AXIS)))
+
+  return jax.tree.map(place, updates)
+
+
+@pytest.mark.parametrize('exchanged', [1, 2 * 1024 * 9 * 4, 2**23])
+def test_rows_are_exchanged_for_coordinates(monkeypatch, exchanged):
+  monkeypatch.setattr(sharding, '_EXCHANGED', exchanged)
+
+  @jax.jit
+  def exchange(updates):
+    return jax.tree.map(lambda x: sharding.from_clients(x, MESH), updates)
+
+  updates = by_client(tree())
+  spread_out = exchange(updates)
+  jax.tree.map(np.testing.assert_array_equal, spread_out, updates)
+  wanted = jax.tree.map(lambda x: x.sharding, spread(updates))
+  got = jax.tree.map(lambda x: x.sharding, spread_out)
+  assert all(
+    jax.tree.leaves(
+      jax.tree.map(lambda a, b: a.is_equivalent_to(b, 5), got, wanted)
+    )
+  )
+
+
+def test_an_exchange_in_pieces_needs_half_the_memory(monkeypatch):
+  updates = by_client({'kernel': jnp.zeros((N, 2**15, 8))})  # 1 MB a row
+
+  def temporary(exchanged):
+    monkeypatch.setattr(sharding, '_EXCHANGED', exchanged)
+    exchange = jax.jit(lambda x: sharding.from_clients(x['kernel'], MESH))
+    used = exchange.lower(updates).compile().memory_analysis()
+    assert used.output_size_in_bytes == 3 * 2**20  # a quarter of twelve rows
+    return used.temp_size_in_bytes
+
+  assert temporary(2**20) <= temporary(2**23) / 2
+
+
 def test_the_longest_axis_is_split():
   specs = {name: x.sharding.spec for name, x in spread(tree()).items()}
   assert specs == {
