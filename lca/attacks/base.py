@@ -6,7 +6,7 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, ParamSpec
+from typing import Any, Literal, NamedTuple, ParamSpec, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,9 @@ class Attack(NamedTuple):
       the default, all coordinates of all rows; `'coordinate'` that coordinate
       of all rows, and which rows are rejected; `'row'` the row itself. A round
       that does not hold all updates (`lca.federated.streaming`) then brings
-      some coordinates of all rows, or some of the rows and their `positions`.
+      some coordinates of all rows, or some of the rows and their `positions`,
+      and no `aggregate`. Every part has the same key, so that random numbers
+      must be folded from the positions.
   """
 
   on_labels: Callable[..., jax.Array]
@@ -48,6 +50,16 @@ class Attack(NamedTuple):
 
 
 Reads = Literal['all', 'coordinate', 'row']
+
+
+def check_reads(reads: str) -> None:
+  """Checks a value of `Attack.reads`.
+
+  Raises:
+    ValueError: it is unknown.
+  """
+  if reads not in get_args(Reads):
+    raise ValueError(f'reads must be one of {get_args(Reads)}, got {reads!r}')
 
 
 def keep_labels(labels: jax.Array, **_: Any) -> jax.Array:
@@ -74,7 +86,9 @@ def update_attack(
   its `key` has no default, a call without a key is an error.
 
   Args:
-    reads: what the function reads; see `Attack.reads`.
+    reads: what the function reads; see `Attack.reads`. A function that reads
+      less than all can try no aggregation. It can draw random numbers for
+      single rows alone, from `positions`.
     **checks: for each option to check, by its name, a function of
       `lca.options`. The value None is accepted if it is the option's default.
       The value of an option that is checked to be a number may be traced (see
@@ -87,8 +101,17 @@ def update_attack(
   """
 
   def decorate(function: Any) -> Any:
-    default = inspect.signature(function).parameters['key'].default
-    needs_key = default is inspect.Parameter.empty
+    parameters = inspect.signature(function).parameters
+    needs_key = parameters['key'].default is inspect.Parameter.empty
+    check_reads(reads)
+    draws = needs_key and (
+      reads == 'coordinate' or 'positions' not in parameters
+    )
+    if reads != 'all' and (draws or 'aggregate' in parameters):
+      raise TypeError(
+        f'{function.__name__} cannot read {reads!r} alone: it tries an '
+        'aggregation, or draws random numbers without the positions of its rows'
+      )
 
     def checked(updates, *, byzantine, key=None, **options):
       updates = jax.tree.map(jnp.asarray, updates)

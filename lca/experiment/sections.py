@@ -279,9 +279,9 @@ class Parallel:
       every batch as a whole: it needs None, or at least `client.batch_size`.
     stream: True never holds the updates of all clients: clients train in
       groups, and their updates wait in a file (`lca.federated.streaming`), so
-      that memory does not grow with `server.clients_per_round`. Rules and
-      attacks that need all numbers at once are refused. False, the default,
-      stacks the updates.
+      that memory holds some of them, and the inner products that the rule
+      needs. Rules and attacks that need all numbers at once are refused. False,
+      the default, stacks the updates.
     stream_dir: folder of the file of a streamed round, with room for the
       updates of all clients of a round. None takes the system's folder for
       temporary files, which the variable TMPDIR sets.

@@ -271,7 +271,7 @@ def make(
   )
   server.check_examples(has_root)
   if parallel.stream:
-    streaming.check(server, has_root)
+    streaming.check(server, has_root, parallel.stream_dir)
 
   # The clients' part, and dry runs of model and rule.
   mesh = placement.clients_mesh(parallel.mesh)

@@ -64,7 +64,9 @@ class BlockPasses:
     """Returns the rows' squared norms by leaf, a tree of `[n]`."""
     totals = self._zeros(len(self._leaves), self._clients)
     for block, rows in self._placed(read, self.blocks):
-      totals[block.leaf] = self._add_squares(totals[block.leaf], rows, *context)
+      totals[block.leaf] = self._add_squares(
+        totals[block.leaf], rows, block.columns, *context
+      )
       totals[block.leaf].block_until_ready()
     return jax.tree.unflatten(self._structure, totals)
 
@@ -83,7 +85,9 @@ class BlockPasses:
     for block, rows in self._placed(read, self.blocks):
       layer, leaf = self._layer_of[block.leaf], block.leaf
       products[layer], squares[leaf] = jax.block_until_ready(
-        self._add_products(products[layer], squares[leaf], rows, *context)
+        self._add_products(
+          products[layer], squares[leaf], rows, block.columns, *context
+        )
       )
     search = gram_passes.first_search(jnp.stack(products))
     while gram_passes.needs_pass(search):
@@ -101,7 +105,9 @@ class BlockPasses:
     for block, rows in self._placed(read, blocks):
       layer = self._layer_of[block.leaf]
       central = search.shares[layer], search.middle[layer]
-      parts[layer] = self._add_parts(parts[layer], rows, *context, *central)
+      parts[layer] = self._add_parts(
+        parts[layer], rows, block.columns, *context, *central
+      )
       parts[layer].block_until_ready()
     return jnp.stack(parts)
 
@@ -122,10 +128,11 @@ class BlockPasses:
     leaves = [np.empty(x.shape, x.dtype) for x in self._leaves]
     for block, rows in self._placed(read, self.blocks):
       layer = np.int32(self._layer_of[block.leaf])
-      part = self._combine(rows, *context, variables, decision, layer)
-      columns = block.stop - block.start
+      part = self._combine(
+        rows, block.columns, *context, variables, decision, layer
+      )
       flat = leaves[block.leaf].reshape(-1)
-      flat[block.start : block.stop] = np.asarray(part)[:columns]
+      flat[block.start : block.stop] = np.asarray(part)[: block.columns]
     update = jax.tree.unflatten(self._structure, leaves)
     return jax.device_put(update, self._spread)
 
@@ -142,8 +149,14 @@ class BlockPasses:
       spec = sharding.by_coordinate(rows.shape, self._mesh.size)
       yield block, jax.device_put(rows, NamedSharding(self._mesh, spec))
 
-  def _received(self, rows, drawn, rejected, numbers):
-    """Returns some columns of the rows that the server receives."""
+  def _received(self, rows, columns, drawn, rejected, numbers):
+    """Returns some columns of the rows that the server receives.
+
+    Args:
+      rows: a block, `[n, width]`.
+      columns: the number of its columns; all others stay zero.
+      drawn, rejected, numbers: the context.
+    """
     if self._attack.reads != 'coordinate':
       return rows
     # An honest row that is rejected is so in all of its columns.
@@ -152,29 +165,30 @@ class BlockPasses:
     attacked = self._attack.on_updates(
       sent, byzantine=byzantine, key=drawn.attack_key, **numbers
     )
-    return jnp.where(byzantine[:, None], attacked, rows)
+    inside = jnp.arange(rows.shape[1]) < columns
+    return jnp.where(byzantine[:, None] & inside, attacked, rows)
 
   # The programs, each for a block ---------------------------------------------
 
   @functools.cached_property
   def _add_squares(self):
-    def add(total, rows, *context):
-      return total + sums.squares(self._received(rows, *context))
+    def add(total, rows, columns, *context):
+      return total + sums.squares(self._received(rows, columns, *context))
 
     return jax.jit(add, donate_argnums=0)
 
   @functools.cached_property
   def _add_products(self):
-    def add(total, squares, rows, *context):
-      new = sums.products(self._received(rows, *context))
+    def add(total, squares, rows, columns, *context):
+      new = sums.products(self._received(rows, columns, *context))
       return total + new, squares + jnp.diagonal(new)
 
     return jax.jit(add, donate_argnums=(0, 1))
 
   @functools.cached_property
   def _add_parts(self):
-    def add(total, rows, drawn, rejected, numbers, shares, middle):
-      rows = self._received(rows, drawn, rejected, numbers)
+    def add(total, rows, columns, drawn, rejected, numbers, shares, middle):
+      rows = self._received(rows, columns, drawn, rejected, numbers)
       (parts,) = sums.parts_products(
         [[rows]], jnp.array([True]), shares[None], middle[None]
       )
@@ -184,8 +198,10 @@ class BlockPasses:
 
   @functools.cached_property
   def _combine(self):
-    def combine(rows, drawn, rejected, numbers, variables, decision, layer):
-      rows = self._received(rows, drawn, rejected, numbers)
+    def combine(
+      rows, columns, drawn, rejected, numbers, variables, decision, layer
+    ):
+      rows = self._received(rows, columns, drawn, rejected, numbers)
       of_layer = jax.tree.map(
         lambda x: lax.dynamic_slice_in_dim(x, layer, 1), decision
       )

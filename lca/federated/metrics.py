@@ -6,13 +6,13 @@ register a function here or in a file of your own:
 
     @METRICS.register
     def largest_update(result):
-      gram = lca.geometry.norms_gram(result.updates)
-      return jnp.max(lca.geometry.norms(gram))
+      squares = lca.geometry.total_squares(result.squares)
+      return jnp.sqrt(jnp.max(squares))
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,23 @@ class RoundResult(NamedTuple):
   layers: Scope | None
 
 
+class WithoutUpdates(RoundResult):
+  """The data of a round that never holds the updates of all clients.
+
+  `updates` and `for_rule` raise a ValueError; `squares` are there.
+  """
+
+  def _refuse(self) -> Any:
+    raise ValueError(
+      'parallel.stream=True: a metric reads the updates of all clients, which '
+      'such a round does not hold; it may read their squared norms, '
+      'result.squares'
+    )
+
+  updates = property(_refuse)  # pyright: ignore
+  for_rule = property(_refuse)  # pyright: ignore
+
+
 METRICS: Registry[Callable[[RoundResult], jax.Array | None]] = Registry(
   'metric', brought=['result']
 )
@@ -92,7 +109,7 @@ def rejected(result: RoundResult) -> jax.Array:
   See `lca.geometry` for rejected rows. Clients that did not answer are not
   counted here, but by `dropped`.
   """
-  mask = geometry.rejected_rows(geometry.gram_of_squares(result.squares))
+  mask = geometry.rejected_squares(geometry.total_squares(result.squares))
   if result.answered is not None:
     mask &= result.answered
   return jnp.sum(mask)

@@ -269,12 +269,14 @@ def check(simulation: Simulation, limit: float) -> Plan:
   if plan.total <= limit:
     return plan
   chunk_size = _largest_chunk(simulation, plan, limit)
+  streamed = isinstance(simulation, StreamedSimulation)
   advice = (
     f'parallel.chunk_size={chunk_size} fits'
     if chunk_size
     else 'no parallel.chunk_size fits; use more devices, lower '
     'server.clients_per_round, client.batch_size or parallel.microbatch_size, '
-    "set client.update_dtype='bfloat16' or parallel.stream=True"
+    "or set client.update_dtype='bfloat16'"
+    + ('' if streamed else ', or parallel.stream=True if the rule allows it')
   )
   raise ValueError(
     f'a round does not fit into the {size(limit)} of a device: {plan}; {advice}'

@@ -170,12 +170,13 @@ def apply_update(
     )
 
   # 7. Metrics, and the state for the next round.
-  result = metrics.RoundResult(
+  held = updates is not None
+  result = (metrics.RoundResult if held else metrics.WithoutUpdates)(
     losses=received.losses,
     byzantine=drawn.byzantine,
     answered=drawn.answered,
     updates=updates,
-    for_rule=server.for_rule(updates),
+    for_rule=server.for_rule(updates) if held else None,
     squares=aggregated.squares,
     squares_for_rule=server.for_rule(aggregated.squares),
     update=update,

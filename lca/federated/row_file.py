@@ -4,6 +4,7 @@ The file holds block after block. A block has some coordinates of one leaf, for
 all rows, so that it is read at once, and a few rows are written to it at once.
 """
 
+import errno
 import math
 import os
 import shutil
@@ -35,6 +36,11 @@ class Block(NamedTuple):
   width: int
   dtype: np.dtype
   offset: int
+
+  @property
+  def columns(self) -> int:
+    """The number of coordinates."""
+    return self.stop - self.start
 
 
 def blocks_of(update: PyTree, rows: int, num_bytes: int) -> list[Block]:
@@ -78,7 +84,7 @@ class RowFile:
 
   def __init__(self, folder: str | os.PathLike, blocks: list[Block], rows: int):
     self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
-    self._blocks, self._rows = blocks, rows
+    self._folder, self._blocks, self._rows = folder, blocks, rows
 
   def __enter__(self) -> 'RowFile':
     return self
@@ -101,22 +107,29 @@ class RowFile:
     leaves = [x.reshape(len(x), -1) for x in leaves]
     for block in self._blocks:
       part = leaves[block.leaf][:, block.start : block.stop]
-      bytes_before = first * part.shape[1] * block.dtype.itemsize
-      self._file.seek(block.offset + bytes_before)
+      bytes_before = first * block.columns * block.dtype.itemsize
       data = _bytes(np.ascontiguousarray(part))
-      while data:  # a single call may write less than all
-        data = data[self._file.write(data) :]
+      self._move(self._file.write, block.offset + bytes_before, data)
 
   def read(self, block: Block) -> np.ndarray:
     """Returns a block, `[rows, width]`; columns beyond its stop are zero."""
-    columns = block.stop - block.start
-    numbers = np.empty((self._rows, columns), block.dtype)
-    self._file.seek(block.offset)
-    data = _bytes(numbers)
-    while data:  # a single call may read less than all
-      data = data[self._file.readinto(data) :]
-    missing = block.width - columns
+    numbers = np.empty((self._rows, block.columns), block.dtype)
+    self._move(self._file.readinto, block.offset, _bytes(numbers))
+    missing = block.width - block.columns
     return np.pad(numbers, ((0, 0), (0, missing))) if missing else numbers
+
+  def _move(self, move, offset, data):
+    """Moves data to or from the file; a single call may move less than all."""
+    try:
+      self._file.seek(offset)
+      while data:
+        moved = move(data)
+        if not moved:
+          raise OSError(errno.EIO, 'the file of the updates is too short')
+        data = data[moved:]
+    except OSError as error:
+      error.filename = os.fspath(self._folder)
+      raise
 
 
 def _bytes(x: np.ndarray) -> memoryview:
@@ -124,16 +137,23 @@ def _bytes(x: np.ndarray) -> memoryview:
   return x.reshape(-1).view(np.uint8).data
 
 
-def check_space(folder: str | os.PathLike, num_bytes: int) -> None:
-  """Checks that a disk has room.
+def check_folder(folder: str | os.PathLike, num_bytes: int = 0) -> None:
+  """Checks that a folder takes a file of so many bytes.
 
   Raises:
-    OSError: the folder does not exist.
-    ValueError: less is free.
+    ValueError: it does not; the message says why.
   """
-  free = shutil.disk_usage(folder).free
+  change = 'set parallel.stream_dir to a folder that has room'
+  try:
+    tempfile.TemporaryFile(dir=folder).close()
+    free = shutil.disk_usage(folder).free
+  except OSError as error:
+    raise ValueError(
+      f'the updates of a streamed round cannot be written to {folder}: '
+      f'{error.strerror}; {change}'
+    ) from error
   if free < num_bytes:
     raise ValueError(
       f'{folder} has {free / 1e9:.3g} GB free, but the updates of a round are '
-      f'{num_bytes / 1e9:.3g} GB'
+      f'{num_bytes / 1e9:.3g} GB; {change}'
     )

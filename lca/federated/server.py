@@ -131,13 +131,14 @@ class Sent(NamedTuple):
 
   Attributes:
     updates: the `n` clients' updates of all variables, leaves `[n, ...]`, as
-      they were trained; or, from `receive`, as they arrive.
+      they were trained; or, from `receive`, as they arrive. None in a round
+      that does not hold them.
     losses: `[n]` mean training losses in nats.
     server_update: the server's update from its own examples; None if it has
       none.
   """
 
-  updates: Updates
+  updates: Updates | None
   losses: jax.Array
   server_update: Update | None = None
 

@@ -1,7 +1,6 @@
 """The server's programs in a streamed round (`lca.federated.streaming`)."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,11 +68,12 @@ class StreamedSteps:
 
   @property
   def block_bytes(self) -> int:
-    """The bytes that the server works on at once in a pass, about."""
+    """The bytes on a device that the server works on at once, about."""
     # A block that is read, one that is placed, and what is made of it.
     block = max(x.width * x.dtype.itemsize for x in self.blocks)
     products = len(self._layers) * self._clients * self._wide.itemsize
-    return self._clients * (3 * block + 2 * products)
+    spread = self._clients * 3 * block // self._placement.mesh.size
+    return spread + self._clients * 2 * products
 
   @property
   def blocks(self) -> list[Block]:
@@ -111,7 +111,7 @@ class StreamedSteps:
         self._server.with_numbers(numbers),
         state,
         Aggregate(update, info, squares),
-        Sent(_NotHeld(), losses),
+        Sent(None, losses),
         drawn,
       )
 
@@ -122,10 +122,11 @@ class StreamedSteps:
     self, state: ServerState, trained: PyTree, drawn: Round
   ) -> tuple[None, jax.stages.Lowered]:
     """Lowers `step`; see `ServerPrograms.lower`."""
-    del trained
-    numbers = jax.ShapeDtypeStruct((self._clients,), self._wide)
-    losses = jax.ShapeDtypeStruct((self._clients,), jnp.float32)
-    squares = jax.tree.map(lambda x: numbers, self._update)
+    n = self._clients
+    losses = jax.ShapeDtypeStruct((n,), trained[1].dtype)
+    squares = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((n,), sums.wide(x.dtype)), self._update
+    )
     spread = self._placement.by_coordinate(self._update)
     with jax.set_mesh(self._placement.mesh):
       grams = self._gram_shapes(squares)
@@ -225,7 +226,7 @@ class StreamedSteps:
       that the rule has seen, after an attack.
     """
     # A row that is not finite in some coordinates is rejected in all of them.
-    rejected = geometry.rejected_rows(geometry.gram_of_squares(squares))
+    rejected = geometry.rejected_squares(geometry.total_squares(squares))
     context = drawn, rejected, self._server.numbers['attack']
     if self._needs == 'products':
       grams, squares = self._passes.grams(read, context)
@@ -242,34 +243,27 @@ class StreamedSteps:
 
     Args:
       squares: squared norms of the rows by leaf, if it reads them.
+
+    Returns:
+      `[layers, n, n]`, or None if the rule reads nothing.
     """
     if self._needs == 'nothing':
-      return jnp.zeros((len(self._layers), self._clients, self._clients))
+      return None
     leaves = jax.tree.leaves(squares)
     return jnp.stack(
-      [geometry.gram_of_squares([leaves[k] for k in x]) for x in self._layers]
+      [
+        jnp.diag(geometry.total_squares([leaves[k] for k in layer]))
+        for layer in self._layers
+      ]
     )
 
   @functools.cached_property
   def _decide(self):
+    n = self._clients
+
     def decide(grams, variables, drawn):
+      if grams is None:  # inside the program it takes no memory
+        grams = jnp.zeros((len(self._layers), n, n))
       return self._in_two_passes(variables, drawn).decide(grams)
 
     return jax.jit(decide)
-
-
-class _NotHeld:
-  """Stands for the updates of all clients in the result of a round."""
-
-  def _refuse(self, *_: object) -> Any:
-    raise ValueError(
-      'parallel.stream=True: a metric reads the updates of all clients, which '
-      'such a round does not hold; it may read their squared norms'
-    )
-
-  __getitem__ = __iter__ = __len__ = __jax_array__ = __array__ = _refuse
-
-  def __getattr__(self, name: str) -> Any:
-    if name.startswith('__'):  # whether it has such a name may be asked
-      raise AttributeError(name)
-    return self._refuse()

@@ -8,11 +8,12 @@ into memory, the round runs in groups of clients and blocks of coordinates:
    rows' inner products, from which the rule decides.
 3. Another pass combines the rows by this decision.
 
-The memory is that of a group and of a block, whatever the number of clients.
-Results differ from those of a stacked round by rounding alone. A rule that
-needs no inner products skips pass 2, and the mean, whose weights are known
-beforehand, needs no file. `check` refuses what needs all numbers of all rows at
-once.
+The memory is that of a group and of a block, and of the `[layers, n, n]` inner
+products if the rule reads norms or products. Results differ from those of a
+stacked round by rounding alone. A rule that needs no inner products skips pass
+2, unless an attack reads coordinate by coordinate; without such an attack the
+mean, whose weights are known beforehand, needs no file. `check` refuses what
+needs all numbers of all rows at once.
 """
 
 import functools
@@ -26,8 +27,9 @@ import numpy as np
 
 from lca.aggregators import ROUND_BRINGS
 from lca.aggregators.forms import two_passes
+from lca.attacks import base as attacks
 from lca.federated.randomness import Purpose, key_for
-from lca.federated.row_file import RowFile, check_space
+from lca.federated.row_file import RowFile, check_folder
 from lca.federated.server import Server, ServerState
 from lca.federated.simulation import Simulation
 from lca.federated.streamed_steps import StreamedSteps
@@ -37,51 +39,58 @@ GROUP_BYTES = 2**26
 chunks that train at once have more."""
 
 
-def check(server: Server, has_root: bool) -> None:
+def check(server: Server, has_root: bool, folder: str | None) -> None:
   """Checks that a round can be streamed.
 
   Args:
     server: the parts of the server's step.
     has_root: True if the server has examples of its own.
+    folder: of the file with the updates; None takes the system's.
 
   Raises:
     ValueError: it cannot; the message says what is in the way, and why.
   """
-  in_the_way = None
-  if jax.process_count() > 1:
-    in_the_way = 'the run has several processes, and its file only one'
-  elif server.momentum:
-    in_the_way = (
-      f'client.momentum={server.momentum} keeps a row for every client of the '
-      'population'
-    )
-  elif server.forensics:
-    in_the_way = 'eval.forensics compares the coordinates of all rows'
-  elif has_root:
-    in_the_way = (
-      'data.root_examples: the update of the server itself is for rules and '
-      'batch statistics that are not streamed'
-    )
-  elif server.batch_stats != 'rule':
-    in_the_way = f"model.batch_stats={server.batch_stats!r} is not 'rule'"
-  elif server.attack.reads == 'all':
-    in_the_way = (
-      'the attack reads all coordinates of all rows at once; one that reads '
-      'them coordinate by coordinate can be declared by update_attack'
-      "('coordinate')"
-    )
-  else:
-    given: dict[str, Any] = dict.fromkeys(ROUND_BRINGS, 0)
-    try:
-      two_passes.of_aggregator(server.aggregator, given)
-    except ValueError as error:
-      in_the_way = str(error)
-  if in_the_way:
-    raise ValueError(
-      f'parallel.stream=True holds no more than a part of the updates at a '
-      f'time, but {in_the_way}: leave parallel.stream out, or choose another '
-      'option'
-    )
+  for in_the_way, why in _obstacles(server, has_root):
+    if in_the_way:
+      raise ValueError(
+        'parallel.stream=True does not hold the updates of all clients at '
+        f'once: {why}; leave parallel.stream out or change that'
+      )
+  attacks.check_reads(server.attack.reads)
+  check_folder(folder or tempfile.gettempdir())
+
+
+def _obstacles(server, has_root):
+  """Yields pairs: True if something is in the way, and the reason."""
+  yield (
+    jax.process_count() > 1,
+    'the run has several processes, which share no file',
+  )
+  yield (
+    server.momentum,
+    f'client.momentum={server.momentum} needs a row for every client of the '
+    'population',
+  )
+  yield server.forensics, 'eval.forensics compares all coordinates of all rows'
+  yield server.attack.reads == 'all', _ATTACK_READS
+  given: dict[str, Any] = dict.fromkeys(ROUND_BRINGS, 0)
+  why = ''
+  try:
+    two_passes.of_aggregator(server.aggregator, given)
+  except ValueError as error:
+    why = str(error)
+  yield why, why
+  yield has_root, 'data.root_examples trains a row of the server itself'
+  yield (
+    server.batch_stats != 'rule',
+    f"model.batch_stats={server.batch_stats!r} is not 'rule'",
+  )
+
+
+_ATTACK_READS = (
+  'the attack reads all coordinates of all rows (an attack of your own that '
+  'reads less may say so, see lca.attacks.update_attack)'
+)
 
 
 class StreamedSimulation(Simulation):
@@ -96,17 +105,18 @@ class StreamedSimulation(Simulation):
     **parts: see `Simulation`.
 
   Raises:
-    ValueError: the round cannot be streamed, or the folder has too little room.
-    OSError: the folder does not exist.
+    ValueError: the round cannot be streamed, or the folder takes no file, or
+      has too little room.
   """
 
   def __init__(self, *, folder: str | None = None, **parts: Any):
-    check(parts['server'], has_root=parts['data'].server_id is not None)
+    has_root = parts['data'].server_id is not None
+    check(parts['server'], has_root, folder)
     self._folder = folder or tempfile.gettempdir()
     super().__init__(**parts)
     if not self._steps.needs_one:
       n = self._population.clients_per_round
-      check_space(self._folder, n * self._row_bytes)
+      check_folder(self._folder, n * self._row_bytes)
 
   @property
   def block_bytes(self) -> int:

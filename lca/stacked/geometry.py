@@ -26,6 +26,7 @@ from lca.stacked.inner_products import (
   gram_of_sums,
   norms,
   rejected_rows,
+  rejected_squares,
   squared_norms,
 )
 from lca.typing import Gram, PyTree, Update, Updates
@@ -38,7 +39,6 @@ __all__ = [
   'differences',
   'distances',
   'gram',
-  'gram_of_squares',
   'gram_of_sums',
   'grams',
   'inner',
@@ -49,9 +49,11 @@ __all__ = [
   'num_clients',
   'one_client',
   'rejected_rows',
+  'rejected_squares',
   'scale',
   'shrink_factors',
   'squared_norms',
+  'total_squares',
   'without_rejected',
 ]
 
@@ -145,12 +147,12 @@ def norms_gram(updates: Updates) -> Gram:
     updates: stacked pytree, leaves `[n, ...]`.
   """
   num_clients(updates)
-  return gram_of_squares(jax.tree.map(sums.squares, updates))
+  return jnp.diag(total_squares(jax.tree.map(sums.squares, updates)))
 
 
-def gram_of_squares(squares: PyTree) -> Gram:
-  """Returns `norms_gram` from the squared norms of all leaves, each `[n]`."""
-  return jnp.diag(functools.reduce(jnp.add, jax.tree.leaves(squares)))
+def total_squares(squares: PyTree) -> jax.Array:
+  """Returns the rows' squared norms, `[n]`, from those of all leaves."""
+  return functools.reduce(jnp.add, jax.tree.leaves(squares))
 
 
 def one_client(update: Update) -> Updates:

@@ -105,8 +105,12 @@ def diagonal(matrix: jax.Array) -> jax.Array:
 def squared_norms(gram: jax.Array) -> jax.Array:
   """Returns the squared norms, `[n]`, +inf for rejected rows."""
   squares = diagonal(gram)
-  acceptable = squares <= jnp.finfo(gram.dtype).max / 16  # False for NaN
-  return jnp.where(acceptable, squares, jnp.inf)
+  return jnp.where(rejected_squares(squares), jnp.inf, squares)
+
+
+def rejected_squares(squares: jax.Array) -> jax.Array:
+  """Returns the mask of the rows rejected for their squared norms, `[n]`."""
+  return ~(squares <= jnp.finfo(squares.dtype).max / 16)  # also for NaN
 
 
 def rejected_rows(gram: jax.Array) -> jax.Array:

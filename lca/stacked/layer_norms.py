@@ -1,6 +1,5 @@
 """Normalised norms of the layers in one round: LEGATO's Eq. 2."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -49,7 +48,7 @@ def norms_from_squares(squares: PyTree, by: Scope = 'leaf') -> jax.Array:
     by: as in `normalized_norms`.
   """
   parts = Layers(squares, grouping(by)).split(squares)
-  products = jnp.stack([_total(jax.tree.leaves(part)) for part in parts])
+  products = jnp.stack([geometry.total_squares(part) for part in parts])
   return normalized(products, rejected_rows(products))
 
 
@@ -64,7 +63,7 @@ def layer_products(parts: list[Updates], norm: Norm) -> jax.Array:
   """
 
   def squares(part):
-    return _total([sums.squares(leaf) for leaf in jax.tree.leaves(part)])
+    return geometry.total_squares(jax.tree.map(sums.squares, part))
 
   of_layer = squares if norm == 'frobenius' else geometry.gram
   return lax.stop_gradient(jnp.stack([of_layer(part) for part in parts]))
@@ -72,8 +71,7 @@ def layer_products(parts: list[Updates], norm: Norm) -> jax.Array:
 
 def rejected_rows(products: jax.Array) -> jax.Array:
   """Returns the mask of the rejected rows, `[n]`, from `layer_products`."""
-  total = jnp.sum(_squares(products), axis=0)
-  return geometry.rejected_rows(jnp.diag(total))
+  return geometry.rejected_squares(jnp.sum(_squares(products), axis=0))
 
 
 def normalized(products: jax.Array, rejected: jax.Array) -> jax.Array:
@@ -106,7 +104,3 @@ def _squares(products):
   if products.ndim == 2:
     return products
   return jnp.diagonal(products, axis1=1, axis2=2)
-
-
-def _total(arrays):
-  return functools.reduce(jnp.add, arrays)

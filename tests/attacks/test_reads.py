@@ -84,3 +84,20 @@ def test_a_number_follows_from_its_coordinate_and_the_rejected_rows(name):
   np.testing.assert_allclose(
     part[BYZANTINE], whole['params']['scale'][BYZANTINE], rtol=1e-6
   )
+
+
+def test_what_cannot_be_made_from_parts_is_refused():
+  def draws(updates, *, byzantine, key):
+    del byzantine, key
+    return updates
+
+  def tries(updates, *, byzantine, key=None, aggregate=None):
+    del byzantine, key, aggregate
+    return updates
+
+  for reads in ('row', 'coordinate'):
+    for function in (draws, tries):
+      with pytest.raises(TypeError, match=f'{function.__name__} cannot read'):
+        attacks.update_attack(reads)(function)
+  with pytest.raises(ValueError, match="got 'rows'"):
+    attacks.update_attack('rows')(tries)

@@ -108,6 +108,20 @@ def test_close_rows_keep_their_distances(data, monkeypatch):
   _assert_close(_both(monkeypatch, data, (*krum, attack)))
 
 
+def test_a_coordinate_attack_adds_nothing_beyond_the_leaves(data, monkeypatch):
+  """Blocks are wider than small leaves: the norms count none of the rest."""
+
+  @attacks.update_attack('coordinate')
+  def shifted(updates, *, byzantine, key=None):
+    return attacks.replace(
+      updates, byzantine, jax.tree.map(lambda x: x[0] + 1, updates)
+    )
+
+  attack = attacks.from_function(shifted)
+  rule = lca.layerwise(lca.cge), {'f': 2}
+  _assert_close(_both(monkeypatch, data, (*rule, attack), layers='leaf'))
+
+
 class _Files(row_file.RowFile):
   """Counts the blocks that are read."""
 
@@ -120,7 +134,16 @@ class _Files(row_file.RowFile):
 
 @pytest.mark.parametrize(
   ('name', 'passes'),
-  [('a sum', 0), ('columns', 1), ('norms', 1), ('products', 2)],
+  [
+    ('a sum', 0),
+    ('a sum by column', 2),
+    ('columns', 1),
+    ('columns by column', 2),
+    ('norms', 1),
+    ('norms by column', 2),
+    ('products', 2),
+    ('products by column', 2),
+  ],
 )
 def test_no_pass_is_made_without_need(data, monkeypatch, name, passes):
   monkeypatch.setattr(streaming, 'RowFile', _Files)
@@ -138,12 +161,12 @@ def test_no_pass_is_made_without_need(data, monkeypatch, name, passes):
 
 
 REFUSED = {
-  'momentum': ({'momentum': 0.9}, 'client.momentum=0.9 keeps a row'),
+  'momentum': ({'momentum': 0.9}, 'client.momentum=0.9 needs a row'),
   'forensics': ({'forensics': True}, 'eval.forensics compares'),
   'statistics': ({'batch_stats': 'mean'}, "model.batch_stats='mean'"),
   'rule': (
     {'aggregator': lca.stateless(lca.dnc, f=1)},
-    'dnc reads all coordinates of all rows',
+    'dnc may read all coordinates of all rows',
   ),
   'state': (
     {'aggregator': lca.centered_clip(threshold=1.0)},
@@ -170,6 +193,32 @@ def test_a_metric_that_reads_the_updates_is_refused(data, monkeypatch):
   sim = simulation(data, kind=StreamedSimulation)
   with pytest.raises(ValueError, match='a metric reads the updates'):
     sim.run_round(sim.init(), 0)
+
+
+def test_an_unknown_kind_of_reading_is_refused(data):
+  attack = attacks.NO_ATTACK._replace(reads='coordinates')
+  with pytest.raises(ValueError, match=r"reads must be .* got 'coordinates'"):
+    simulation(data, attack=attack, kind=StreamedSimulation)
+
+
+def test_a_folder_that_takes_no_file_is_told_before_any_work(data, tmp_path):
+  (tmp_path / 'file').touch()
+  for name in ('file', 'missing'):
+    with pytest.raises(ValueError, match=r'cannot be written to .*stream_dir'):
+      simulation(
+        data,
+        kind=functools.partial(StreamedSimulation, folder=tmp_path / name),
+      )
+
+
+def test_a_full_disk_names_its_folder(tmp_path):
+  update = {'w': np.zeros(3, np.float32)}
+  file = row_file.RowFile(tmp_path, row_file.blocks_of(update, 2, 64), 2)
+  with file, mock.patch.object(file, '_file') as broken:
+    broken.write.side_effect = OSError(28, 'No space left on device')
+    with pytest.raises(OSError, match='No space') as raised:
+      file.write(0, {'w': np.ones((2, 3), np.float32)})
+  assert raised.value.filename == str(tmp_path)
 
 
 def test_a_full_disk_is_told_before_any_work(data, monkeypatch):

@@ -126,8 +126,9 @@ def in_two_passes(rule: Callable[..., Update], **hyper: Any) -> TwoPasses:
 
 def _reason(rule):
   return (
-    f'{rule_name(rule)} reads all coordinates of all rows at once: it is '
-    'neither a Gram rule nor a coordinate-wise rule, nor a chain of such rules'
+    f'{rule_name(rule)} may read all coordinates of all rows at once: it is '
+    'neither a lca.gram_rule nor a coordinate-wise rule of lca, nor a chain of '
+    'such rules'
   )
 
 
@@ -151,7 +152,10 @@ def _of_chain(chained, hyper):
   step, *others = chained.steps
   first = in_two_passes(step, **arguments_of(step, hyper))
   if not (first.rule and first.rule.weighs_rows):
-    raise ValueError(_reason(step))
+    raise ValueError(
+      f'the rows that {rule_name(step)} makes are not weighted sums, so that '
+      f'{chained} reads all coordinates of all rows'
+    )
   after = chain(*others)
   then = in_two_passes(after, **arguments_of(after, hyper))
   if then.key not in (None, first.key):
