@@ -90,30 +90,13 @@ class StreamedSteps:
   def step(self) -> jax.stages.Wrapped:
     """A jitted function that applies the aggregate and measures the round.
 
-    `(variables, opt_state, aggregator, momenta, update, info, squares, losses,
-    drawn, numbers) -> (state, metrics)`.
+    `(state, aggregated, losses, drawn, numbers) -> (state, metrics)`.
     """
 
-    def apply(
-      variables,
-      opt_state,
-      aggregator,
-      momenta,
-      update,
-      info,
-      squares,
-      losses,
-      drawn,
-      numbers,
-    ):
-      state = ServerState(variables, opt_state, aggregator, momenta)
-      return apply_update(
-        self._server.with_numbers(numbers),
-        state,
-        Aggregate(update, info, squares),
-        Sent(None, losses),
-        drawn,
-      )
+    def apply(state, aggregated, losses, drawn, numbers):
+      server = self._server.with_numbers(numbers)
+      sent = Sent(None, losses)
+      return apply_update(server, state, aggregated, sent, drawn)
 
     out = self.shardings, self._placement.everywhere
     return jax.jit(apply, out_shardings=out)
@@ -131,14 +114,10 @@ class StreamedSteps:
     with jax.set_mesh(self._placement.mesh):
       grams = self._gram_shapes(squares)
       _, info = jax.eval_shape(self._decide, grams, state.variables, drawn)
+      update = with_shardings(self._update, spread)
+      aggregated = Aggregate(update, info, squares)
       lowered = self.step.lower(
-        *state,
-        with_shardings(self._update, spread),
-        info,
-        squares,
-        losses,
-        drawn,
-        self._server.numbers,
+        state, aggregated, losses, drawn, self._server.numbers
       )
     return None, lowered
 
@@ -212,7 +191,7 @@ class StreamedSteps:
 
   def aggregate(
     self, read: ReadBlocks, state: ServerState, drawn: Round, squares: PyTree
-  ) -> tuple[Update, Info, PyTree]:
+  ) -> Aggregate:
     """Aggregates the rows of a file.
 
     Args:
@@ -222,8 +201,7 @@ class StreamedSteps:
       squares: squared norms of the rows by leaf, from `arrive`.
 
     Returns:
-      The aggregate, what the rule decided, and the squared norms of the rows
-      that the rule has seen, after an attack.
+      The aggregate, with the squared norms of the rows after an attack.
     """
     # A row that is not finite in some coordinates is rejected in all of them.
     rejected = geometry.rejected_squares(geometry.total_squares(squares))
@@ -236,7 +214,7 @@ class StreamedSteps:
       grams = self._grams(squares)
     decision, info = self._decide(grams, state.variables, drawn)
     update = self._passes.combine(read, context, state.variables, decision)
-    return update, info, squares
+    return Aggregate(update, info, squares)
 
   def _grams(self, squares=None):
     """Returns the Gram matrices of a rule that reads no products.

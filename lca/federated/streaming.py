@@ -29,6 +29,7 @@ from lca.aggregators import ROUND_BRINGS
 from lca.aggregators.forms import two_passes
 from lca.attacks import base as attacks
 from lca.federated.randomness import Purpose, key_for
+from lca.federated.round import Aggregate
 from lca.federated.row_file import RowFile, check_folder
 from lca.federated.server import Server, ServerState
 from lca.federated.simulation import Simulation
@@ -173,15 +174,16 @@ class StreamedSimulation(Simulation):
       if steps.needs_one:
         total, info = steps.start_sum(state, drawn)
         losses, squares = train(total.add)
-        update = total.result()
+        aggregated = Aggregate(total.result(), info, squares)
       else:
         with RowFile(self._folder, steps.blocks, n) as file:
           losses, squares = train(file.write)
           read = functools.partial(self._ahead, file.read)
-          update, info, squares = steps.aggregate(read, state, drawn, squares)
-      info, squares = jax.device_get((info, squares))
+          aggregated = steps.aggregate(read, state, drawn, squares)
+      info, squares = jax.device_get(aggregated[1:])
+      aggregated = aggregated._replace(info=info, squares=squares)
       state, measured = self.programs.step(
-        *state, update, info, squares, losses, drawn, self._server.numbers
+        state, aggregated, losses, drawn, self._server.numbers
       )
     return state, self._as_numbers(measured, drawn)
 
