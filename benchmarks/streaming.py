@@ -75,7 +75,7 @@ def run_round(preset: str, clients: int, stream: bool, model: str) -> None:
   np.save(model, np.concatenate([x.ravel() for x in leaves]))
   measured = {
     'seconds': seconds,
-    'devices': simulation.placement.mesh.size,
+    'devices': simulation.placement.devices,
     'before_bytes': before,
     'peak_bytes': _peak(),
   }

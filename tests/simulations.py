@@ -22,7 +22,12 @@ POPULATION = Population(
 )
 
 
-def simulation(
+def simulation(data, *devices, kind=Simulation, **changes):
+  """Returns a simulation; see `parts`."""
+  return kind(**parts(data, *devices, **changes))
+
+
+def parts(
   data,
   devices=1,
   chunk_size=1,
@@ -30,20 +35,20 @@ def simulation(
   population=POPULATION,
   classifier=CLASSIFIER,
   train=TRAIN,
-  kind=Simulation,
+  seed=3,
   **changes,
 ):
-  """Returns a simulation; `changes` replace parts of its `Server`."""
+  """Returns a simulation's parts; `changes` replace those of its server."""
   server = {
     'aggregator': lca.stateless(lca.mean, weights=None),
     'optimizer': optax.sgd(1.0),
   }
-  return kind(
-    data=data,
-    population=population,
-    classifier=classifier,
-    train=train,
-    server=Server(**(server | changes)),
-    seed=3,
-    placement=Placement(clients_mesh(devices), chunk_size, eval_batch_size),
-  )
+  return {
+    'data': data,
+    'population': population,
+    'classifier': classifier,
+    'train': train,
+    'server': Server(**(server | changes)),
+    'seed': seed,
+    'placement': Placement(clients_mesh(devices), chunk_size, eval_batch_size),
+  }

@@ -39,6 +39,8 @@ class FederatedDataset:
       itself keeps, for rules such as FLTrust; None if there are none.
     validation_indices: ascending integer indices of the training examples that
       are held out for validation; None if there are none.
+    length: `gather` pads every client to so many examples, or to the largest
+      number that a client has, if that is more.
 
   Raises:
     ValueError: there are no clients, a client has no examples, or an index lies
@@ -49,6 +51,7 @@ class FederatedDataset:
   client_indices: Sequence[np.ndarray]
   root_indices: np.ndarray | None = None
   validation_indices: np.ndarray | None = None
+  length: int = 0
 
   def __post_init__(self):
     if not self.client_indices:
@@ -96,8 +99,11 @@ class FederatedDataset:
 
   @property
   def max_examples(self) -> int:
-    """The largest number of examples that a client or the server has."""
-    return max(map(len, self._indices_by_id))
+    """The number of examples that `gather` pads every client to.
+
+    It is the largest number that a client or the server has, or `length`.
+    """
+    return max(self.length, *map(len, self._indices_by_id))
 
   def label_histogram(self) -> np.ndarray:
     """Counts the examples of each class for each client.

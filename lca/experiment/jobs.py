@@ -12,20 +12,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from lca.experiment import extensions, host, outlook, rundir, settings
 from lca.experiment.index import line_of, record
 from lca.experiment.summary import read_summary
-from lca.experiment.workers import FAILS_AGAIN, Workers, reason
+from lca.experiment.workers import FAILS_AGAIN, Workers, log_of, reason
+
+
+class Checked(NamedTuple):
+  """Facts about the runs of a sweep that only a process like theirs can find.
+
+  Attributes:
+    wrong: the problem of each config that is impossible, by name.
+    backend: the kind of the devices, such as `'cpu'`.
+  """
+
+  wrong: dict[str, str]
+  backend: str
 
 
 def check(
   runs: Mapping[str, ConfigDict],
   load: Sequence[str | os.PathLike] = (),
   jobs: int = 1,
-) -> dict[str, str]:
+) -> Checked:
   """Checks configs without their data, as a run does when it starts.
 
   A process of its own checks them: it sees the devices that a run sees, and
@@ -38,7 +51,7 @@ def check(
     jobs: number of runs at the same time.
 
   Returns:
-    The problem of each config that is impossible, by name.
+    What the process has found.
 
   Raises:
     OSError: the process could not start, or ended before it had an answer.
@@ -53,7 +66,7 @@ def check(
     with sender:  # closed here, so that receiving fails if the process ends
       process.start()
     try:
-      wrong = receiver.recv()
+      checked = receiver.recv()
     except EOFError:
       process.join()
       raise OSError(
@@ -61,7 +74,10 @@ def check(
         f'{process.exitcode}'
       ) from None
   process.join()
-  return {n: wrong[line_of(n)] for n in runs if line_of(n) in wrong}
+  wrong = checked.wrong
+  return checked._replace(
+    wrong={n: wrong[line_of(n)] for n in runs if line_of(n) in wrong}
+  )
 
 
 def _check(
@@ -76,8 +92,7 @@ def _check(
     configs: configs by name, as nested dicts.
     load: see `run_all`.
     jobs: number of runs at the same time.
-    sweep: end of a pipe that takes the problem of each impossible config, by
-      name.
+    sweep: end of a pipe that takes a `Checked`.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the sweep
   logging.set_verbosity(logging.FATAL)
@@ -91,7 +106,7 @@ def _check(
         settings.from_config(config)
       except (ValueError, TypeError) as error:
         wrong[name] = str(error)
-  sweep.send(wrong)
+  sweep.send(Checked(wrong, jax.default_backend()))
 
 
 class Outcome(NamedTuple):
@@ -118,6 +133,7 @@ def run_all(
   load: Sequence[str | os.PathLike] = (),
   grace: float = host.GRACE,
   keep_programs: bool = True,
+  seeds_at_once: int | None = 1,
 ) -> list[str]:
   """Runs the configs that have no finished run yet, and prints how far it is.
 
@@ -128,14 +144,16 @@ def run_all(
     runs: configs by name.
     workdir: directory for the runs' directories. The output of a run is in a
       `.log` file beside its directory until the run is finished.
-    jobs: number of runs at the same time. Each has a process with its share of
-      the cores and of the memory (see `workers.Worker`).
+    jobs: number of processes at the same time. Each has its share of the cores
+      and of the memory (see `workers.Worker`).
     stopping: called every second. Once it returns True, the runs under way stop
       after their round, and no other run starts.
     load: files that each process executes first, because they register
       functions that the runs use.
     grace: seconds that a run has to stop, see `host.Stopping`.
     keep_programs: False keeps no compiled programs on disk.
+    seeds_at_once: the largest number of runs of one line that run together (see
+      `lca.experiment.together`); None for all of a line.
 
   Returns:
     The names of the runs that failed.
@@ -145,10 +163,10 @@ def run_all(
   """
   places = record(runs, workdir)
   # Several names may share a directory, which is run once.
-  names = {place: name for name, place in places.items()}
+  names_of = {place: name for name, place in places.items()}
   states = {
     name: outlook.state(place, runs[name].num_rounds)
-    for place, name in names.items()
+    for place, name in names_of.items()
   }
   todo = [name for name, state in states.items() if not state.finished]
   pace = outlook.pace(places[name] for name in states if name not in todo)
@@ -157,25 +175,42 @@ def run_all(
   if not todo:
     return []
 
-  def run(name):
-    config, path = runs[name].to_dict(), places[name]
-    start = time.monotonic()
-    try:
-      directory = rundir.RunDirectory(path, config)
-      code = 0
-      if not directory.finished(config['num_rounds']):
-        code = workers.run(config, path, stopping)
-      why = reason(code, path.with_suffix('.log')) if code else ''
-    except (OSError, ValueError) as error:
-      code = 1 if isinstance(error, OSError) else FAILS_AGAIN
-      why = str(error)
-    return Outcome(code, time.monotonic() - start, why)
+  def run(names):
+    start, outcomes, configs = time.monotonic(), {}, {}
+
+    def end(name, code, why=''):
+      seconds = (time.monotonic() - start) / len(names)
+      outcomes[name] = Outcome(code, seconds, why)
+
+    for name in names:
+      config, path = runs[name].to_dict(), places[name]
+      try:
+        directory = rundir.RunDirectory(path, config)
+        if directory.finished(config['num_rounds']):
+          end(name, 0)
+        else:
+          configs[path] = config
+      except (OSError, ValueError) as error:
+        end(name, _code(error), str(error))
+    if configs:
+      log = log_of(configs)
+      try:
+        codes = workers.run(configs, stopping) or {}
+        for path in configs:
+          code, own = codes.get(path), path.with_suffix('.log')
+          why = reason(code, own if own.exists() else log) if code else ''
+          end(names_of[path], code, why)
+      except OSError as error:
+        for path in configs:
+          end(names_of[path], _code(error), str(error))
+    return outcomes
 
   options = {'load': load, 'grace': grace, 'keep_programs': keep_programs}
   with Workers(jobs, **options) as workers:
     for last in (False, True):
       again = []
-      for name, (code, seconds, why) in _outcomes(run, todo, jobs, stopping):
+      groups = _groups(todo, 1 if last else seeds_at_once)
+      for name, (code, seconds, why) in _outcomes(run, groups, jobs, stopping):
         if code == 0:
           tally.finish(name, seconds)
           accuracy = read_summary(places[name])['average_test_accuracy']
@@ -202,41 +237,68 @@ def run_all(
   return [*tally.failed]
 
 
+def _code(error: Exception) -> int:
+  """Returns the exit code that stands for an error."""
+  return 1 if isinstance(error, OSError) else FAILS_AGAIN
+
+
+def _groups(names: Sequence[str], at_once: int | None) -> list[tuple[str, ...]]:
+  """Groups names of the same line.
+
+  Args:
+    names: of runs.
+    at_once: the largest size of a group; None groups all of a line.
+
+  Examples:
+    >>> _groups(['a/0', 'a/1', 'b/0', 'a/2'], at_once=2)
+    [('a/0', 'a/1'), ('a/2',), ('b/0',)]
+  """
+  lines: dict[str, list[str]] = {}
+  for name in names:
+    lines.setdefault(line_of(name), []).append(name)
+  return [
+    tuple(line[start : start + (at_once or len(line))])
+    for line in lines.values()
+    for start in range(0, len(line), at_once or len(line))
+  ]
+
+
 def _outcomes(
-  run: Callable[[str], Outcome],
-  names: Sequence[str],
+  run: Callable[[Sequence[str]], Mapping[str, Outcome]],
+  groups: Sequence[Sequence[str]],
   jobs: int,
   stopping: Callable[[], bool],
 ) -> Iterator[tuple[str, Outcome]]:
-  """Runs each name in a thread, and yields the outcomes as the runs end.
+  """Runs each group in a thread, and yields the outcomes as the runs end.
 
   Once `stopping` returns True, one line says how many runs are under way and
   how many did not start. The latter have no outcome.
 
   Args:
-    run: runs one name.
-    names: of the runs, in the order in which they start.
-    jobs: number of runs at the same time.
+    run: runs a group of names.
+    groups: names of the runs, in the order in which they start.
+    jobs: number of groups at the same time.
     stopping: see `run_all`.
   """
   with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-    futures = {pool.submit(run, name): name for name in names}
+    futures = {pool.submit(run, group): group for group in groups}
     told, never = False, 0
     while futures:
       ended, _ = concurrent.futures.wait(
         futures, 1, concurrent.futures.FIRST_COMPLETED
       )
       for future in [future for future in futures if future in ended]:
-        name, outcome = futures.pop(future), future.result()
-        never += outcome.code is None
-        yield name, outcome
+        del futures[future]
+        for name, outcome in future.result().items():
+          never += outcome.code is None
+          yield name, outcome
       if stopping() and not told:
         told = True
         for future in [future for future in futures if future.cancel()]:
-          del futures[future]
-          never += 1
+          never += len(futures.pop(future))
+        under_way = sum(map(len, futures.values()))
         print(
-          f'runs under way, which end after their round: {len(futures)}; not '
+          f'runs under way, which end after their round: {under_way}; not '
           f'started: {never}; the same command goes on with all of them',
           flush=True,
         )

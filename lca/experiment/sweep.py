@@ -172,7 +172,14 @@ def main(argv: list[str]) -> None:
       for name, config in runs.items()
       if not (places[name] / 'config.json').exists()
     }
-    wrong = jobs.check(new, files, args.jobs) if new else {}
+    dry_run, wrong = args['dry-run'].value, {}
+    seeds_at_once = args['seeds-at-once'].value
+    if seeds_at_once is None and len({*map(index.line_of, runs)}) == len(runs):
+      seeds_at_once = 1
+    if new or (seeds_at_once is None and not dry_run):
+      wrong, backend = jobs.check(new, files, args.jobs)
+      if seeds_at_once is None and backend == 'cpu':
+        seeds_at_once = 1
     if wrong:
       listed = f'{len(wrong)} of {len(runs)} runs are impossible'
       runs = {name: runs[name] for name in runs if name not in wrong}
@@ -182,7 +189,7 @@ def main(argv: list[str]) -> None:
           remedy = f'leave them out with --skip-infeasible, or {remedy}'
         raise ValueError(f'{listed}; {remedy}:\n{grid.listing(wrong)}')
       print(f'{listed} and left out:\n{grid.listing(wrong)}')
-    if args['dry-run'].value:
+    if dry_run:
       print(*outlook.lines(runs, places, args.jobs), sep='\n')
       return
     if args.packed:
@@ -196,6 +203,7 @@ def main(argv: list[str]) -> None:
       load=files,
       grace=args.grace,
       keep_programs=not args['no-compilation-cache'].value,
+      seeds_at_once=seeds_at_once,
     )
   except (ValueError, TypeError, OSError) as error:
     sys.exit(f'lca.sweep: error: {error}')
@@ -316,6 +324,14 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
   command_line.define_cache(values)
   flags.DEFINE_integer(
     'jobs', 1, 'Runs at the same time.', 1, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'seeds-at-once',
+    None,
+    'Seeds of one config that run as one program, whose results differ by '
+    'rounding. By default as many as fit on GPUs and TPUs, and 1 on CPUs.',
+    1,
+    flag_values=values,
   )
   flags.DEFINE_float(
     'grace',

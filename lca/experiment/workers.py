@@ -16,20 +16,25 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import connection
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from lca.experiment import compilation, extensions, host, train
+from lca.experiment import compilation, extensions, host, together, train
+from lca.experiment.summary import is_finished
 
 FAILS_AGAIN = os.EX_DATAERR
 """The exit code of a process after an error that a retry would repeat."""
 
 MOST_BYTES = 2**31
 """A process that holds more memory after a run ends, and frees it."""
+
+
+Configs = Mapping[pathlib.Path, Mapping[str, Any]]
+"""Configs as nested dicts, by the directory of their run."""
 
 
 class Worker:
@@ -60,23 +65,23 @@ class Worker:
 
   def run(
     self,
-    config: Mapping[str, Any],
-    path: pathlib.Path,
+    configs: Configs,
     stopping: Callable[[], bool] = lambda: False,
-  ) -> int | None:
-    """Runs a config in the process, and waits for its end.
+  ) -> dict[pathlib.Path, int] | None:
+    """Runs configs in the process, together, and waits for their end.
 
     Args:
-      config: the run's config, as nested dicts.
-      path: directory of the run. Its output is in a `.log` file beside it until
-        the run is finished.
-      stopping: called every second. Once it returns True, the run stops after
-        its round.
+      configs: the configs as nested dicts, by the directory of their run. If
+        there are several, they differ in their seed alone. The output of all is
+        in a `.log` file beside the first directory until they are finished.
+      stopping: called every second. Once it returns True, the runs stop after
+        their round.
 
     Returns:
-      0 if the run is finished; otherwise the exit code of the process, which is
-      -N if the signal N has ended it. None if the sweep was stopping before the
-      run could begin.
+      For each directory 0 if its run is finished; otherwise the exit code that
+      the process has, or would have if that run were the only one: -N if the
+      signal N has ended it. None if the sweep was stopping before the runs
+      could begin.
 
     Raises:
       OSError: the process cannot be started.
@@ -88,19 +93,20 @@ class Worker:
     if self._process is None:
       self._start()
     with contextlib.suppress(OSError):  # if it has ended meanwhile
-      self._pipe.send((config, path))
+      self._pipe.send(configs)
     told = False
     while True:
       ready = connection.wait([self._pipe, self._process.sentinel], 1)
       if self._pipe in ready:
         try:
-          if not self._pipe.recv():
+          codes, stays = self._pipe.recv()
+          if not stays:
             self.close()
-          return 0
+          return codes
         except (EOFError, OSError):  # it has ended
-          return self._end() or 1
+          return dict.fromkeys(configs, self._end() or 1)
       if ready:
-        return self._end() or 1
+        return dict.fromkeys(configs, self._end() or 1)
       if stopping() and not told:
         with contextlib.suppress(OSError):
           self._pipe.send(None)
@@ -145,7 +151,7 @@ class Workers(contextlib.AbstractContextManager):
     for worker in self._all:
       self._free.put(worker)
 
-  def run(self, *arguments: Any) -> int | None:
+  def run(self, *arguments: Any) -> dict[pathlib.Path, int] | None:
     """Calls `Worker.run` of a worker that is free, or waits for one."""
     worker = self._free.get()
     try:
@@ -170,9 +176,10 @@ def _work(
 
   Args:
     job, load, grace, keep_programs: see `Worker`.
-    sweep: end of a pipe. A config and a path ask for a run, and None asks to
-      stop. After each run that is finished, True goes back if this process
-      stays for the next, and False if it ends.
+    sweep: end of a pipe. Configs by path ask for runs, and None asks to stop.
+      After the runs their exit codes by path go back, and True if this process
+      stays for the next runs, or False if it ends. If all of them have failed,
+      nothing goes back, and the process ends with the exit code.
   """
   stopping = host.Stopping(grace, in_rounds=False)
   runs: queue.SimpleQueue = queue.SimpleQueue()
@@ -190,12 +197,13 @@ def _work(
   try:
     stopping.take_signals()
     gc.freeze()  # what was imported stays, so that the collection below is fast
-    for config, path in iter(runs.get, None):
-      _train(config, path, job[1], load, stopping)
+    for configs in iter(runs.get, None):
+      codes = _train(configs, job[1], load, stopping)
       load = ()  # a file that is saved meanwhile must not be executed again
       gc.collect()
       stays = not stopping() and host.resident_bytes() < MOST_BYTES
-      sweep.send(stays)
+      stays = stays and not any(codes.values())
+      sweep.send((codes, stays))
       if not stays:
         return
       stopping.in_rounds = False
@@ -207,32 +215,53 @@ def _work(
 
 
 def _train(
-  config: Mapping[str, Any],
-  path: pathlib.Path,
+  configs: Configs,
   jobs: int,
   load: Sequence[str | os.PathLike],
   stopping: host.Stopping,
-) -> None:
-  """Runs a config to its end; exits if the run is stopped before.
+) -> dict[pathlib.Path, int]:
+  """Runs configs to their end; exits if the runs are stopped before.
 
   Args:
-    config, path: see `Worker.run`.
-    jobs: number of runs at the same time.
+    configs: see `Worker.run`.
+    jobs: number of processes at the same time.
     load: see `jobs.run_all`.
     stopping: tells when to stop.
+
+  Returns:
+    The exit code of each run, by path.
   """
-  log = path.with_suffix('.log')
-  with open(log, 'a') as file:
+  with open(log_of(configs), 'a') as file:
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
   extensions.load_files(load)
-  experiment = train.set_up(ConfigDict(config).lock(), path, jobs=jobs)
-  stopping.in_rounds = True  # from now on a round is finished and saved first
-  if stopping() or train.run(experiment, stopping) is None:
-    sys.exit(host.STOPPED)
-  # A finished run needs no checkpoints: it is never continued.
-  shutil.rmtree(path / 'checkpoints')
-  log.unlink()
+
+  def start():
+    stopping.in_rounds = True  # from now on a round is finished and saved first
+
+  failures = {}
+  if len(configs) > 1:
+    failures = together.run(configs, jobs, stopping, start)
+  else:
+    ((path, config),) = configs.items()
+    experiment = train.set_up(ConfigDict(config).lock(), path, jobs=jobs)
+    start()
+    if not stopping():
+      train.run(experiment, stopping)
+  codes = {}
+  for path in configs:
+    if path in failures:
+      codes[path] = FAILS_AGAIN
+      with open(path.with_suffix('.log'), 'a') as file:
+        traceback.print_exception(failures[path], file=file)
+    elif is_finished(path):
+      codes[path] = 0
+      # A finished run needs no checkpoints: it is never continued.
+      shutil.rmtree(path / 'checkpoints')
+      path.with_suffix('.log').unlink(missing_ok=True)
+    else:
+      codes[path] = host.STOPPED
+  return codes
 
 
 def _listen(
@@ -258,6 +287,11 @@ def _listen(
   finally:
     runs.put(None)
     stopping.stop(again=stopping())
+
+
+def log_of(paths: Iterable[pathlib.Path]) -> pathlib.Path:
+  """Returns the file with the output of runs that run together."""
+  return next(iter(paths)).with_suffix('.log')
 
 
 def reason(code: int, log: pathlib.Path) -> str:

@@ -1,5 +1,6 @@
 """Evaluation of a model: exact means over whole sets, block by block."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -55,22 +56,39 @@ class Evaluation:
     self, classifier: Classifier, data: FederatedDataset, placement: Placement
   ):
     dataset = data.dataset
-    self._classifier, self._mesh = classifier, placement.mesh
+    self._classifier, self._placement = classifier, placement
     self._num_classes = dataset.num_classes
     self._test = make_tester(classifier, placement.mesh)
-    # The examples of each set: a split and the indices of its rows.
-    sets = {'test': (dataset.test, np.arange(len(dataset.test)))}
+    self._sizes: dict[str, int] = {}
+    self._blocks: dict[str, list[Block]] = {}
+    self._add('test', dataset.test, np.arange(len(dataset.test)))
     if data.validation_indices is not None:
-      sets['validation'] = (dataset.train, data.validation_indices)
-    self._sizes = {name: len(rows) for name, (_, rows) in sets.items()}
-    self._blocks = {
-      name: make_blocks(
-        split, indices, placement.mesh, placement.eval_batch_size
-      )
-      for name, (split, indices) in sets.items()
-    }
-    names = [f'{name}_{what}' for name in sets for what in _MEASURED]
+      self._add('validation', dataset.train, data.validation_indices)
+    names = [f'{name}_{what}' for name in self._sizes for what in _MEASURED]
     self.columns = names[len(_MEASURED) :]
+
+  def _add(self, name: str, split: Split, indices: np.ndarray) -> None:
+    """Adds a set of examples, or replaces it.
+
+    Args:
+      name: of the set.
+      split, indices: see `make_blocks`.
+    """
+    mesh, batch_size = self._placement.mesh, self._placement.eval_batch_size
+    self._sizes[name] = len(indices)
+    self._blocks[name] = make_blocks(split, indices, mesh, batch_size)
+
+  def held_out(self, data: FederatedDataset) -> 'Evaluation':
+    """Returns the evaluation with other examples held out for validation.
+
+    Args:
+      data: the same data set, spread in another way.
+    """
+    other = copy.copy(self)
+    if data.validation_indices is not None:
+      other._sizes, other._blocks = dict(self._sizes), dict(self._blocks)
+      other._add('validation', data.dataset.train, data.validation_indices)
+    return other
 
   def evaluate(self, variables: PyTree) -> dict[str, float]:
     """Tests a model on every set.
@@ -101,7 +119,9 @@ class Evaluation:
       examples of class i for which the j-th logit is the largest. A model has
       one logit for each class, or more.
     """
-    count = make_counter(self._classifier, self._mesh, self._num_classes)
+    count = make_counter(
+      self._classifier, self._placement.mesh, self._num_classes
+    )
     counts = _sum_blocks(count, variables, self._blocks['test'])
     return counts.astype(np.int64)
 

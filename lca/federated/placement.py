@@ -10,7 +10,7 @@ A round spreads arrays over the devices in three ways:
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,11 @@ class Placement:
   eval_batch_size: int
 
   @property
+  def devices(self) -> int:
+    """The number of devices that share the clients of a run."""
+    return self.mesh.shape[AXIS]
+
+  @property
   def everywhere(self) -> NamedSharding:
     """The sharding of an array of which every device has a copy."""
     return NamedSharding(self.mesh, P())
@@ -58,7 +63,7 @@ class Placement:
     """
 
     def sharding(x):
-      spec = by_coordinate(x.shape, self.mesh.size, lead)
+      spec = by_coordinate(x.shape, self.devices, lead)
       return NamedSharding(self.mesh, spec)
 
     return jax.tree.map(sharding, tree)
@@ -284,8 +289,10 @@ def place_clients(tree: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree.map(place, tree)
 
 
-def place_parts(part: Callable[[int], PyTree], mesh: Mesh) -> PyTree:
-  """Puts arrays `[n, ...]` on the mesh, spread by client, device by device.
+def place_parts(
+  part: Callable[[int], PyTree], mesh: Mesh, axes: Sequence[str] = (AXIS,)
+) -> PyTree:
+  """Puts arrays on the mesh, device by device.
 
   The host holds the rows of one device at a time, and a process makes only the
   rows of its own devices.
@@ -294,6 +301,7 @@ def place_parts(part: Callable[[int], PyTree], mesh: Mesh) -> PyTree:
     part: `part(i)` returns a pytree with the rows of device i of the mesh. The
       number of rows is the same for all devices.
     mesh: mesh with an axis `'clients'`.
+    axes: the mesh axis that each of the leading axes is spread over.
   """
   parts = [
     jax.device_put(part(i), device)
@@ -302,9 +310,11 @@ def place_parts(part: Callable[[int], PyTree], mesh: Mesh) -> PyTree:
   ]
 
   def join(*parts):
-    width, *shape = parts[0].shape
+    shape = list(parts[0].shape)
+    for axis, name in enumerate(axes):
+      shape[axis] *= mesh.shape[name]
     return jax.make_array_from_single_device_arrays(
-      (width * mesh.size, *shape), NamedSharding(mesh, P(AXIS)), list(parts)
+      tuple(shape), NamedSharding(mesh, P(*axes)), list(parts)
     )
 
   return jax.tree.map(join, *parts)

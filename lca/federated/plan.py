@@ -182,17 +182,20 @@ def of(simulation: Simulation) -> Plan:
     ValueError: the compiler does not report the memory of a program.
   """
   data, state = simulation.data, simulation.abstract_state
-  devices, spec = simulation.placement.mesh.size, data.dataset.train.input_spec
+  devices, spec = simulation.placement.devices, data.dataset.train.input_spec
+  seeds = simulation.seeds_per_device
   plan = on_paper(
-    clients=simulation.clients_per_device * devices,
-    parameters=sum(x.size for x in jax.tree.leaves(state.variables)),
+    clients=seeds * simulation.clients_per_device * devices,
+    parameters=sum(x.size for x in jax.tree.leaves(simulation.model_shapes)),
     examples=data.max_examples,
     example_bytes=math.prod(spec.shape) * spec.dtype.itemsize + _LABEL,
     test_examples=len(data.dataset.test),
     validation_examples=data.num_validation,
     devices=devices,
     update_bytes=simulation.update_dtype.itemsize,
-  )._replace(
+  )
+  plan = plan._replace(
+    model=seeds * plan.model,
     state=_on_each_device(state._replace(aggregator=())),
     rule=_on_each_device(state.aggregator),
   )

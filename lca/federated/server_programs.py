@@ -12,7 +12,7 @@ from jax import lax
 from lca.federated.placement import Placement, with_shardings
 from lca.federated.round import next_model, receive
 from lca.federated.server import Round, Sent, Server, ServerState
-from lca.typing import Updates
+from lca.typing import PyTree, Updates
 
 # The positions of arguments that a program may overwrite.
 _AGGREGATOR, _MOMENTA, _UPDATES = 2, 3, 4
@@ -27,6 +27,8 @@ class ServerPrograms:
 
   Attributes:
     shardings: those of the state's arrays.
+    donated: the positions of the arguments that are donated to `receive`, and
+      to `step`.
 
   Args:
     server: the parts of the server's step.
@@ -54,6 +56,8 @@ class ServerPrograms:
     self.shardings = placement.by_coordinate(state)._replace(
       momenta=placement.by_coordinate(state.momenta, lead=1)
     )
+    in_place = (_UPDATES,) if placement.devices == 1 else ()
+    self.donated = (_MOMENTA, *in_place), (_AGGREGATOR, _MOMENTA)
 
   @functools.cached_property
   def receive(self) -> jax.stages.Wrapped | None:
@@ -69,8 +73,7 @@ class ServerPrograms:
     """
     if not self._changes_updates:
       return None
-    in_place = (_UPDATES,) if self._placement.mesh.size == 1 else ()
-    return jax.jit(self._receive, donate_argnums=(_MOMENTA, *in_place))
+    return jax.jit(self._receive, donate_argnums=self.donated[0])
 
   @functools.cached_property
   def step(self) -> jax.stages.Wrapped:
@@ -82,7 +85,7 @@ class ServerPrograms:
     """
     return jax.jit(
       self._step,
-      donate_argnums=(_AGGREGATOR, _MOMENTA),
+      donate_argnums=self.donated[1],
       out_shardings=(self.shardings, self._placement.everywhere),
     )
 
@@ -96,15 +99,30 @@ class ServerPrograms:
       trained: shapes and shardings of the updates and losses of all rows.
       drawn: any round's draws.
     """
-    updates, losses = trained
-    receiving, numbers = None, self._server.numbers
+    receiving, stepping = self.arguments(state, trained, drawn)
     with jax.set_mesh(self._placement.mesh):
-      if self.receive is not None:
-        receiving = self.receive.lower(*state, updates, losses, drawn, numbers)
-        spread = self._placement.by_coordinate(updates, lead=1)
-        updates = with_shardings(updates, spread)
-      stepping = self.step.lower(*state, updates, losses, drawn, numbers)
-    return receiving, stepping
+      return (
+        None if self.receive is None else self.receive.lower(*receiving),
+        self.step.lower(*stepping),
+      )
+
+  def arguments(
+    self, state: ServerState, trained: tuple[Updates, jax.Array], drawn: Round
+  ) -> tuple[tuple[PyTree, ...], tuple[PyTree, ...]]:
+    """Returns the arguments of `receive` and of `step` for `lower`.
+
+    Args:
+      state, trained, drawn: see `lower`.
+    """
+    updates, losses = trained
+    received, numbers = updates, self._server.numbers
+    if self.receive is not None:
+      spread = self._placement.by_coordinate(updates, lead=1)
+      received = with_shardings(updates, spread)
+    return (
+      (*state, updates, losses, drawn, numbers),
+      (*state, received, losses, drawn, numbers),
+    )
 
   def _receive(self, *arguments):
     server, state, updates, sent, drawn = self._parts(

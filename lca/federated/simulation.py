@@ -20,6 +20,7 @@ from lca.aggregators import layer_names
 from lca.data import ClientData, FederatedDataset
 from lca.federated import metrics
 from lca.federated.clients import LocalGradient
+from lca.federated.drawing import Drawing
 from lca.federated.evaluation import Evaluation
 from lca.federated.placement import Placement, place_parts, with_shardings
 from lca.federated.population import Population
@@ -70,6 +71,7 @@ class Simulation:
 
   Attributes:
     data: the examples of every client, and the test set.
+    drawing: draws the rounds, and reads the examples of their clients.
     classifier: the model and its loss.
     placement: the devices that a round is spread over.
     clients_per_device: number of clients that each device trains in a round, or
@@ -105,24 +107,20 @@ class Simulation:
   ):
     server.check_examples(data.server_id is not None)
     self.data, self.classifier, self.placement = data, classifier, placement
+    self.drawing = Drawing(data, population, server.attack, seed)
     self._population = population
     self._train, self._server, self._seed = train, server, seed
     self._shapes = jax.eval_shape(
       lambda: self._initial_state(self._initial_variables())
     )
-    mesh, at_once = placement.mesh, self._trained_at_once()
-    self.clients_per_device = -(-at_once // mesh.size)  # rounded up
+    at_once = self._trained_at_once()
+    self.clients_per_device = -(-at_once // placement.devices)  # rounded up
     self._on_server = self._server_programs()
     self._training = RoundTraining(
       train,
       placement,
       self._shapes.variables,
-      data.gathered_shapes(self.clients_per_device * mesh.size),
-    )
-    self._attack_labels = jax.jit(
-      functools.partial(
-        server.attack.on_labels, num_classes=data.dataset.num_classes
-      )
+      data.gathered_shapes(self.clients_per_device * placement.devices),
     )
     self._evaluation = Evaluation(classifier, data, placement)
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
@@ -168,20 +166,30 @@ class Simulation:
     num_clients = self._population.num_clients
     return server_init(self._server, variables, update, num_clients)
 
-  def attackers(self, round_idx: int) -> list[int]:
-    """Returns the ids of a round's Byzantine clients."""
-    ids, byzantine = self._population.sample(self._seed, round_idx)
-    return sorted(ids[byzantine].tolist())
-
   @functools.cached_property
   def abstract_state(self) -> ServerState:
     """The shapes, dtypes and shardings of the state."""
+    return self._state_shapes
+
+  @property
+  def _state_shapes(self) -> ServerState:
+    """The shapes, dtypes and shardings of the state of one run."""
     return with_shardings(self._shapes, self._on_server.shardings)
 
   @property
   def update_dtype(self) -> jnp.dtype:
     """The dtype of the numbers in a client's update."""
     return jnp.result_type(*jax.tree.leaves(self._update_shapes['params']))
+
+  @property
+  def seeds_per_device(self) -> int:
+    """The number of runs that a device works for."""
+    return 1
+
+  @property
+  def model_shapes(self) -> PyTree:
+    """The shapes of the variables of one model."""
+    return self._shapes.variables
 
   @property
   def _update_shapes(self) -> PyTree:
@@ -191,13 +199,17 @@ class Simulation:
   @functools.cached_property
   def _metric_names(self) -> list[str]:
     """The names of all numbers in the metrics of a round, in their order."""
-    _, shapes = self._lowered.step.out_info
+    shapes = self._measured_shapes()
     metric_shapes = {k: x for k, x in shapes.items() if k != 'forensics'}
     tree, layers = self._shapes.variables, self._server.layers
     names = []
     if layers is not None:
       names = layer_names(self._server.for_rule(tree), layers)
     return metrics.columns(metric_shapes, names)
+
+  def _measured_shapes(self) -> dict[str, Any]:
+    """Returns the shapes of a round's metrics, by name."""
+    return self._lowered.step.out_info[1]
 
   @property
   def evidence_layers(self) -> list[str] | None:
@@ -241,7 +253,7 @@ class Simulation:
       chunk_size: number of clients that a device trains at once; it may differ
         from the simulation's own.
     """
-    return self._training.lower(chunk_size)
+    return self._training.function(chunk_size).lower(*self._training.arguments)
 
   def run_round(
     self,
@@ -289,7 +301,7 @@ class Simulation:
       programs.train,
       self.everywhere(state),
       *prepared.clients.result(),
-      key_for(self._seed, Purpose.TRAIN, round_idx),
+      self._training_key(round_idx),
     )
 
     # 4. Byzantine clients attack, and the server makes the next model.
@@ -307,7 +319,7 @@ class Simulation:
     self._training.wait(lambda trained: report(min(trained, n)))
     return state, self._as_numbers(measured, drawn)
 
-  def _as_numbers(self, measured, drawn):
+  def _as_numbers(self, measured, drawn) -> Any:
     """Returns the metrics of a round as `run_round` returns them."""
     measured = jax.device_get(measured)
     evidence = measured.pop('forensics', None)
@@ -321,22 +333,13 @@ class Simulation:
       result['forensics'] = evidence | {'ids': np.asarray(drawn.ids)}
     return result
 
+  def _training_key(self, round_idx: int) -> jax.Array:
+    """Returns the key for the training of a round's clients."""
+    return self.drawing.training_key(round_idx)
+
   def _draw(self, round_idx: int) -> Round:
-    """Draws the clients of a round, and the keys of attack and rule."""
-    ids, byzantine = self._population.sample(self._seed, round_idx)
-    answered = None
-    if self._population.drop_rate:
-      answered = ~np.asarray(
-        self._population.dropped(self._seed, round_idx, byzantine)
-      )
-    return Round(
-      ids=ids,
-      byzantine=byzantine,
-      num_examples=self.data.num_examples[ids],
-      attack_key=key_for(self._seed, Purpose.ATTACK, round_idx),
-      rule_key=key_for(self._seed, Purpose.AGGREGATE, round_idx),
-      answered=answered,
-    )
+    """Draws a round."""
+    return self.drawing.draw(round_idx)
 
   def _prepare(self, round_idx: int) -> _PreparedRound:
     """Draws a round and lets the thread begin to read its examples."""
@@ -353,31 +356,9 @@ class Simulation:
       The stacked examples, and the `[rows]` ids of the clients. There are
       `clients_per_device` rows for each device.
     """
-    ids, byzantine = np.asarray(drawn.ids), np.asarray(drawn.byzantine)
-    if self.data.server_id is not None:
-      ids = np.append(ids, self.data.server_id)
-      byzantine = np.append(byzantine, False)
     width = self.clients_per_device
-
-    def device_part(i):
-      rows = slice(i * width, (i + 1) * width)
-      # The last devices may have fewer than `width` clients. Rows without
-      # examples fill the other places. Their ids do not matter, and they do not
-      # attack.
-      data = self.data.gather(ids[rows], rows=width)
-      client_ids = np.resize(ids[rows], width).astype(np.int32)
-      attacks = np.zeros(width, bool)
-      attacks[: len(ids[rows])] = byzantine[rows]
-      labels = self._attack_labels(
-        data.labels,
-        byzantine=attacks,
-        client_ids=client_ids,
-        key=key_for(self._seed, Purpose.LABELS),
-        **self._server.attack.numbers,
-      )
-      return data._replace(labels=labels), client_ids
-
-    return place_parts(device_part, self.placement.mesh)
+    part = functools.partial(self.drawing.read, drawn, width)
+    return place_parts(part, self.placement.mesh)
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Tests the model of a state; see `Evaluation.evaluate`."""

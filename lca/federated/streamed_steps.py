@@ -72,7 +72,7 @@ class StreamedSteps:
     # A block that is read, one that is placed, and what is made of it.
     block = max(x.width * x.dtype.itemsize for x in self.blocks)
     products = len(self._layers) * self._clients * self._wide.itemsize
-    spread = self._clients * 3 * block // self._placement.mesh.size
+    spread = self._clients * 3 * block // self._placement.devices
     return spread + self._clients * 2 * products
 
   @property

@@ -28,7 +28,6 @@ import numpy as np
 from lca.aggregators import ROUND_BRINGS
 from lca.aggregators.forms import two_passes
 from lca.attacks import base as attacks
-from lca.federated.randomness import Purpose, key_for
 from lca.federated.round import Aggregate
 from lca.federated.row_file import RowFile, check_folder
 from lca.federated.server import Server, ServerState
@@ -133,7 +132,7 @@ class StreamedSimulation(Simulation):
 
   def _trained_at_once(self) -> int:
     """Returns the number of clients of a group."""
-    at_once = self.placement.chunk_size * self.placement.mesh.size
+    at_once = self.placement.chunk_size * self.placement.devices
     fitting = GROUP_BYTES // self._row_bytes // at_once * at_once
     return min(max(at_once, fitting), self._population.clients_per_round)
 
@@ -198,8 +197,8 @@ class StreamedSimulation(Simulation):
       The `[n]` losses, and the squared norms by leaf, a tree of `[n]`.
     """
     n = self._population.clients_per_round
-    group = self.clients_per_device * self.placement.mesh.size
-    key = key_for(self._seed, Purpose.TRAIN, round_idx)
+    group = self.clients_per_device * self.placement.devices
+    key = self._training_key(round_idx)
     model, parts = self.everywhere(state), []
 
     def finish(start, updates, *measured):

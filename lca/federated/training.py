@@ -40,7 +40,9 @@ class RoundTraining:
   """The program that trains a round's clients, and the calls of a round.
 
   Attributes:
+    donated: the position of the argument of `function` that is donated.
     results: the shapes, dtypes and shardings of the updates and the losses.
+    blank_results: see the function of this name in `lca.federated.placement`.
 
   Args:
     train: computes one client's update.
@@ -48,6 +50,8 @@ class RoundTraining:
     variables: the model's shapes.
     data: the shapes of the stacked examples of all rows that train.
   """
+
+  donated = (4,)  # the updates
 
   def __init__(
     self,
@@ -62,8 +66,8 @@ class RoundTraining:
     self._seconds = float('inf')  # that the last round has trained
     update = jax.eval_shape(train.to_update_dtype, variables)
     rows = len(data.num_examples)
-    self._blank_results = blank_results(placement.mesh, update, rows)
-    shapes = jax.eval_shape(self._blank_results)
+    self.blank_results = blank_results(placement.mesh, update, rows)
+    shapes = jax.eval_shape(self.blank_results)
     self.results = with_shardings(shapes, placement.by_client)
 
   def function(self, chunk_size: int | None = None) -> jax.stages.Wrapped:
@@ -79,11 +83,12 @@ class RoundTraining:
       chunk_size or self._placement.chunk_size,
     )
 
-  def lower(self, chunk_size: int) -> jax.stages.Lowered:
-    """Lowers the program; see `function`."""
+  @property
+  def arguments(self) -> tuple[PyTree, ...]:
+    """The shapes, dtypes and shardings of the arguments of `function`."""
     data, ids = self._data, self._data.num_examples
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    return self.function(chunk_size).lower(
+    return (
       with_shardings(self._variables, self._placement.everywhere),
       *with_shardings((data, ids), self._placement.by_client),
       jax.eval_shape(lambda: key_for(0, Purpose.TRAIN)),
@@ -116,7 +121,7 @@ class RoundTraining:
     Returns:
       The updates and the losses of all clients.
     """
-    rows, devices = len(client_ids), self._placement.mesh.size
+    rows, devices = len(self._data.num_examples), self._placement.devices
     width = chunk_width(rows // devices, self._placement.chunk_size)
     chunks = -(-rows // (width * devices))
     if calls is None:
@@ -125,7 +130,7 @@ class RoundTraining:
         calls = int(np.clip(self._seconds / SECONDS, 1, min(chunks, _CALLS)))
     bounds = np.linspace(0, chunks, 1 + calls)
     self._calls, self._begun = [], time.monotonic()
-    updates, losses = self._blank_results()
+    updates, losses = self.blank_results()
     numbers = self._train.numbers
     for start, stop in itertools.pairwise(bounds.astype(np.int32)):
       updates, losses = program(

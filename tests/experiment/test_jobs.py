@@ -74,16 +74,20 @@ def ends(monkeypatch):
   """
   codes = {}
 
-  def run(worker, config, path, stopping):
+  def run(worker, configs, stopping):
     if stopping():
       return None
-    left = codes.get(config['aggregator']['name'], [])
-    code = left.pop(0) if left else 0
-    if not code:
-      write_run(path, config)
-    return code
+    ended = {}
+    for path, config in configs.items():
+      left = codes.get(config['aggregator']['name'], [])
+      ended[path] = left.pop(0) if left else 0
+      if not ended[path]:
+        write_run(path, config)
+    worker.groups.append([config['seed'] for config in configs.values()])
+    return ended
 
   monkeypatch.setattr(workers.Worker, 'run', run)
+  monkeypatch.setattr(workers.Worker, 'groups', [], raising=False)
   return codes
 
 
@@ -117,6 +121,24 @@ def test_each_end_is_counted(tmp_path, capsys, ends):
     '4 runs: 2 finished now, 1 finished before, 1 failed',
     f'  a/caf/0: {killed} {logs["a/caf/0"]}',
   ]
+
+
+@pytest.mark.parametrize(
+  ('at_once', 'groups'),
+  [
+    (1, [[0], [1], [2], [0], [1], [2]]),
+    (2, [[0, 1], [2], [0, 1], [2], [0], [1]]),
+    (None, [[0, 1, 2], [0, 1, 2], [0], [1]]),
+  ],
+)
+def test_seeds_of_a_line_share_a_process(tmp_path, ends, at_once, groups):
+  """Those that fail are tried again one by one."""
+  both = {name: FOUR[f'{name}/0'] for name in ('a/krum', 'a/caf')}
+  runs = sweep.choose(both, seeds=range(3))
+  if at_once != 1:
+    ends['caf'] = [1, 1]
+  assert jobs.run_all(runs, tmp_path, seeds_at_once=at_once) == []
+  assert workers.Worker.groups == groups
 
 
 def test_what_would_fail_again_is_not_tried_again(tmp_path, capsys, ends):
@@ -196,7 +218,8 @@ def test_impossible_configs_are_found_without_data(tmp_path):
   f = tiny('bulyan2018')
   f.aggregator.f = 4  # of 15 clients
   runs = {**RUNS, 'c/f': f, 'c/rule': unknown}
-  wrong = jobs.check(sweep.choose(runs, seeds=[0, 1]), [rule])
+  wrong, backend = jobs.check(sweep.choose(runs, seeds=[0, 1]), [rule])
+  assert backend == 'cpu'
   assert list(wrong) == ['c/f/0', 'c/f/1', 'c/rule/0', 'c/rule/1']
   assert wrong['c/f/0'] == wrong['c/f/1']
   assert 'got n=15, f=4' in wrong['c/f/0']

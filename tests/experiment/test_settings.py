@@ -331,7 +331,7 @@ def test_a_test_loss_that_is_not_finite_stops_its_round(tmp_path):
 
 def test_the_attackers_of_the_round_are_named(tmp_path):
   experiment = train.set_up(broken(**{'eval.every': 1}), tmp_path)
-  (attacker,) = experiment.simulation.attackers(0)
+  (attacker,) = experiment.simulation.drawing.attackers(0)
   with pytest.raises(FloatingPointError, match=rf'clients \[{attacker}\]'):
     train.run(experiment)
 

@@ -209,7 +209,12 @@ def test_a_dry_run_writes_nothing(tmp_path, command, monkeypatch):
   (places[ended] / 'times.csv').write_text(times)
   before = {path: path.lstat().st_mtime_ns for path in tmp_path.glob('**/*')}
   checked = []
-  monkeypatch.setattr(jobs, 'check', lambda runs, *_: checked.extend(runs))
+
+  def check(runs, *_):
+    checked.extend(runs)
+    return jobs.Checked({}, 'cpu')
+
+  monkeypatch.setattr(jobs, 'check', check)
   code, printed = command(
     *(f'--config={source}', f'--grid={GRID}', f'--workdir={tmp_path}'),
     # Both of the regular expressions count.
@@ -240,7 +245,8 @@ def test_a_dry_run_writes_nothing(tmp_path, command, monkeypatch):
 def test_impossible_runs_stop_a_sweep(tmp_path, command, monkeypatch):
   def check(runs, files, num_jobs):
     assert files == ['configs/digits.py'] and num_jobs == 3
-    return {name: 'f is too large' for name in runs if 'f=8' in name}
+    wrong = {name: 'f is too large' for name in runs if 'f=8' in name}
+    return jobs.Checked(wrong, 'cpu')
 
   monkeypatch.setattr(jobs, 'check', check)
   arguments = ['--config=configs/digits.py', '--grid=krum x aggregator.f=1,8']
@@ -268,6 +274,32 @@ def test_impossible_runs_stop_a_sweep(tmp_path, command, monkeypatch):
   code, _ = command(*arguments, '--skip-infeasible', '--only=.*f=8')
   assert code.startswith('lca.sweep: error: 2 of 2 runs are impossible')
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('backend', 'more', 'at_once'),
+  [
+    ('cpu', (), 1),
+    ('gpu', (), None),
+    ('tpu', ('--seeds-at-once=1',), 1),
+    ('cpu', ('--seeds-at-once=3',), 3),
+    ('gpu', ('--seeds=0',), 1),
+  ],
+)
+def test_accelerators_run_all_seeds_together(
+  tmp_path, command, monkeypatch, backend, more, at_once
+):
+  given = []
+  monkeypatch.setattr(jobs, 'check', lambda *_: jobs.Checked({}, backend))
+  monkeypatch.setattr(
+    jobs, 'run_all', lambda *_, seeds_at_once, **__: given.append(seeds_at_once)
+  )
+  seeds = () if more == ('--seeds=0',) else ('--seeds=0,1',)
+  code, _ = command(
+    *('--config=configs/digits.py', '--grid=krum', f'--workdir={tmp_path}'),
+    *(*seeds, *more),
+  )
+  assert (code, given) == (0, [at_once])
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from run_files import config, event_steps
 
 from configs import celeba, common, digits
 from lca import data
-from lca.experiment import settings, train
+from lca.experiment import recorder, settings, train
 from lca.experiment.identity import run_id
 from lca.federated.population import population_from
+from lca.federated.simulation import Simulation
 
 
 def rows(workdir, name='metrics'):
@@ -29,7 +30,7 @@ def test_the_line_of_a_round_shows_all_losses_and_accuracies():
     **{'validation_loss': 2.5, 'validation_accuracy': 0.75},
     **{'train_loss': 3.5, 'byzantine': 1},
   }
-  assert train._line(row, num_rounds=10, seconds=0.5) == (
+  assert recorder._line(row, num_rounds=10, seconds=0.5) == (
     'round  2/10  test loss 1.5000  test accuracy 0.2500  validation loss '
     '2.5000  validation accuracy 0.7500  train loss 3.5000  2 rounds/s  '
     '0:00:04 left'
@@ -112,14 +113,14 @@ def test_a_rule_with_a_memory_restarts_in_the_same_bits(tmp_path):
 def test_rounds_after_the_last_checkpoint_are_run_again(
   straight, tmp_path, monkeypatch
 ):
-  run_round = train.Simulation.run_round
+  run_round = Simulation.run_round
 
   def killed(self, state, round_idx, last, report):
     if round_idx == 3:
       raise KeyboardInterrupt
     return run_round(self, state, round_idx, last, report)
 
-  monkeypatch.setattr(train.Simulation, 'run_round', killed)
+  monkeypatch.setattr(Simulation, 'run_round', killed)
   with pytest.raises(KeyboardInterrupt) as info:
     train.train_and_evaluate(config(num_rounds=4), tmp_path)
   assert f'checkpoint in {tmp_path}, if the same' in info.value.__notes__[0]
@@ -259,7 +260,7 @@ def test_a_run_killed_before_its_first_round_can_start_again(
   def killed(self):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(train.Simulation, 'init', killed)
+  monkeypatch.setattr(Simulation, 'init', killed)
   with pytest.raises(KeyboardInterrupt):
     train.train_and_evaluate(config(num_rounds=4), tmp_path)
   monkeypatch.undo()

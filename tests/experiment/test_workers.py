@@ -6,7 +6,7 @@ import pytest
 from run_files import tiny
 
 from lca.experiment.summary import is_finished
-from lca.experiment.workers import FAILS_AGAIN, Worker
+from lca.experiment.workers import FAILS_AGAIN, Worker, reason
 
 KILLS = """
 import os, signal
@@ -39,6 +39,11 @@ def make(tmp_path):
     worker.close()
 
 
+def finishes(worker, config, path):
+  """Runs a config and returns True if its run is finished."""
+  return worker.run({path: config.to_dict()}) == {path: 0}
+
+
 def test_a_process_stays_unless_a_run_fails(make, tmp_path):
   worker = make(KILLS)
   kills = tiny('median')
@@ -47,7 +52,7 @@ def test_a_process_stays_unless_a_run_fails(make, tmp_path):
 
   def run(number, config):
     path = tmp_path / f'{number}'
-    code = worker.run(config.to_dict(), path)
+    code = worker.run({path: config.to_dict()})[path]
     assert is_finished(path) == (code == 0)
     assert path.with_suffix('.log').exists() == (code != 0)
     processes.append(worker._process and worker._process.pid)
@@ -66,13 +71,13 @@ def test_a_process_stays_unless_a_run_fails(make, tmp_path):
 def test_a_process_that_held_much_memory_ends(make, tmp_path):
   worker = make(HOLDS_MUCH)
   for number in range(2):
-    assert worker.run(tiny('krum').to_dict(), tmp_path / f'{number}') == 0
+    assert finishes(worker, tiny('krum'), tmp_path / f'{number}')
     assert worker._process is None
 
 
 def test_no_run_starts_while_the_sweep_stops(make, tmp_path):
   worker = make('')
-  assert worker.run({}, tmp_path / 'run', lambda: True) is None
+  assert worker.run({tmp_path / 'run': {}}, lambda: True) is None
   assert worker._process is None
 
 
@@ -81,17 +86,17 @@ def test_a_file_that_is_saved_during_a_sweep_is_not_executed_again(
 ):
   """It would register its rule a second time."""
   worker = make(KILLS)
-  assert worker.run(tiny('krum').to_dict(), tmp_path / '0') == 0
+  assert finishes(worker, tiny('krum'), tmp_path / '0')
   (tmp_path / 'file.py').write_text('raise ValueError')
-  assert worker.run(tiny('median').to_dict(), tmp_path / '1') == 0
+  assert finishes(worker, tiny('median'), tmp_path / '1')
 
 
 def test_a_process_that_was_killed_between_runs_is_replaced(make, tmp_path):
   worker = make('')
-  assert worker.run(tiny('krum').to_dict(), tmp_path / '0') == 0
+  assert finishes(worker, tiny('krum'), tmp_path / '0')
   worker._process.kill()
   worker._process.join()
-  assert worker.run(tiny('median').to_dict(), tmp_path / '1') == 0
+  assert finishes(worker, tiny('median'), tmp_path / '1')
 
 
 STOPPED_LATE = """
@@ -110,7 +115,25 @@ original, shutil.rmtree = shutil.rmtree, rmtree
 def test_a_run_that_is_stopped_after_its_last_round_is_finished(make, tmp_path):
   """It leaves no checkpoints, and its process ends."""
   worker, path = make(STOPPED_LATE), tmp_path / '0'
-  assert worker.run(tiny('krum').to_dict(), path) == 0
+  assert finishes(worker, tiny('krum'), path)
   assert is_finished(path) and not (path / 'checkpoints').exists()
   assert not path.with_suffix('.log').exists()
+  assert worker._process is None
+
+
+def test_seeds_of_one_config_share_a_process(make, tmp_path):
+  """One of them fails, and its error is in a log of its own."""
+  worker = make('')
+  runs = {
+    tmp_path / f'{seed}': tiny(
+      'krum', seed=seed, **{'data.min_examples': least}
+    ).to_dict()
+    for seed, least in enumerate([1, 1, 10_000])
+  }
+  codes = worker.run(runs)
+  assert [*codes.values()] == [0, 0, FAILS_AGAIN]
+  assert all(is_finished(path) == (code == 0) for path, code in codes.items())
+  logs = [path.with_suffix('.log') for path in runs]
+  assert [log.exists() for log in logs] == [False, False, True]
+  assert reason(FAILS_AGAIN, logs[2]).startswith('ValueError: ')
   assert worker._process is None

@@ -1,5 +1,6 @@
 """The data of the small simulation that tests share."""
 
+import jax
 import pytest
 from simulations import POPULATION
 
@@ -15,3 +16,16 @@ def data():
     min_examples=1,
     seed=3,
   )
+
+
+@pytest.fixture
+def compiled():
+  """Returns a list that gets an entry for each program that is compiled."""
+  events = []
+
+  def listen(event, seconds, **_):
+    if event.endswith('backend_compile_duration'):
+      events.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return events

@@ -189,15 +189,7 @@ def test_updates_that_arrive_as_they_are_take_no_program(
   assert bool(programs(data, lca.mean, attack, **changes)['receive']) == changed
 
 
-def test_nothing_is_compiled_after_the_first_round(data):
-  compiled = []
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: (
-      compiled.append(event)
-      if event.endswith('backend_compile_duration')
-      else None
-    )
-  )
+def test_nothing_is_compiled_after_the_first_round(data, compiled):
   sim = simulation(
     data,
     devices=2,

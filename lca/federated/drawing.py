@@ -1,0 +1,102 @@
+"""The draws of a run: the clients of each round, and their examples."""
+
+import functools
+
+import jax
+import numpy as np
+
+from lca.attacks import Attack
+from lca.data import ClientData, FederatedDataset
+from lca.federated.population import Population
+from lca.federated.randomness import Purpose, key_for
+from lca.federated.server import Round
+
+
+class Drawing:
+  """Draws the rounds of a run, and reads the examples of their clients.
+
+  Everything follows from the seed and the index of a round (see
+  `lca.federated.randomness`).
+
+  Args:
+    data: the examples of every client.
+    population: draws the clients of each round.
+    attack: changes the labels of Byzantine clients.
+    seed: seed of the run.
+  """
+
+  def __init__(
+    self,
+    data: FederatedDataset,
+    population: Population,
+    attack: Attack,
+    seed: int,
+  ):
+    self._data, self._population, self._seed = data, population, seed
+    self._numbers = attack.numbers
+    self._labels = jax.jit(
+      functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
+    )
+
+  def draw(self, round_idx: int) -> Round:
+    """Draws the clients of a round, and the keys of attack and rule."""
+    ids, byzantine = self._population.sample(self._seed, round_idx)
+    answered = None
+    if self._population.drop_rate:
+      answered = ~np.asarray(
+        self._population.dropped(self._seed, round_idx, byzantine)
+      )
+    return Round(
+      ids=ids,
+      byzantine=byzantine,
+      num_examples=self._data.num_examples[ids],
+      attack_key=key_for(self._seed, Purpose.ATTACK, round_idx),
+      rule_key=key_for(self._seed, Purpose.AGGREGATE, round_idx),
+      answered=answered,
+    )
+
+  def training_key(self, round_idx: int) -> jax.Array:
+    """Returns the key for the training of a round's clients."""
+    return key_for(self._seed, Purpose.TRAIN, round_idx)
+
+  def attackers(self, round_idx: int) -> list[int]:
+    """Returns the ids of a round's Byzantine clients."""
+    ids, byzantine = self._population.sample(self._seed, round_idx)
+    return sorted(ids[byzantine].tolist())
+
+  def read(
+    self, drawn: Round, width: int, i: int
+  ) -> tuple[ClientData, np.ndarray]:
+    """Reads the examples of the clients of one device.
+
+    The server's own examples, if it has any, follow those of the clients.
+
+    Args:
+      drawn: the clients of the round.
+      width: number of clients of each device.
+      i: index of the device among those that share the clients.
+
+    Returns:
+      The examples with the attack's labels, and the `[width]` ids of the
+      clients.
+    """
+    ids, byzantine = np.asarray(drawn.ids), np.asarray(drawn.byzantine)
+    if self._data.server_id is not None:
+      ids = np.append(ids, self._data.server_id)
+      byzantine = np.append(byzantine, False)
+    rows = slice(i * width, (i + 1) * width)
+    # The last devices may have fewer than `width` clients. Rows without
+    # examples fill the other places. Their ids do not matter, and they do not
+    # attack.
+    data = self._data.gather(ids[rows], rows=width)
+    client_ids = np.resize(ids[rows], width).astype(np.int32)
+    attacks = np.zeros(width, bool)
+    attacks[: len(ids[rows])] = byzantine[rows]
+    labels = self._labels(
+      data.labels,
+      byzantine=attacks,
+      client_ids=client_ids,
+      key=key_for(self._seed, Purpose.LABELS),
+      **self._numbers,
+    )
+    return data._replace(labels=labels), client_ids
