@@ -5,8 +5,8 @@ import os
 import pytest
 
 from lca.experiment import index
-from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
 from lca.experiment.prepared import Nowhere
+from lca.experiment.rundir import ReadOnlyRunDirectory, RunDirectory
 from lca.models import find_pretrained
 
 CONFIG = {'num_rounds': 1, 'seed': 0}
