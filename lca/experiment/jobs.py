@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -209,7 +209,8 @@ def run_all(
   with Workers(jobs, **options) as workers:
     for last in (False, True):
       again = []
-      groups = _groups(todo, 1 if last else seeds_at_once)
+      streamed = {n for n in todo if runs[n].get('parallel', {}).get('stream')}
+      groups = _groups(todo, 1 if last else seeds_at_once, streamed)
       for name, (code, seconds, why) in _outcomes(run, groups, jobs, stopping):
         if code == 0:
           tally.finish(name, seconds)
@@ -242,12 +243,15 @@ def _code(error: Exception) -> int:
   return 1 if isinstance(error, OSError) else FAILS_AGAIN
 
 
-def _groups(names: Sequence[str], at_once: int | None) -> list[tuple[str, ...]]:
+def _groups(
+  names: Sequence[str], at_once: int | None, alone: Container[str] = ()
+) -> list[tuple[str, ...]]:
   """Groups names of the same line.
 
   Args:
     names: of runs.
     at_once: the largest size of a group; None groups all of a line.
+    alone: names that are not grouped.
 
   Examples:
     >>> _groups(['a/0', 'a/1', 'b/0', 'a/2'], at_once=2)
@@ -255,7 +259,8 @@ def _groups(names: Sequence[str], at_once: int | None) -> list[tuple[str, ...]]:
   """
   lines: dict[str, list[str]] = {}
   for name in names:
-    lines.setdefault(line_of(name), []).append(name)
+    line = name if name in alone else line_of(name)
+    lines.setdefault(line, []).append(name)
   return [
     tuple(line[start : start + (at_once or len(line))])
     for line in lines.values()

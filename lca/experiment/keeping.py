@@ -45,15 +45,17 @@ class Keeping:
     for row in rows:
       self._is_best(row)
 
-  def after_round(self, state: Callable[[], ServerState], row: Row) -> None:
+  def after_round(self, state: Callable[..., ServerState], row: Row) -> None:
     """Keeps the model if this round is the best so far.
 
     Args:
-      state: returns the state after the round.
+      state: returns the state after the round, see `Recorder.add`.
       row: the metrics of the round.
     """
     if self._is_best(row):
-      self._write(model_files.BEST, state(), row, self._checkpoint.best)
+      self._write(
+        model_files.BEST, state(whole=False), row, self._checkpoint.best
+      )
 
   def at_the_end(self, state: ServerState, row: Row) -> None:
     """Keeps the final model and counts its predictions on the test set.

@@ -16,6 +16,10 @@ from lca.federated.server import ServerState
 from lca.federated.simulation import Simulation
 
 
+class FinishedElsewhere(Exception):
+  """Another process has finished the run since it was set up."""
+
+
 class Recorder(contextlib.AbstractContextManager):
   """All of a run but the rounds themselves, which its caller computes.
 
@@ -24,7 +28,6 @@ class Recorder(contextlib.AbstractContextManager):
   `finish` ends a run that has all of its rounds.
 
   Attributes:
-    state: the state to start from.
     rows: the metrics of all rounds so far, those of earlier processes included.
     stopped: True if the run stops after the round that was added last.
 
@@ -36,9 +39,9 @@ class Recorder(contextlib.AbstractContextManager):
   Raises:
     OSError, CheckpointError: a file cannot be written; or the checkpoints are
       those of another run, or damaged.
+    FinishedElsewhere: see there.
   """
 
-  state: ServerState
   rows: list[Row]
 
   def __init__(self, experiment: Experiment, stopping: Callable[[], bool]):
@@ -55,10 +58,12 @@ class Recorder(contextlib.AbstractContextManager):
       stack.callback(release, directory)
       stack.enter_context(_interrupted(directory.path))
       stack.enter_context(directory)
+      if directory.finished(self._num_rounds):
+        raise FinishedElsewhere
       # `finish` ends this part of the context before the others.
       self._saving = stack.enter_context(contextlib.ExitStack())
       self._checkpoints = self._saving.enter_context(checkpoints_of(experiment))
-      self.state, self.rows = self._checkpoints.restore(simulation.init())
+      self._state, self.rows = self._checkpoints.restore(simulation.init())
       directory.start(
         self.rows, simulation.more_metrics, simulation.evidence_layers
       )
@@ -79,6 +84,11 @@ class Recorder(contextlib.AbstractContextManager):
   def __exit__(self, kind, error, traceback) -> bool | None:
     return self._contexts.__exit__(kind, error, traceback)
 
+  def take_state(self) -> ServerState:
+    """Returns the state to start from, and does not keep it in memory."""
+    state, self._state = self._state, None
+    return state
+
   def rounds(self) -> Iterator[int]:
     """Yields the indices of the missing rounds, until the run stops."""
     for round_idx in range(self._first, self._num_rounds):
@@ -88,14 +98,15 @@ class Recorder(contextlib.AbstractContextManager):
 
   def add(
     self,
-    state: Callable[[], ServerState],
+    state: Callable[..., ServerState],
     metrics: dict[str, Any],
     seconds: float,
   ) -> None:
     """Tests the model after a round, and writes what is to be kept.
 
     Args:
-      state: returns the state after the round.
+      state: returns the state after the round. It may leave out all but the
+        model if it is called with `whole=False`.
       metrics: of the round, see `Simulation.run_round`.
       seconds: that the round took.
 
@@ -113,7 +124,7 @@ class Recorder(contextlib.AbstractContextManager):
       with progress.seconds(
         f'round {row["round"]}/{self._num_rounds}: testing'
       ):
-        row |= self._simulation.evaluate(state())
+        row |= self._simulation.evaluate(state(whole=False))
     row |= metrics
     self.rows.append(row)
     directory.add(row, seconds + time.monotonic() - begun, evidence)
@@ -129,20 +140,20 @@ class Recorder(contextlib.AbstractContextManager):
     # A signal to one process stops all processes after the same round.
     self.stopped = host.any_process(self._stopping())
     if self.stopped or last or row['round'] % settings.checkpoint.every == 0:
-      self._checkpoints.save(state(), self.rows)
+      self._checkpoints.save(state(whole=True), self.rows)
 
-  def finish(self, state: Callable[[], ServerState]) -> None:
+  def finish(self, state: Callable[..., ServerState]) -> None:
     """Ends the run if it has all of its rounds.
 
     Args:
-      state: returns the state after the last round.
+      state: returns the state after the last round, see `add`.
     """
     # Waits for the last checkpoint. Only then may the summary mark the run as
     # finished.
     self._saving.close()
     if len(self.rows) >= self._num_rounds:
       with progress.seconds('keeping the final model'):
-        self._kept.at_the_end(state(), self.rows[-1])
+        self._kept.at_the_end(state(whole=False), self.rows[-1])
       self._experiment.directory.finish(summary_of(self.rows))
 
 

@@ -1,14 +1,18 @@
 """Runs of one config with several seeds, whose rounds run together.
 
-Each run has its own directory, metrics and checkpoints, as if it ran alone. One
-run may fail, and the others go on.
+Each run has its own directory, metrics and checkpoints, as if it ran alone. If
+one run fails, the others go on. If what they share fails, such as a round of
+all, they run one by one.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
+import sys
 import time
+import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,15 +22,14 @@ from lca import progress
 from lca.experiment import describe, host, train
 from lca.experiment.parts import Parts
 from lca.experiment.prepared import Experiment
-from lca.experiment.recorder import Recorder
+from lca.experiment.recorder import FinishedElsewhere, Recorder
 from lca.experiment.rundir import RunDirectory
 from lca.experiment.settings import Settings, from_config
+from lca.experiment.summary import is_finished
 from lca.federated import plan
 from lca.federated.seeds import SeedsSimulation
 from lca.federated.server import ServerState
-
-FAILURES = ValueError, TypeError, ImportError, FloatingPointError
-"""Errors of one run that it would meet again, and that leave the others be."""
+from lca.federated.simulation import Simulation
 
 
 class _Member(NamedTuple):
@@ -52,64 +55,87 @@ def run(
   jobs: int,
   stopping: Callable[[], bool],
   on_start: Callable[[], None] = lambda: None,
+  on_end: Callable[[pathlib.Path], None] = lambda path: None,
 ) -> dict[pathlib.Path, Exception]:
   """Runs configs that differ in their seed alone.
 
   As many runs as fit into the devices' memory run together, if they have come
   to the same round. A run whose programs cannot be stacked runs by itself, such
-  as one that is streamed.
+  as one that is streamed. So do the runs of a batch whose common part fails.
 
   Args:
     configs: configs by directory, at least one.
     jobs: number of processes that share the host's memory, this one included.
     stopping: called after every round; once it returns True, checkpoints are
       saved, and no more rounds run.
-    on_start: called before the first round.
+    on_start: called before rounds begin.
+    on_end: called with the directory of a run that is finished.
 
   Returns:
     The errors of the runs that failed, by directory.
-
-  Raises:
-    OSError, CheckpointError: see `train.run`.
   """
-  failures: dict[pathlib.Path, Exception] = {}
+  runs = _Runs(stopping, on_end)
   alone = []
-  for group in _grouped(_members(configs, failures)):
+  for group in _grouped(_members(configs, runs)):
     for simulation, batch in _batches(group, jobs):
-      if simulation is None:
-        alone += batch
-        continue
-      on_start()
-      alone += _run_batch(simulation, batch, stopping, failures)
+      if simulation is not None:
+        on_start()
+        if stopping():
+          return runs.failures
+        batch = _run_batch(simulation, batch, runs)
+      alone += batch
       if stopping():
-        return failures
+        return runs.failures
   for member in alone:
-    with _kept(failures, member.path):
+    with runs.failing(member.path):
       experiment = train.prepare(member.settings, member.path, jobs)
       on_start()
+      if stopping():
+        break
       train.run(experiment, stopping)
-    if stopping():
-      break
-  return failures
+      runs.end(member.path)
+  return runs.failures
 
 
-@contextlib.contextmanager
-def _kept(failures: dict[pathlib.Path, Exception], path: pathlib.Path):
-  """Keeps an error of a run, so that the others go on."""
-  try:
-    yield
-  except FAILURES as error:
-    failures[path] = error
+class _Runs:
+  """The ends of runs.
+
+  Attributes:
+    failures: the errors of the runs that failed, by directory.
+
+  Args:
+    stopping, on_end: see `run`.
+  """
+
+  def __init__(
+    self,
+    stopping: Callable[[], bool],
+    on_end: Callable[[pathlib.Path], None],
+  ):
+    self.failures: dict[pathlib.Path, Exception] = {}
+    self.stopping, self._on_end = stopping, on_end
+
+  @contextlib.contextmanager
+  def failing(self, path: pathlib.Path) -> Iterator[None]:
+    """Keeps an error of a run, so that the others go on."""
+    try:
+      yield
+    except Exception as error:
+      self.failures[path] = error
+
+  def end(self, path: pathlib.Path) -> None:
+    """Tells that a run has ended, if it is finished."""
+    if is_finished(path):
+      self._on_end(path)
 
 
 def _members(
-  configs: Mapping[pathlib.Path, Mapping[str, Any]],
-  failures: dict[pathlib.Path, Exception],
+  configs: Mapping[pathlib.Path, Mapping[str, Any]], runs: '_Runs'
 ) -> list[_Member]:
   """Checks the runs that are not finished, and reads their data once."""
   members, load = [], None
   for path, config in configs.items():
-    with _kept(failures, path):
+    with runs.failing(path):
       settings = from_config(config)
       directory = RunDirectory(path, settings.config)
       if directory.finished(settings.run.num_rounds):
@@ -184,91 +210,114 @@ def stacked(parts: Sequence[Parts]) -> SeedsSimulation:
 
 
 def _run_batch(
-  simulation: SeedsSimulation,
-  batch: Sequence[_Member],
-  stopping: Callable[[], bool],
-  failures: dict[pathlib.Path, Exception],
+  simulation: SeedsSimulation, batch: Sequence[_Member], runs: _Runs
 ) -> list[_Member]:
   """Runs the rounds of several runs together.
 
   Args:
     simulation: of the runs.
     batch: the runs, in the order of the simulation.
-    stopping: see `run`.
-    failures: gets the errors of the runs that fail.
+    runs: gets the ends of the runs.
 
   Returns:
-    The runs that did not begin: the last checkpoint was damaged, and the one
-    before it is of an earlier round.
+    The runs that must go on alone: all that have not failed, if what they share
+    has failed; otherwise those whose last checkpoint is damaged, so that they
+    go on from an earlier round.
   """
   first = batch[0]
-  for line in describe.lines(first.settings.config, first.parts):
+  described = (
+    describe.lines(member.settings.config, member.parts) for member in batch
+  )
+  for line in dict.fromkeys(itertools.chain(*described)):
     host.say(line)
   seeds = [str(member.settings.run.seed) for member in batch]
   host.say(f'{len(batch)} seeds run together: {", ".join(seeds)}')
   num_rounds = first.settings.run.num_rounds
   clients = first.parts.population.clients_per_round
   stops = False  # the answer of `stopping` after a round, the same for all runs
-  with _Recorders([member.path for member in batch], failures) as recorders:
-    starts = []
-    for member, run in zip(batch, simulation.runs, strict=True):
-      _, directory, settings, parts, _ = member
-      experiment = Experiment(settings, directory, parts, run, None)
-      starts.append(recorders.begin(Recorder(experiment, lambda: stops)))
-    states = simulation.stack(starts)
+  recorders = _Recorders(batch, runs)
+  try:
+    starts = [
+      recorders.begin(k, run, lambda: stops)
+      for k, run in enumerate(simulation.runs)
+    ]
     behind = recorders.end_those_behind(first.begun)
-
-    def each_state(states):
-      state_of = simulation.state_of
-      return [functools.partial(state_of, states, k) for k in range(len(batch))]
-
+    states = simulation.stack(starts)
+    del starts
     for round_idx in range(first.begun, num_rounds):
+      if stops or not recorders.running:
+        break
       begun, number = time.monotonic(), round_idx + 1
-      with progress.bar(f'round {number}/{num_rounds}', clients) as shown:
+      name = f'round {number}/{num_rounds}'
+      with progress.bar(name, clients, 'clients') as shown:
         states, metrics = simulation.run_round(
           states,
           round_idx,
           number == num_rounds,
           lambda done: shown.update(done - shown.n),
         )
-      seconds = [(time.monotonic() - begun) / len(batch)] * len(batch)
-      stops = stopping()
-      recorders.each(Recorder.add, each_state(states), metrics, seconds)
-      if stops or not recorders.running:
-        break
-    recorders.each(Recorder.finish, each_state(states))
+      seconds = (time.monotonic() - begun) / len(recorders.running)
+      stops = runs.stopping()
+      after = [
+        functools.partial(simulation.state_of, states, k)
+        for k in range(len(batch))
+      ]
+      recorders.each(Recorder.add, after, metrics, [seconds] * len(batch))
+    after = [
+      functools.partial(simulation.state_of, states, k)
+      for k in range(len(batch))
+    ]
+    recorders.each(Recorder.finish, after)
+  except Exception:
+    traceback.print_exc()
+    host.say('the seeds cannot run together: they go on one by one')
+    behind = [*recorders.running]
+  finally:
+    recorders.end_all()
   return [batch[k] for k in behind]
 
 
-class _Recorders(contextlib.AbstractContextManager):
-  """The recorders of runs that run together, whose contexts end with this one.
+class _Recorders:
+  """The recorders of runs that run together.
 
   Attributes:
-    running: the recorders of the runs that have not failed, by their position.
+    running: the recorders of the runs that go on, by their position.
 
   Args:
-    paths: directories of the runs.
-    failures: gets the errors of the runs that fail.
+    batch: the runs.
+    runs: gets the ends of the runs.
   """
 
-  def __init__(
-    self,
-    paths: Sequence[pathlib.Path],
-    failures: dict[pathlib.Path, Exception],
-  ):
-    self._paths, self._failures = paths, failures
+  def __init__(self, batch: Sequence[_Member], runs: _Runs):
+    self._batch, self._runs = batch, runs
     self.running: dict[int, Recorder] = {}
 
-  def begin(self, recorder: Recorder) -> ServerState:
-    """Enters a recorder's context, and returns the state to start from."""
-    self.running[len(self.running)] = recorder.__enter__()
-    return recorder.state
+  def begin(
+    self, k: int, run: Simulation, stopping: Callable[[], bool]
+  ) -> ServerState:
+    """Begins a run, unless it fails, or another process has finished it.
+
+    Args:
+      k: position of the run.
+      run: simulation of the run.
+      stopping: see `Recorder`.
+
+    Returns:
+      The state to start from.
+    """
+    path, directory, settings, parts, _ = self._batch[k]
+    experiment = Experiment(settings, directory, parts, run, None)
+    recorder = Recorder(experiment, stopping)
+    with self._runs.failing(path), contextlib.suppress(FinishedElsewhere):
+      self.running[k] = recorder.__enter__()
+      return recorder.take_state()
+    return run.init()  # takes the place of the run in the stack
 
   def end_those_behind(self, rounds: int) -> list[int]:
     """Ends recorders that have other rounds, and returns their positions."""
     behind = [k for k, r in self.running.items() if len(r.rows) != rounds]
     for k in behind:
-      self.running.pop(k).__exit__(None, None, None)
+      self._end(k)
     return behind
 
   def each(self, call: Callable[..., object], *arguments: Sequence) -> None:
@@ -281,10 +330,19 @@ class _Recorders(contextlib.AbstractContextManager):
     for k, recorder in [*self.running.items()]:
       try:
         call(recorder, *(values[k] for values in arguments))
-      except FAILURES as error:
-        self._failures[self._paths[k]] = error
-        self.running.pop(k).__exit__(type(error), error, error.__traceback__)
+      except Exception as error:
+        self._runs.failures[self._batch[k].path] = error
+        self._end(k, error)
 
-  def __exit__(self, *error) -> None:
-    while self.running:
-      self.running.popitem()[1].__exit__(*error)
+  def end_all(self) -> None:
+    """Ends all recorders, with the exception that is being handled, if any."""
+    for k in [*self.running]:
+      self._end(k, sys.exception())
+
+  def _end(self, k: int, error: BaseException | None = None) -> None:
+    path = self._batch[k].path
+    with self._runs.failing(path):
+      self.running.pop(k).__exit__(
+        error and type(error), error, error and error.__traceback__
+      )
+    self._runs.end(path)

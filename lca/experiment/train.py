@@ -15,7 +15,7 @@ from lca.experiment.prepared import (
   prepare,
   set_up,
 )
-from lca.experiment.recorder import Recorder, summary_of
+from lca.experiment.recorder import FinishedElsewhere, Recorder, summary_of
 from lca.experiment.summary import Row
 from lca.federated.server import ServerState
 
@@ -78,7 +78,10 @@ def run(
   )
   if experiment.simulation is None or directory.finished(num_rounds):
     return directory.summary()
-  _, rows = run_rounds(experiment, stopping)
+  try:
+    _, rows = run_rounds(experiment, stopping)
+  except FinishedElsewhere:
+    return directory.summary()
   if len(rows) < num_rounds:
     return None
   return summary_of(rows)
@@ -106,7 +109,7 @@ def run_rounds(
   )
   clients = experiment.parts.population.clients_per_round
   with Recorder(experiment, stopping) as recorder:
-    state = recorder.state
+    state = recorder.take_state()
     for round_idx in recorder.rounds():
       begun, number = time.monotonic(), round_idx + 1
       name = f'round {number}/{num_rounds}'
@@ -118,6 +121,11 @@ def run_rounds(
           lambda done: shown.update(done - shown.n),
         )
       seconds = time.monotonic() - begun
-      recorder.add(lambda state=state: state, metrics, seconds)
-    recorder.finish(lambda: state)
+      recorder.add(_constant(state), metrics, seconds)
+    recorder.finish(_constant(state))
   return state, recorder.rows
+
+
+def _constant(state: ServerState) -> Callable[..., ServerState]:
+  """Returns a function that returns the whole state."""
+  return lambda whole: state

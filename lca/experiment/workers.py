@@ -29,12 +29,18 @@ from lca.experiment.summary import is_finished
 FAILS_AGAIN = os.EX_DATAERR
 """The exit code of a process after an error that a retry would repeat."""
 
+_PERMANENT = ValueError, TypeError, ImportError, FloatingPointError
+"""Errors that a retry would repeat."""
+
 MOST_BYTES = 2**31
 """A process that holds more memory after a run ends, and frees it."""
 
 
 Configs = Mapping[pathlib.Path, Mapping[str, Any]]
 """Configs as nested dicts, by the directory of their run."""
+
+Codes = dict[pathlib.Path, int | None]
+"""Exit codes by the directory of the run."""
 
 
 class Worker:
@@ -67,21 +73,22 @@ class Worker:
     self,
     configs: Configs,
     stopping: Callable[[], bool] = lambda: False,
-  ) -> dict[pathlib.Path, int] | None:
+  ) -> Codes | None:
     """Runs configs in the process, together, and waits for their end.
 
     Args:
       configs: the configs as nested dicts, by the directory of their run. If
         there are several, they differ in their seed alone. The output of all is
-        in a `.log` file beside the first directory until they are finished.
+        in a `.log` file beside the first directory until that run is finished.
+        A run that fails beside others has a copy, and its error, in its own.
       stopping: called every second. Once it returns True, the runs stop after
         their round.
 
     Returns:
-      For each directory 0 if its run is finished; otherwise the exit code that
-      the process has, or would have if that run were the only one: -N if the
-      signal N has ended it. None if the sweep was stopping before the runs
-      could begin.
+      For each directory 0 if its run is finished, and None if it never began;
+      otherwise the exit code that the process has, or would have if that run
+      were the only one: -N if the signal N has ended it. None in place of the
+      dict if the sweep was stopping before the runs could begin.
 
     Raises:
       OSError: the process cannot be started.
@@ -104,13 +111,18 @@ class Worker:
             self.close()
           return codes
         except (EOFError, OSError):  # it has ended
-          return dict.fromkeys(configs, self._end() or 1)
+          return self._codes_at_the_end(configs)
       if ready:
-        return dict.fromkeys(configs, self._end() or 1)
+        return self._codes_at_the_end(configs)
       if stopping() and not told:
         with contextlib.suppress(OSError):
           self._pipe.send(None)
         told = True
+
+  def _codes_at_the_end(self, configs: Configs) -> Codes:
+    """Returns the codes after the process has ended by itself."""
+    code = self._end() or 1
+    return {path: 0 if is_finished(path) else code for path in configs}
 
   def close(self) -> None:
     """Ends the process, if there is one, and waits for its end."""
@@ -151,7 +163,7 @@ class Workers(contextlib.AbstractContextManager):
     for worker in self._all:
       self._free.put(worker)
 
-  def run(self, *arguments: Any) -> dict[pathlib.Path, int] | None:
+  def run(self, *arguments: Any) -> Codes | None:
     """Calls `Worker.run` of a worker that is free, or waits for one."""
     worker = self._free.get()
     try:
@@ -209,7 +221,7 @@ def _work(
       stopping.in_rounds = False
   except KeyboardInterrupt:
     sys.exit(host.STOPPED)
-  except (ValueError, TypeError, ImportError, FloatingPointError):
+  except _PERMANENT:
     traceback.print_exc()
     sys.exit(FAILS_AGAIN)
 
@@ -219,8 +231,8 @@ def _train(
   jobs: int,
   load: Sequence[str | os.PathLike],
   stopping: host.Stopping,
-) -> dict[pathlib.Path, int]:
-  """Runs configs to their end; exits if the runs are stopped before.
+) -> Codes:
+  """Runs configs to their end, or until they are stopped.
 
   Args:
     configs: see `Worker.run`.
@@ -231,7 +243,10 @@ def _train(
   Returns:
     The exit code of each run, by path.
   """
-  with open(log_of(configs), 'a') as file:
+  shared, *others = [path.with_suffix('.log') for path in configs]
+  for log in others:
+    log.unlink(missing_ok=True)  # of an earlier failure
+  with open(shared, 'a') as file:
     os.dup2(file.fileno(), sys.stdout.fileno())
     os.dup2(file.fileno(), sys.stderr.fileno())
   extensions.load_files(load)
@@ -239,28 +254,34 @@ def _train(
   def start():
     stopping.in_rounds = True  # from now on a round is finished and saved first
 
+  def end(path):
+    # A finished run needs no checkpoints: it is never continued.
+    if (path / 'checkpoints').exists():
+      shutil.rmtree(path / 'checkpoints')
+
   failures = {}
   if len(configs) > 1:
-    failures = together.run(configs, jobs, stopping, start)
+    failures = together.run(configs, jobs, stopping, start, end)
   else:
     ((path, config),) = configs.items()
     experiment = train.set_up(ConfigDict(config).lock(), path, jobs=jobs)
     start()
     if not stopping():
       train.run(experiment, stopping)
-  codes = {}
+  codes, output = {}, shared.read_text(errors='replace')
   for path in configs:
-    if path in failures:
-      codes[path] = FAILS_AGAIN
-      with open(path.with_suffix('.log'), 'a') as file:
-        traceback.print_exception(failures[path], file=file)
+    if error := failures.get(path):
+      codes[path] = FAILS_AGAIN if isinstance(error, _PERMANENT) else 1
+      text = ''.join(traceback.format_exception(error))
+      path.with_suffix('.log').write_text(output + text)
     elif is_finished(path):
       codes[path] = 0
-      # A finished run needs no checkpoints: it is never continued.
-      shutil.rmtree(path / 'checkpoints')
+      end(path)
       path.with_suffix('.log').unlink(missing_ok=True)
-    else:
+    elif (path / 'config.json').exists():
       codes[path] = host.STOPPED
+    else:
+      codes[path] = None  # it never began
   return codes
 
 

@@ -94,10 +94,22 @@ class SeedsSimulation(Simulation):
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
     return jax.device_put(stacked, _shardings(self.abstract_state))
 
-  def state_of(self, states: ServerState, i: int) -> ServerState:
-    """Returns the state of run i, on the devices as `runs[i]` has it."""
-    state = jax.tree.map(lambda x: x[i], states)
-    return jax.device_put(state, _shardings(self.runs[i].abstract_state))
+  def state_of(
+    self, states: ServerState, i: int, whole: bool = True
+  ) -> ServerState:
+    """Returns the state of run i, on the devices as `runs[i]` has it.
+
+    Args:
+      states: the stacked states.
+      i: position of the run.
+      whole: False returns the model alone, and `()` for the rest.
+    """
+    shardings = _shardings(self.runs[i].abstract_state)
+    if not whole:
+      states, shardings = (
+        ServerState(tree.variables, (), (), ()) for tree in (states, shardings)
+      )
+    return jax.device_put(_of(states, i), shardings)
 
   @property
   def seeds_per_device(self) -> int:

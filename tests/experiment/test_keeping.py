@@ -52,7 +52,7 @@ def keep(tmp_path, key, values, before=()):
   first = len(before)
   keeping = Keeping(Checkpoint(best=key), simulation, Directory(), rows[:first])
   for each in rows[first:]:
-    keeping.after_round(lambda: None, each)
+    keeping.after_round(lambda whole: None, each)
   return written
 
 

@@ -9,8 +9,10 @@ import pytest
 from run_files import config
 
 from lca.experiment import recorder, together, train
+from lca.experiment.rundir import RunDirectory
 from lca.experiment.summary import is_finished
 from lca.federated import plan
+from lca.federated.drawing import Drawing
 from lca.federated.seeds import SeedsSimulation
 
 # Dirichlet partitions leave 20, 18, 17 and 18 clients of seeds 0 to 3, and too
@@ -37,6 +39,13 @@ def configs(folder, seeds, presets=PRESETS, **changes):
 
 def never():
   return False
+
+
+def after(calls):
+  """Returns a function that says to stop after some calls: one before the
+  first round, and one after each round."""
+  left = iter([False] * calls)
+  return lambda: next(left, True)
 
 
 def metrics(path):
@@ -98,7 +107,7 @@ def test_seeds_together_are_the_runs_alone(tmp_path, alone, groups):
 
 def test_runs_that_stop_go_on_together(tmp_path, alone, groups):
   runs = configs(tmp_path, range(2))
-  assert together.run(runs, 1, lambda: True) == {}
+  assert together.run(runs, 1, after(1)) == {}
   for path in runs:
     assert len(metrics(path)) == 1 and not is_finished(path)
     assert [each.name for each in (path / 'checkpoints').iterdir()] == ['1']
@@ -123,8 +132,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_alone(
   tmp_path, alone, groups
 ):
   runs = configs(tmp_path, range(3), **{'checkpoint.every': 1})
-  stops = iter([False, True])
-  together.run(runs, 1, lambda: next(stops, True))
+  together.run(runs, 1, after(2))
   shutil.rmtree(tmp_path / '1/checkpoints/2/about')
   assert together.run(runs, 1, never) == {}
   assert groups == [3, 3]
@@ -148,6 +156,61 @@ def test_a_run_that_fails_leaves_the_others_be(tmp_path, alone, monkeypatch):
   assert len(metrics(tmp_path / '1')) == 2 and not (tmp_path / '4').exists()
   for seed in (0, 2):
     check_same(tmp_path / f'{seed}', alone / f'{seed}')
+
+
+def test_what_all_share_may_fail(tmp_path, alone, groups, monkeypatch):
+  """The examples of seed 1 cannot be read: it fails alone, others finish."""
+  read = Drawing.read
+
+  def broken(self, *arguments):
+    if self._seed == 1:
+      raise ValueError('image 17 is damaged')
+    return read(self, *arguments)
+
+  monkeypatch.setattr(Drawing, 'read', broken)
+  failures = together.run(configs(tmp_path, range(3)), 1, never)
+  assert [path.name for path in failures] == ['1']
+  assert 'image 17 is damaged' in str(failures[tmp_path / '1'])
+  assert groups == [3]
+  for seed in (0, 2):
+    check_same(tmp_path / f'{seed}', alone / f'{seed}')
+
+
+def test_a_full_disk_of_one_run_is_its_own(tmp_path, alone, monkeypatch):
+  add = RunDirectory.add
+
+  def full(self, row, *arguments):
+    if self.path.name == '1' and row['round'] == 2:
+      raise OSError(28, 'No space left on device')
+    add(self, row, *arguments)
+
+  monkeypatch.setattr(RunDirectory, 'add', full)
+  ended = []
+  failures = together.run(
+    configs(tmp_path, range(3)), 1, never, on_end=ended.append
+  )
+  assert [*failures] == [tmp_path / '1']
+  assert failures[tmp_path / '1'].filename == str(tmp_path / '1')
+  assert ended == [tmp_path / '0', tmp_path / '2']
+  for seed in (0, 2):
+    check_same(tmp_path / f'{seed}', alone / f'{seed}')
+
+
+def test_a_run_that_another_process_has_finished_is_left_alone(tmp_path, alone):
+  def finish_one():
+    shutil.copytree(alone / '1', tmp_path / '1', dirs_exist_ok=True)
+
+  runs = configs(tmp_path, range(2))
+  assert together.run(runs, 1, never, on_start=finish_one) == {}
+  summary = (alone / '1/summary.json').read_bytes()
+  assert (tmp_path / '1/summary.json').read_bytes() == summary
+  check_same(tmp_path / '0', alone / '0')
+
+
+def test_no_round_begins_after_a_stop(tmp_path):
+  runs, stops = configs(tmp_path, range(2)), []
+  together.run(runs, 1, lambda: bool(stops), on_start=lambda: stops.append(1))
+  assert not any(path.exists() for path in runs)
 
 
 @pytest.mark.parametrize(('fit', 'sizes'), [(2, [3, 2]), (1, [3, 2])])

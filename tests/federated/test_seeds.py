@@ -146,3 +146,13 @@ def test_nothing_is_compiled_after_the_first_round(compiled):
       in_the_first = len(compiled)
   assert in_the_first > 3
   assert compiled[in_the_first:] == []
+
+
+def test_a_model_alone_is_that_of_the_whole_state():
+  seeds = [3, 5]
+  sim = together(seeds, data_of(seeds), momentum=0.5)
+  states = sim.init()
+  alone = sim.state_of(states, 1, whole=False)
+  assert not jax.tree.leaves(alone._replace(variables=()))
+  whole = sim.state_of(states, 1)
+  jax.tree.map(np.testing.assert_array_equal, alone.variables, whole.variables)
