@@ -311,7 +311,13 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   share = config.data.get_oneway_ref('num_clients') // 5
   uneven = config.data.get('partition') in UNEVEN
   attackers = placeholder(int) if uneven else share
-  sampled = {'num_attackers': attackers, 'sampled': True}
+  schedule = {
+    'first_round': 1,
+    'last_round': placeholder(int),
+    'every': 1,
+    'rounds': placeholder(tuple),
+  }
+  sampled = {'num_attackers': attackers, 'sampled': True} | schedule
   num_byzantine = _in_a_round(config, share)
   fixed = sampled | {'num_byzantine': num_byzantine, 'sampled': False}
   options = {}  # by attack, without the keys that say who attacks

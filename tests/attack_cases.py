@@ -76,6 +76,11 @@ OPTIONS = {
   'sign_flip': {'scale': 2.0},
   'zero': {},
 }
+# Attacks whose clients train on other examples.
+ON_EXAMPLES = (
+  *('badnets', 'blended', 'dba', 'edge_case', 'sinusoidal'),
+  *('flip_complement', 'flip_next', 'flip_source', 'label_flipping'),
+)
 
 
 def plain(name, tree, byzantine, key=KEY, **options):

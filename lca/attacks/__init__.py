@@ -1,4 +1,4 @@
-"""Attacks: how Byzantine clients change their labels and their updates.
+"""Attacks: how Byzantine clients change their examples and their updates.
 
 An attack on the updates is a function `(updates, *, byzantine, key=None,
 **options) -> updates`. The boolean mask `byzantine`, `[n]`, marks the rows of
@@ -14,6 +14,15 @@ Without any honest row, means, deviations, extremes and distances are 0, and
 colluding clients send zeros.
 """
 
+from lca.attacks import triggers
+from lca.attacks.backdoors import (
+  backdoor,
+  badnets,
+  blended,
+  dba,
+  edge_case,
+  sinusoidal,
+)
 from lca.attacks.base import (
   NO_ATTACK,
   Attack,
@@ -26,7 +35,11 @@ from lca.attacks.distance import min_max, min_sum
 from lca.attacks.fang import fang_krum, fang_trimmed_mean
 from lca.attacks.labels import (
   Boost,
+  flip_complement,
   flip_labels,
+  flip_mapping,
+  flip_next,
+  flip_source,
   label_flipping,
   model_replacement,
 )
@@ -41,11 +54,20 @@ __all__ = [
   'Attack',
   'Boost',
   'alie',
+  'backdoor',
+  'badnets',
+  'blended',
   'constant',
+  'dba',
+  'edge_case',
   'fall_of_empires',
   'fang_krum',
   'fang_trimmed_mean',
+  'flip_complement',
   'flip_labels',
+  'flip_mapping',
+  'flip_next',
+  'flip_source',
   'from_function',
   'gaussian',
   'label_flipping',
@@ -58,16 +80,25 @@ __all__ = [
   'optimized',
   'replace',
   'sign_flip',
+  'sinusoidal',
+  'triggers',
   'update_attack',
   'zero',
 ]
 
 for _attack in (
   alie,
+  badnets,
+  blended,
   constant,
+  dba,
+  edge_case,
   fall_of_empires,
   fang_krum,
   fang_trimmed_mean,
+  flip_complement,
+  flip_next,
+  flip_source,
   gaussian,
   label_flipping,
   mimic,
@@ -76,6 +107,7 @@ for _attack in (
   non_finite,
   optimized,
   sign_flip,
+  sinusoidal,
   zero,
 ):
   ATTACKS.register(_attack)

@@ -21,19 +21,36 @@ from lca.typing import Update, Updates
 P = ParamSpec('P')
 
 
+def keep_examples(
+  inputs: jax.Array, labels: jax.Array, **_: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Leaves examples unchanged."""
+  return inputs, labels
+
+
+def keep_updates(updates: Updates, **_: Any) -> Updates:
+  """Leaves updates unchanged."""
+  return updates
+
+
 class Attack(NamedTuple):
   """The behaviour of Byzantine clients before and after their local training.
 
   Attributes:
-    on_labels: changes labels before the training: `(labels [n, S], *,
-      byzantine [n], client_ids [n], num_classes, key) -> labels`.
+    on_examples: changes the examples of a Byzantine client before the training:
+      `(inputs [S, ...], labels [S], *, client_id, attacker, num_classes,
+      input_range, key) -> (inputs, labels)`. Inputs are those of the data set,
+      before they are normalised, and `input_range` is the smallest and the
+      largest value that they can have. `attacker` counts the attackers of the
+      population from 0. The key is the same in every round of a run, and for
+      all clients.
     on_updates: changes updates after the training: `(updates, *, byzantine
       [n], key, aggregate) -> updates`. The row of a client that does not answer
       is NaN, and must stay NaN. `aggregate` is the server's own aggregation in
       this round, a function from stacked updates to one update.
-    numbers: options of the two hooks, which a round passes to both of them by
-      name. Compiled programs take them as arguments, so that runs that differ
-      in them alone share their programs.
+    numbers: options of the hooks, which a round passes to each of them by name.
+      Compiled programs take them as arguments, so that runs that differ in them
+      alone share their programs.
     reads: what `on_updates` reads to make a number of a Byzantine row: `'all'`,
       the default, all coordinates of all rows; `'coordinate'` that coordinate
       of all rows, and which rows are rejected; `'row'` the row itself. A round
@@ -41,12 +58,22 @@ class Attack(NamedTuple):
       some coordinates of all rows, or some of the rows and their `positions`,
       and no `aggregate`. Every part has the same key, so that random numbers
       must be folded from the positions.
+    on_test: changes test examples to measure what the attack has achieved, as
+      the trigger of a backdoor does: `(inputs [b, ...], labels [b], *,
+      num_classes, input_range) -> (inputs, targets [b], counted [b])`. The
+      attack succeeds with an example if the model predicts its target. The mask
+      `counted` leaves out examples that do not count. None if nothing is
+      measured.
+    made_by: the function that made the attack, and its options, by which a run
+      describes the attack; None if this is not known.
   """
 
-  on_labels: Callable[..., jax.Array]
-  on_updates: Callable[..., Updates]
+  on_examples: Callable[..., tuple[jax.Array, jax.Array]] = keep_examples
+  on_updates: Callable[..., Updates] = keep_updates
   numbers: Mapping[str, Any] = types.MappingProxyType({})
   reads: 'Reads' = 'all'
+  on_test: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None
+  made_by: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
 
 
 Reads = Literal['all', 'coordinate', 'row']
@@ -62,17 +89,7 @@ def check_reads(reads: str) -> None:
     raise ValueError(f'reads must be one of {get_args(Reads)}, got {reads!r}')
 
 
-def keep_labels(labels: jax.Array, **_: Any) -> jax.Array:
-  """Leaves labels unchanged."""
-  return labels
-
-
-def keep_updates(updates: Updates, **_: Any) -> Updates:
-  """Leaves updates unchanged."""
-  return updates
-
-
-NO_ATTACK = Attack(keep_labels, keep_updates, reads='row')
+NO_ATTACK = Attack(reads='row')
 
 
 def update_attack(
@@ -135,6 +152,23 @@ def update_attack(
   return decorate
 
 
+def makes_attack(maker: Callable[P, Attack]) -> Callable[P, Attack]:
+  """Marks a function from options to an `Attack`, which then names its maker.
+
+  Args:
+    maker: takes its options by name.
+  """
+
+  @functools.wraps(maker)
+  def made(*args: P.args, **options: P.kwargs) -> Attack:
+    bound = inspect.signature(maker).bind(*args, **options)
+    bound.apply_defaults()
+    attack = maker(*args, **options)
+    return attack._replace(made_by=(maker, bound.arguments))
+
+  return made
+
+
 ROUND_BRINGS = ('byzantine', 'key', 'aggregate', 'positions')
 """Names of the arguments that a round passes to an attack on the updates."""
 
@@ -183,7 +217,12 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
     if isinstance(value, float) and may_be_traced(checks.get(name))
   }
   reads: Reads = getattr(function, 'reads', 'all')
-  return Attack(keep_labels, on_updates, numbers, reads)
+  return Attack(
+    on_updates=on_updates,
+    numbers=numbers,
+    reads=reads,
+    made_by=(function, options),
+  )
 
 
 def _checked_options(function, options):

@@ -16,8 +16,11 @@ An entry is either a function of the updates, `(updates, *, byzantine, ...) ->
 updates`, or a function from options to an `Attack`, such as `label_flipping`.
 """
 
-POPULATION_KEYS = ('num_attackers', 'num_byzantine', 'sampled')
-"""Keys of `config.attack` that say how many clients attack, not how."""
+POPULATION_KEYS = (
+  *('num_attackers', 'num_byzantine', 'sampled'),
+  *('first_round', 'last_round', 'every', 'rounds'),
+)
+"""Keys of `config.attack` that say how many clients attack, and when."""
 
 
 def make(config: Mapping[str, Any]) -> Attack:

@@ -21,6 +21,7 @@ def from_arrays(
   std: float | Sequence[float] | None = None,
   name: str = 'arrays',
   owners: ArrayLike | None = None,
+  input_range: tuple[float, float] | None = None,
 ) -> Dataset:
   """Makes a data set of inputs and labels.
 
@@ -49,6 +50,7 @@ def from_arrays(
     name: the name of the data set in messages and records.
     owners: `[N]` integers that identify the owner of each training example; the
       partition `natural` makes one client per owner.
+    input_range: see `Dataset`.
 
   Returns:
     The data set.
@@ -75,7 +77,9 @@ def from_arrays(
   num_classes = whole(1)('num_classes', num_classes)
   if mean is std is None and splits[0].inputs.dtype == np.uint8:
     mean = std = _HALF_PIXEL_RANGE
-  return Dataset(name, *splits, num_classes, _to_tuple(mean), _to_tuple(std))
+  return Dataset(
+    name, *splits, num_classes, _to_tuple(mean), _to_tuple(std), input_range
+  )
 
 
 def _split(name: str, pair: Any, owners: ArrayLike | None) -> Split:

@@ -207,10 +207,14 @@ class Dataset:
       this is one value per channel, in pixel units.
     std: like `mean`. A model receives `(input - mean) / std`, or the unchanged
       inputs if both are None.
+    input_range: the smallest and the largest value that an input can have, such
+      as black and white of an image. An attack's trigger reads it. By default
+      (0, 255) for uint8 and (0, 1) for all other dtypes.
 
   Raises:
-    ValueError: a label is out of range, the splits differ in shape or dtype, or
-      `mean` or `std` has neither one value nor one per entry of the last axis.
+    ValueError: a label is out of range, the splits differ in shape or dtype,
+      `mean` or `std` has neither one value nor one per entry of the last axis,
+      or `input_range` is no range.
   """
 
   name: str
@@ -219,8 +223,15 @@ class Dataset:
   num_classes: int
   mean: tuple[float, ...] | None = None
   std: tuple[float, ...] | None = None
+  input_range: tuple[float, float] | None = None
 
   def __post_init__(self):
+    if self.input_range is None:
+      white = 255.0 if self.train.inputs.dtype == np.uint8 else 1.0
+      object.__setattr__(self, 'input_range', (0.0, white))
+    low, high = self.input_range
+    if not low < high:
+      raise ValueError(f'input_range must be (low, high), got {(low, high)}')
     for split in ('train', 'test'):
       labels = getattr(self, split).labels
       for label in (labels.min(), labels.max()):

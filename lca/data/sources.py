@@ -144,9 +144,9 @@ def _digits() -> Dataset:
     train=split('train'),
     test=split('test'),
     num_classes=10,
-    # Pixels go from 0 to 16.
     mean=(8.0,),
     std=(8.0,),
+    input_range=(0.0, 16.0),
   )
 
 

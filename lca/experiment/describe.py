@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lca.attacks import Attack
 from lca.experiment.reading import source_keys
-from lca.experiment.sections import ATTACKERS, Data
+from lca.experiment.sections import ATTACKERS, SCHEDULE, Data
 from lca.experiment.settings import Parts
 from lca.federated.population import Population
 from lca.registry import options_of
@@ -36,9 +36,10 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   attacks = 'no attack'
   if attack['name'] != 'none':
     keys = _options(attack, [*ATTACKERS, 'num_byzantine'])
+    changed = {k: attack[k] for k in SCHEDULE if attack[k] != SCHEDULE[k]}
     attacks = (
       f'{attack["name"]}{keys} by {population.num_attackers} clients, '
-      f'{in_a_round} in a round'
+      f'{in_a_round} in a round{_options(changed, ())}'
     )
   # Such as 'nnm (f=1), then krum of each leaf (f=1)'.
   steps, scope = rule.get('pre', ()), rule.get('scope')

@@ -23,6 +23,8 @@ _TAGS = {
   'test_accuracy': 'test/accuracy',
   'validation_loss': 'validation/loss',
   'validation_accuracy': 'validation/accuracy',
+  'attack_success_rate': 'attack/success_rate',
+  'backdoor_accuracy': 'attack/backdoor_accuracy',
   'train_loss': 'train/loss',
   'byzantine': 'clients/byzantine',
   'rejected': 'clients/rejected',

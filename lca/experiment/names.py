@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.attacks.base import keep_labels, keep_updates
+from lca.attacks.base import keep_examples, keep_updates
 from lca.registry import REQUIRED, options_of
 
 Keys = dict[str, Any]
@@ -72,32 +72,29 @@ def of_aggregator(aggregator: Aggregator) -> Keys:
 
 
 def of_attack(attack: Attack) -> Keys:
-  """Describes an attack: its function, and the values of all its options.
+  """Describes an attack: the function that made it, and all its options.
 
-  The function and the options are read from the closures of the attack's hooks
-  on labels and on updates, except for a hook that changes nothing.
+  An attack that does not know its maker is described by the closures of its
+  hooks, except those that change nothing.
 
   Examples:
     >>> from lca import attacks
     >>> of_attack(attacks.from_function(attacks.sign_flip, scale=2.0))['scale']
     2.0
   """
-  both = attack.on_labels, attack.on_updates
-  hooks = [hook for hook in both if hook not in (keep_labels, keep_updates)]
-  keys: Keys = {}
-  for hook in hooks or both:
-    captured = _closure(hook)
-    function = captured.get('function')  # as in lca.attacks.from_function
-    if not callable(function):
-      keys |= _of_closure(hook)
-      continue
+  if attack.made_by is not None:
+    maker, options = attack.made_by
     defaults = {
       k: p.default
-      for k, p in options_of(function, _OF_A_ROUND).items()
+      for k, p in options_of(maker, _OF_A_ROUND).items()
       if p.default is not REQUIRED
     }
-    options = dict(captured.get('options', {}))
-    keys |= _named(function) | plain(defaults | options)
+    return plain(defaults | dict(options)) | _named(maker)
+  both = attack.on_updates, attack.on_examples
+  hooks = [hook for hook in both if hook not in (keep_updates, keep_examples)]
+  keys: Keys = {}
+  for hook in hooks or both:
+    keys |= _of_closure(hook)
   return keys
 
 

@@ -73,6 +73,11 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
     that the number of attackers varies from round to round, and
     `num_byzantine` must be absent. False, the default, requires
     `num_byzantine`.
+  - `first_round`, `last_round`, `every`: the attackers attack from the first of
+    these rounds, to the last, in every k-th one, and are honest in all others.
+    By default they always attack. Rounds count from 1.
+  - `rounds`: the numbers of the rounds of the attack, such as `(12, 14)`, in
+    the place of these three keys. None, the default, does not name them.
 """
 
 import dataclasses
@@ -331,7 +336,10 @@ such a key's other values.
 """
 
 
-ATTACKERS = {'num_attackers': None, 'sampled': False}
+SCHEDULE = {'first_round': 1, 'last_round': None, 'every': 1, 'rounds': None}
+"""The defaults of the keys that say when clients attack: always."""
+
+ATTACKERS = {'num_attackers': None, 'sampled': False} | SCHEDULE
 """The defaults of a section `attack` whose name is not `'none'`: a fifth of the
-clients attack, and `num_byzantine`, which has no default, says how many of them
-take part in each round."""
+clients attack in all rounds, and `num_byzantine`, which has no default, says
+how many of them take part in each round."""

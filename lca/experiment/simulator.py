@@ -5,7 +5,7 @@ import inspect
 import os
 import typing
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypedDict, Unpack
 
 import jax
@@ -40,6 +40,10 @@ class Options(TypedDict, total=False):
   num_byzantine: Annotated[int, 'attack.num_byzantine']
   num_attackers: Annotated[int | None, 'attack.num_attackers']
   sampled: Annotated[bool, 'attack.sampled']
+  attack_first_round: Annotated[int, 'attack.first_round']
+  attack_last_round: Annotated[int | None, 'attack.last_round']
+  attack_every: Annotated[int, 'attack.every']
+  attack_rounds: Annotated[Sequence[int] | None, 'attack.rounds']
   optimizer: Annotated[str, 'client.optimizer']
   learning_rate: Annotated[float, 'client.learning_rate']
   batch_size: Annotated[int, 'client.batch_size']
@@ -121,6 +125,8 @@ def simulate(
       - `num_byzantine`, `num_attackers` and `sampled` say who attacks. By
         default a fifth of the clients are attackers. One of them takes part in
         each round; or all, if every client takes part in each round.
+        `attack_first_round`, `attack_last_round`, `attack_every` and
+        `attack_rounds` say when.
       - `resize`, `crop`, `pretrained` and `batch_stats` belong to the model.
       - `optimizer`, `learning_rate`, `batch_size` and `local_epochs` belong to
         the clients, `server_optimizer` and `server_learning_rate` to the

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from lca.attacks import Attack
+from lca.attacks.base import keep_examples
 from lca.data import ClientData, FederatedDataset
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
@@ -21,8 +22,11 @@ class Drawing:
   Args:
     data: the examples of every client.
     population: draws the clients of each round.
-    attack: changes the labels of Byzantine clients.
+    attack: changes the examples of Byzantine clients.
     seed: seed of the run.
+
+  Raises:
+    ValueError: the attack cannot change such examples.
   """
 
   def __init__(
@@ -33,10 +37,19 @@ class Drawing:
     seed: int,
   ):
     self._data, self._population, self._seed = data, population, seed
-    self._numbers = attack.numbers
-    self._labels = jax.jit(
-      functools.partial(attack.on_labels, num_classes=data.dataset.num_classes)
+    self._attack, self._key = attack, key_for(seed, Purpose.LABELS)
+    self._on_examples = jax.jit(
+      functools.partial(
+        attack.on_examples,
+        num_classes=data.dataset.num_classes,
+        input_range=data.dataset.input_range,
+      )
     )
+    one = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+      data.gathered_shapes(1),
+    )
+    jax.eval_shape(self._attacked, one.inputs, one.labels, 0, 0)
 
   def draw(self, round_idx: int) -> Round:
     """Draws the clients of a round, and the keys of attack and rule."""
@@ -90,13 +103,30 @@ class Drawing:
     # attack.
     data = self._data.gather(ids[rows], rows=width)
     client_ids = np.resize(ids[rows], width).astype(np.int32)
-    attacks = np.zeros(width, bool)
-    attacks[: len(ids[rows])] = byzantine[rows]
-    labels = self._labels(
-      data.labels,
-      byzantine=attacks,
-      client_ids=client_ids,
-      key=key_for(self._seed, Purpose.LABELS),
-      **self._numbers,
+    if self._attack.on_examples is not keep_examples:
+      for row in np.flatnonzero(byzantine[rows]):
+        client_id = client_ids[row]
+        data.inputs[row], data.labels[row] = self._attacked(
+          data.inputs[row],
+          data.labels[row],
+          client_id,
+          self._attackers[client_id],
+        )
+    return data, client_ids
+
+  def _attacked(self, inputs, labels, client_id, attacker):
+    """Returns the examples of an attacker as the attack changes them."""
+    return self._on_examples(
+      inputs,
+      labels,
+      client_id=client_id,
+      attacker=attacker,
+      key=self._key,
+      **self._attack.numbers,
     )
-    return data._replace(labels=labels), client_ids
+
+  @functools.cached_property
+  def _attackers(self) -> np.ndarray:
+    """For each attacker's id the number of attackers with a lower id."""
+    mask = self._population.attackers(self._seed)
+    return np.cumsum(mask, dtype=np.int32) - 1

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lca.attacks import NO_ATTACK, Attack
 from lca.data import FederatedDataset, Split
 from lca.federated.placement import Placement, pad_rows
 from lca.models import Classifier
@@ -50,10 +51,18 @@ class Evaluation:
     classifier: the model and its loss.
     data: the data set, and the indices of the examples for validation.
     placement: the devices that examples are spread over.
+    attack: its success with the test set is measured if it has an `on_test`.
+
+  Raises:
+    ValueError: the attack cannot change such examples.
   """
 
   def __init__(
-    self, classifier: Classifier, data: FederatedDataset, placement: Placement
+    self,
+    classifier: Classifier,
+    data: FederatedDataset,
+    placement: Placement,
+    attack: Attack = NO_ATTACK,
   ):
     dataset = data.dataset
     self._classifier, self._placement = classifier, placement
@@ -66,6 +75,24 @@ class Evaluation:
       self._add('validation', dataset.train, data.validation_indices)
     names = [f'{name}_{what}' for name in self._sizes for what in _MEASURED]
     self.columns = names[len(_MEASURED) :]
+    self._attack, self._test_attacked = attack, None
+    if attack.on_test is not None:
+      self.columns += _OF_ATTACK
+      on_test = functools.partial(
+        attack.on_test,
+        num_classes=dataset.num_classes,
+        input_range=dataset.input_range,
+      )
+      self._test_attacked = make_attack_tester(
+        classifier, placement.mesh, on_test
+      )
+      spec = dataset.test.input_spec
+      jax.eval_shape(  # for its checks alone
+        on_test,
+        jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype),
+        jax.ShapeDtypeStruct((1,), dataset.test.labels.dtype),
+        **attack.numbers,
+      )
 
   def _add(self, name: str, split: Split, indices: np.ndarray) -> None:
     """Adds a set of examples, or replaces it.
@@ -99,13 +126,23 @@ class Evaluation:
     Returns:
       `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
       right predictions. If examples were held out for validation,
-      `validation_loss` and `validation_accuracy` follow.
+      `validation_loss` and `validation_accuracy` follow. If the attack has an
+      `on_test`, there are two shares of the test examples that count for it,
+      as it changes them: `attack_success_rate`, of which the model predicts the
+      target, and `backdoor_accuracy`, of which it predicts the true label. Both
+      are NaN if no example counts.
     """
     measured = {}
     for name, blocks in self._blocks.items():
       sums = _sum_blocks(self._test, variables, blocks) / self._sizes[name]
       for what, mean in zip(_MEASURED, sums.tolist(), strict=True):
         measured[f'{name}_{what}'] = mean
+    if self._test_attacked is not None:
+      numbers = dict(self._attack.numbers)
+      test = functools.partial(self._test_attacked, numbers)
+      counted, *hits = _sum_blocks(test, variables, self._blocks['test'])
+      for name, sum_ in zip(_OF_ATTACK, hits, strict=True):
+        measured[name] = float(sum_ / counted) if counted else math.nan
     return measured
 
   def confusion(self, variables: PyTree) -> np.ndarray:
@@ -127,6 +164,7 @@ class Evaluation:
 
 
 _MEASURED = ('loss', 'accuracy')
+_OF_ATTACK = ['attack_success_rate', 'backdoor_accuracy']
 
 
 def make_blocks(
@@ -185,6 +223,38 @@ def make_tester(classifier: Classifier, mesh: Mesh) -> Tester:
   return _on_blocks(test, mesh)
 
 
+def make_attack_tester(
+  classifier: Classifier,
+  mesh: Mesh,
+  on_test: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+) -> Tester:
+  """Returns a jitted function that measures an attack's success on one block.
+
+  Args:
+    classifier: computes the logits of a batch.
+    mesh: mesh with an axis `'clients'`, over which the blocks are spread.
+    on_test: see `lca.attacks.Attack`; the facts about the data are bound.
+
+  Returns:
+    A function that takes the attack's numbers before a tester's arguments. Its
+    sums are the number of examples that count, and for how many of them the
+    model predicts the target, and the true label.
+  """
+
+  def test(variables, inputs, labels, weights, numbers):
+    def of_batch(batch):
+      inputs, labels, weights = batch
+      changed, targets, counted = on_test(inputs, labels, **numbers)
+      predicted = jnp.argmax(classifier.logits(variables, changed), axis=-1)
+      hits = jnp.stack([counted, predicted == targets, predicted == labels])
+      return jnp.sum(weights * (counted & hits), axis=1)
+
+    return jnp.sum(lax.map(of_batch, (inputs, labels, weights)), axis=0)
+
+  measure = _on_blocks(test, mesh, shared=1)
+  return lambda numbers, *arguments: measure(*arguments, numbers)
+
+
 def make_counter(
   classifier: Classifier, mesh: Mesh, num_classes: int
 ) -> Tester:
@@ -214,19 +284,25 @@ def make_counter(
   return _on_blocks(count, mesh)
 
 
-def _on_blocks(function: Tester, mesh: Mesh) -> Tester:
-  """Returns a jitted function that sums a function's results over devices."""
+def _on_blocks(function: Tester, mesh: Mesh, shared: int = 0) -> Tester:
+  """Returns a jitted function that sums a function's results over devices.
+
+  Args:
+    function: works on the part of a block that a device has.
+    mesh: mesh with an axis `'clients'`.
+    shared: number of arguments after the block, which every device has whole.
+  """
 
   @jax.jit
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(), P(AXIS), P(AXIS), P(AXIS)),
+    in_specs=(P(), P(AXIS), P(AXIS), P(AXIS), *[P()] * shared),
     out_specs=P(),
     check_vma=False,
   )
-  def summed(variables, inputs, labels, weights):
-    return lax.psum(function(variables, inputs, labels, weights), AXIS)
+  def summed(*arguments):
+    return lax.psum(function(*arguments), AXIS)
 
   return summed
 

@@ -1,7 +1,7 @@
 """The population of clients: who attacks, who is drawn, who answers."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,71 @@ import numpy as np
 from jax import lax
 
 from lca.federated.randomness import Purpose, key_for
+from lca.options import whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The rounds in which the attackers attack; in the others they are honest.
+
+  Attributes:
+    first_round: number of the first of these rounds; rounds count from 1.
+    last_round: number of the last one; None attacks to the end.
+    every: attacks in every k-th round from the first on.
+    rounds: the numbers of these rounds, one by one, in the place of the other
+      three; None does not name them.
+
+  Raises:
+    ValueError: a number is below 1, the last round comes before the first, or
+      rounds are named in both ways.
+
+  Examples:
+    >>> schedule = Schedule(first_round=2, last_round=6, every=2)
+    >>> [number for number in range(1, 9) if schedule.attacks(number)]
+    [2, 4, 6]
+  """
+
+  first_round: int = 1
+  last_round: int | None = None
+  every: int = 1
+  rounds: Sequence[int] | None = None
+
+  def __post_init__(self):
+    for name in ('first_round', 'last_round', 'every'):
+      number = getattr(self, name)
+      if not (name == 'last_round' and number is None):
+        whole(1)(f'attack.{name}', number)
+    if self.last_round is not None and self.last_round < self.first_round:
+      raise ValueError(
+        f'attack.last_round={self.last_round} comes before '
+        f'attack.first_round={self.first_round}'
+      )
+    if self.rounds is None:
+      return
+    if not len(self.rounds):
+      raise ValueError('attack.rounds names no round: leave it out')
+    for number in self.rounds:
+      whole(1)('attack.rounds', number)
+    if (self.first_round, self.last_round, self.every) != (1, None, 1):
+      raise ValueError(
+        f'attack.rounds={tuple(self.rounds)} names all rounds of the attack: '
+        'leave out attack.first_round, attack.last_round and attack.every'
+      )
+
+  def attacks(self, number: int) -> bool:
+    """Returns True if the attackers attack in a round.
+
+    Args:
+      number: of the round, from 1.
+    """
+    if self.rounds is not None:
+      return number in self.rounds
+    after = number - self.first_round
+    ended = self.last_round is not None and number > self.last_round
+    return after >= 0 and after % self.every == 0 and not ended
+
+
+ALWAYS = Schedule()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +92,8 @@ class Population:
       varies.
     drop_rate: probability, in [0, 1), that an honest client in a round does not
       answer. Byzantine clients always answer.
+    schedule: the rounds in which the attackers attack. It does not change which
+      clients are drawn.
 
   Raises:
     ValueError: the numbers do not fit together.
@@ -41,6 +108,7 @@ class Population:
   num_attackers: int | None = 0
   num_byzantine: int | None = 0
   drop_rate: float = 0.0
+  schedule: Schedule = ALWAYS
 
   def __post_init__(self):
     n, attackers = self.clients_per_round, self.num_attackers
@@ -94,8 +162,8 @@ class Population:
       round_idx: index of the round.
 
     Returns:
-      The `[n]` ids of the clients, in random order, and the `[n]` mask of the
-      Byzantine clients.
+      The `[n]` ids of the clients, in random order, and the `[n]` mask of those
+      that are Byzantine in this round.
     """
     draw_key, order_key = jax.random.split(
       key_for(seed, Purpose.SAMPLE, round_idx)
@@ -111,7 +179,8 @@ class Population:
       honest = order[~attackers[order]][:num_honest]
       ids = np.concatenate([byzantine, honest])
     ids = np.asarray(jax.random.permutation(order_key, ids))
-    return ids, attackers[ids]
+    attack = self.schedule.attacks(round_idx + 1)
+    return ids, attackers[ids] & attack
 
   def dropped(
     self, seed: int, round_idx: int, byzantine: np.ndarray
@@ -198,8 +267,15 @@ def population_from(
       'an attack preset with the suffix _sampled sets attack.sampled=True, '
       'the preset without the suffix sets attack.num_byzantine'
     )
+  schedule = Schedule(
+    **{
+      field.name: attack[field.name]
+      for field in dataclasses.fields(Schedule)
+      if field.name in attack
+    }
+  )
   population = Population(
-    num_clients, n, attack['num_attackers'], None, drop_rate
+    num_clients, n, attack['num_attackers'], None, drop_rate, schedule
   )
   if not population.num_attackers:
     raise ValueError(

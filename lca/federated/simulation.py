@@ -122,7 +122,7 @@ class Simulation:
       self._shapes.variables,
       data.gathered_shapes(self.clients_per_device * placement.devices),
     )
-    self._evaluation = Evaluation(classifier, data, placement)
+    self._evaluation = Evaluation(classifier, data, placement, server.attack)
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
     self._next: _PreparedRound | None = None
 

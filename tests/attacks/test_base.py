@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from attack_cases import (
   BYZANTINE,
-  IDS,
   KEY,
+  ON_EXAMPLES,
   OPTIONS,
   RULE,
   compiled,
@@ -54,8 +54,8 @@ every = pytest.mark.parametrize('name', OPTIONS)
 colluding = pytest.mark.parametrize('name', COLLUDING)
 
 
-def test_every_attack_on_updates_is_here():
-  assert sorted([*OPTIONS, 'label_flipping']) == sorted(attacks.ATTACKS)
+def test_every_attack_is_here():
+  assert sorted([*OPTIONS, *ON_EXAMPLES]) == sorted(attacks.ATTACKS)
 
 
 @every
@@ -166,8 +166,9 @@ def test_an_attack_is_its_function(name):
   assert np.all(out[byzantine] != leaf[byzantine])
   want = compiled(name, leaf, byzantine)
   np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
-  before = labels(5)
-  assert attack.on_labels(before, byzantine=BYZANTINE) is before
+  inputs, before = np.zeros((5, 2)), labels(5)[0]
+  kept = attack.on_examples(inputs, before, client_id=0)
+  assert kept[0] is inputs and kept[1] is before
 
 
 # Noise and constants -------------------------------------------------------
@@ -316,18 +317,14 @@ def test_numbers_may_be_arguments_of_a_compiled_program():
 
 def test_a_share_of_flips_may_be_an_argument():
   attack = attacks.label_flipping(flip_fraction=0.25)
-  before = labels(size=50)
+  before = labels(size=50)[0]
 
   @jax.jit
   def flipped(numbers):
-    return attack.on_labels(
-      before,
-      byzantine=BYZANTINE,
-      client_ids=IDS,
-      num_classes=10,
-      key=KEY,
-      **numbers,
+    _, after = attack.on_examples(
+      None, before, client_id=7, num_classes=10, key=KEY, **numbers
     )
+    return after
 
   np.testing.assert_array_equal(flipped(attack.numbers), flipped({}))
   assert (flipped({'flip_fraction': 0.0}) == before).all()

@@ -17,4 +17,4 @@ def test_every_option_of_label_flipping_is_described():
 
 
 def test_the_attack_of_nobody_is_described():
-  assert names.of_attack(attacks.NO_ATTACK)['name'] == 'keep_updates'
+  assert names.of_attack(attacks.NO_ATTACK)['name'] == 'keep_examples'

@@ -191,6 +191,10 @@ def test_the_config_of_a_directory_names_the_parts(dataset, tmp_path):
     'num_attackers': None,
     'sampled': False,
     'num_byzantine': 2,
+    'first_round': 1,
+    'last_round': None,
+    'every': 1,
+    'rounds': None,
   }
   assert config['model'] == {
     'name': 'MLP',
