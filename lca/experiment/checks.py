@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lca import aggregators
 from lca.aggregators import Aggregator
+from lca.aggregators.base import Info
 from lca.data import Dataset
 from lca.federated.population import Population
 from lca.models import Classifier
@@ -94,7 +95,11 @@ def check_model(classifier: Classifier, dataset: Dataset) -> PyTree:
 
 
 def check_aggregator(
-  aggregator: Aggregator, n: int, has_root: bool, like: PyTree | None = None
+  aggregator: Aggregator,
+  n: int,
+  has_root: bool,
+  like: PyTree | None = None,
+  detection: bool = False,
 ) -> None:
   """Traces the rule on the shapes of n updates, which raises its own errors.
 
@@ -104,6 +109,7 @@ def check_aggregator(
     has_root: True if the server trains on examples of its own.
     like: a tree of shapes like one update; None stands for a model with one
       parameter.
+    detection: True if the run measures whom the rule leaves out.
 
   Raises:
     ValueError, TypeError: the rule's own errors, such as of an `f` that is too
@@ -121,7 +127,7 @@ def check_aggregator(
     lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), like
   )
   try:
-    update = jax.eval_shape(one_round, updates)
+    update, info = jax.eval_shape(one_round, updates)
   except TypeError as error:
     if has_root or 'server_update' not in str(error):
       raise
@@ -129,6 +135,11 @@ def check_aggregator(
       f'{error}: server_update is what the server trains on examples of its '
       'own; set data.root_examples, for instance to 100'
     ) from error
+  if detection and 'selected' not in info:
+    raise ValueError(
+      'eval.detection=True measures whom the rule leaves out, but this rule '
+      'works on single coordinates and leaves no client out: set it to False'
+    )
   returned, wanted = (jax.tree.map(jnp.shape, tree) for tree in (update, like))
   if returned != wanted:
     raise ValueError(
@@ -143,8 +154,10 @@ def _dry_run(
   one: Update,
   weights: jax.Array,
   has_root: bool,
-) -> Update:
+) -> tuple[Update, Info]:
   """Returns the aggregate of a first round, given all that a round brings.
+
+  Also returns what the rule has decided (see `lca.explain`).
 
   Args:
     aggregator: any.
@@ -153,7 +166,7 @@ def _dry_run(
     weights: `[n]`, the clients' numbers of examples.
     has_root: True if the server has an update of its own.
   """
-  update, _, _ = aggregators.explain(aggregator)(
+  update, _, info = aggregators.explain(aggregator)(
     updates,
     aggregator.init(one),
     key=jax.random.key(0),
@@ -162,7 +175,7 @@ def _dry_run(
     params=one,
     client_ids=jnp.arange(len(weights)),
   )
-  return update
+  return update, info
 
 
 def check_dropouts(
@@ -201,7 +214,7 @@ def check_dropouts(
   answered = jnp.arange(n) >= missing
   rows = jax.random.normal(jax.random.key(0), (n, 1))
   one = {'params': {'kernel': rows[0]}}
-  update = _dry_run(
+  update, _ = _dry_run(
     aggregator,
     {'params': {'kernel': jnp.where(answered[:, None], rows, jnp.nan)}},
     one,

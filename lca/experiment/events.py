@@ -29,6 +29,10 @@ _TAGS = {
   'byzantine': 'clients/byzantine',
   'rejected': 'clients/rejected',
   'dropped': 'clients/dropped',
+  'detection_precision': 'detection/precision',
+  'detection_recall': 'detection/recall',
+  'detection_f1': 'detection/f1',
+  'false_positive_rate': 'detection/false_positive_rate',
   'nonfinite': 'health/nonfinite',
   'floored': 'health/floored',
 }

@@ -31,6 +31,7 @@ _IMPLIED_VALUES = {
   'client.update_dtype': 'float32',
   'client.drop_rate': 0.0,
   'eval.forensics': False,
+  'eval.detection': False,
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',

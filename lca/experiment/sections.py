@@ -221,12 +221,17 @@ class Eval:
       `lca.experiment.forensics`). It costs four passes over the updates in
       every round, and about 18 bytes a round, layer and client on disk, so that
       it is meant for up to some hundred clients in a round. It needs a workdir.
+    detection: True measures in every round how well the rule tells attackers
+      from honest clients (`detection_precision`, `detection_recall`,
+      `detection_f1`, `false_positive_rate`). The rule must decide on whole
+      updates.
   """
 
   every: int = 1
   batch_size: int = 100
   layers: str | None = None
   forensics: bool = False
+  detection: bool = False
 
   def __post_init__(self):
     for key in ('every', 'batch_size'):

@@ -268,6 +268,7 @@ def make(
     batch_stats=batch_stats,
     layers=evaluation.layers,
     forensics=evaluation.forensics,
+    detection=evaluation.detection,
   )
   server.check_examples(has_root)
   if parallel.stream:
@@ -287,7 +288,11 @@ def make(
   if shapes and batch_stats != 'rule':  # then the rule sees parameters alone
     shapes = {'params': shapes['params']}
   checks.check_aggregator(
-    aggregator, server_keys.clients_per_round, has_root, shapes
+    aggregator,
+    server_keys.clients_per_round,
+    has_root,
+    shapes,
+    evaluation.detection,
   )
   part = _clients_part(client, classifier, parallel)
   placement.train_clients(part, mesh, chunk_size)  # called for its checks alone

@@ -46,6 +46,8 @@ class RoundResult(NamedTuple):
     floored: `[]` number of running variances that were negative and set to 0;
       None for a model without batch statistics.
     layers: scope of the layers to measure; None measures no layers.
+    detection: True measures how well the rule tells attackers from honest
+      clients.
   """
 
   losses: jax.Array
@@ -60,6 +62,7 @@ class RoundResult(NamedTuple):
   info: Info
   floored: jax.Array | None
   layers: Scope | None
+  detection: bool
 
 
 class WithoutUpdates(RoundResult):
@@ -153,6 +156,87 @@ def norm(result: RoundResult) -> jax.Array | None:
 def factor(result: RoundResult) -> jax.Array | None:
   """Returns the layers' factors, for a rule whose info has any (LEGATO)."""
   return None if result.layers is None else result.info.get('factors')
+
+
+class _Detected(NamedTuple):
+  """Counts of a rule's selection, as a detection of Byzantine clients.
+
+  A client is detected if its update has no part in the aggregate. In a rule
+  that works by layer, each pair of a client and a layer counts. Clients that do
+  not answer do not count.
+
+  Attributes:
+    attackers: Byzantine clients that were detected.
+    honest: honest clients that were detected, the false positives.
+    all_attackers: Byzantine clients.
+    all_honest: honest clients.
+  """
+
+  attackers: jax.Array
+  honest: jax.Array
+  all_attackers: jax.Array
+  all_honest: jax.Array
+
+
+def _detected(result: RoundResult) -> _Detected | None:
+  """Counts the detected clients; None if the run does not measure them."""
+  if not result.detection:
+    return None
+  selected = result.info['selected']
+  selected = selected.reshape(-1, len(result.byzantine))  # [layers, n]
+  counted = jnp.ones(selected.shape, bool)
+  if result.answered is not None:
+    counted &= result.answered
+  attackers, honest = counted & result.byzantine, counted & ~result.byzantine
+  return _Detected(
+    *(
+      jnp.sum(mask).astype(jnp.float32)
+      for mask in (
+        *(attackers & ~selected, honest & ~selected),
+        *(attackers, honest),
+      )
+    )
+  )
+
+
+@METRICS.register
+def detection_precision(result: RoundResult) -> jax.Array | None:
+  """Returns the share of attackers among the clients that the rule left out.
+
+  It is NaN if the rule left nobody out.
+  """
+  found = _detected(result)
+  return found and found.attackers / (found.attackers + found.honest)
+
+
+@METRICS.register
+def detection_recall(result: RoundResult) -> jax.Array | None:
+  """Returns the share of the attackers that the rule left out.
+
+  It is NaN in a round without attackers.
+  """
+  found = _detected(result)
+  return found and found.attackers / found.all_attackers
+
+
+@METRICS.register
+def detection_f1(result: RoundResult) -> jax.Array | None:
+  """Returns the harmonic mean of precision and recall.
+
+  It is NaN if nobody attacked and the rule left nobody out.
+  """
+  found = _detected(result)
+  if found is None:
+    return None
+  left_out = found.attackers + found.honest
+  return 2 * found.attackers / (left_out + found.all_attackers)
+
+
+@METRICS.register
+def false_positive_rate(result: RoundResult) -> jax.Array | None:
+  """Returns the share of the honest clients that the rule left out."""
+  found = _detected(result)
+  return found and found.honest / found.all_honest
 
 
 def measure(result: RoundResult) -> OrderedDict[str, jax.Array]:

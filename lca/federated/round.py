@@ -184,6 +184,7 @@ def apply_update(
     info=aggregated.info,
     floored=floored,
     layers=server.layers,
+    detection=server.detection,
   )
   state = state._replace(variables=variables, opt_state=opt_state)
   measured: OrderedDict[str, Any] = metrics.measure(result)

@@ -42,6 +42,8 @@ class Server:
       None measures no layers.
     forensics: True adds evidence about every client in every layer to the
       metrics (see `lca.federated.forensics`).
+    detection: True measures how well the rule tells attackers from honest
+      clients.
 
   Raises:
     ValueError: `batch_stats` is unknown.
@@ -54,6 +56,7 @@ class Server:
   batch_stats: str = 'rule'
   layers: Scope | None = None
   forensics: bool = False
+  detection: bool = False
 
   def __post_init__(self):
     if self.batch_stats not in BATCH_STATS:

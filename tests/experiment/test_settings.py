@@ -381,3 +381,15 @@ def test_parallel_stream_makes_streamed_rounds(tmp_path):
     settings.from_config(config(**{'parallel.stream_dir': str(tmp_path)}))
   with pytest.raises(ValueError, match=r'parallel.stream=True .* with a state'):
     settings.from_config(config('legato', **{'parallel.stream': True}))
+
+
+def test_detection_needs_a_rule_that_leaves_clients_out(tmp_path):
+  changes = {'eval.detection': True}
+  with pytest.raises(ValueError, match=r'eval\.detection=True measures whom'):
+    settings.from_config(config('median', **changes))
+  train.train_and_evaluate(config('krum,zero', **changes), tmp_path)
+  header, *rows = (tmp_path / 'metrics.csv').read_text().splitlines()
+  assert header.endswith(
+    'detection_precision,detection_recall,detection_f1,false_positive_rate'
+  )
+  assert len(rows) == 2

@@ -53,3 +53,50 @@ def test_a_metric_from_outside_is_one_more_column(monkeypatch):
 def test_a_metric_that_is_no_number_is_an_error():
   with pytest.raises(ValueError, match=r"'norms' has the shape \(3,\)"):
     metrics.columns({'norms': jnp.zeros(3)}, [])
+
+
+def detection(selected, byzantine, answered=None):
+  """Returns the four metrics of a round, and their float64 definitions."""
+  result = metrics.RoundResult(
+    **dict.fromkeys(metrics.RoundResult._fields)
+    | {
+      'info': {'selected': jnp.array(selected)},
+      'byzantine': jnp.array(byzantine),
+      'answered': None if answered is None else jnp.array(answered),
+      'detection': True,
+    }
+  )
+  names = (
+    *('detection_precision', 'detection_recall', 'detection_f1'),
+    'false_positive_rate',
+  )
+  return [float(metrics.METRICS[name](result)) for name in names]
+
+
+def test_detection_is_that_of_the_clients_left_out():
+  """Two of three attackers are left out, and one of four honest clients."""
+  selected = [True, False, False, False, True, True, True]
+  byzantine = [True, True, True, False, False, False, False]
+  np.testing.assert_allclose(
+    detection(selected, byzantine), [2 / 3, 2 / 3, 2 / 3, 1 / 4]
+  )
+  # An attacker that was left out and an honest client did not answer.
+  answered = [True, False, True, True, False, True, True]
+  np.testing.assert_allclose(
+    detection(selected, byzantine, answered), [1 / 2, 1 / 2, 1 / 2, 1 / 3]
+  )
+  # By layer: a second layer takes everybody.
+  np.testing.assert_allclose(
+    detection([selected, [True] * 7], byzantine),
+    [2 / 3, 2 / 6, 2 * 2 / (3 + 6), 1 / 8],
+  )
+
+
+def test_detection_without_attackers_or_without_a_choice():
+  everybody, nobody = [True] * 3, [False] * 3
+  np.testing.assert_array_equal(
+    detection([True, False, True], nobody), [0, np.nan, 0, np.float32(1 / 3)]
+  )
+  np.testing.assert_array_equal(
+    detection(everybody, nobody), [np.nan, np.nan, np.nan, 0]
+  )
