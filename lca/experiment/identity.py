@@ -35,6 +35,7 @@ _IMPLIED_VALUES = {
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',
+  'init_from': '',
   'attack.changes': 'mean',
   'attack.first_round': 1,
   'attack.last_round': None,

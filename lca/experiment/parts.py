@@ -10,6 +10,7 @@ from lca.federated.server import Server
 from lca.federated.simulation import Simulation
 from lca.federated.streaming import StreamedSimulation
 from lca.models import Classifier
+from lca.typing import PyTree
 
 
 class Parts(NamedTuple):
@@ -23,6 +24,7 @@ class Parts(NamedTuple):
     server: the server's part of a round, and the attack before it.
     seed: decides all that is random in the run.
     placement: the devices that a round is spread over.
+    initial: variables of the model to start from; None takes the model's own.
     stream: None holds all updates of a round. Otherwise the options of a
       `StreamedSimulation`.
   """
@@ -34,6 +36,7 @@ class Parts(NamedTuple):
   server: Server
   seed: int
   placement: Placement
+  initial: PyTree | None = None
   stream: dict[str, Any] | None = None
 
   def simulation(self) -> Simulation:

@@ -101,10 +101,15 @@ class Run:
       or another number of devices, draws the same numbers.
     num_rounds: rounds of the whole run, at least 1. A run that is continued may
       be given more, but not fewer.
+    init_from: directory of a finished run, with whose final model this run
+      starts (a warm start), such as one without an attack. Both models must
+      have the same layers and numbers of classes. `''`, the default, starts
+      with the model's own first weights.
   """
 
   seed: int = 0
   num_rounds: int = 100
+  init_from: str = ''
 
   def __post_init__(self):
     whole(1)('num_rounds', self.num_rounds)

@@ -19,7 +19,7 @@ from lca import aggregators, attacks, models
 from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.experiment import checks, optimizers, reading, sections
+from lca.experiment import checks, kept_models, optimizers, reading, sections
 from lca.experiment.client_sections import Gradient, Training
 from lca.experiment.parts import Parts
 from lca.experiment.sections import DEFAULTS
@@ -30,6 +30,7 @@ from lca.federated.placement import Placement
 from lca.federated.population import Population, population_from
 from lca.federated.server import Server
 from lca.registry import options_of
+from lca.typing import PyTree
 
 __all__ = ['DEFAULTS', 'Parts', 'Settings', 'from_config', 'make']
 
@@ -63,6 +64,8 @@ class Settings:
     server: the server's part of a round, and the attack before it.
     load: reads the data set.
     federate: spreads the data set over the clients.
+    initial: a function from a model's shapes to the variables to start from;
+      None takes the model's own.
     stream: see `Parts.stream`.
   """
 
@@ -80,6 +83,7 @@ class Settings:
   server: Server
   load: Callable[[], datasets.Dataset]
   federate: Callable[[datasets.Dataset], datasets.FederatedDataset]
+  initial: Callable[[PyTree], PyTree] | None = None
   stream: dict[str, Any] | None = None
 
   def parts(self) -> Parts:
@@ -116,6 +120,7 @@ class Settings:
       server=self.server,
       seed=self.run.seed,
       placement=self.placement,
+      initial=self.initial and self.initial(shapes),
       stream=self.stream,
     )
 
@@ -298,6 +303,14 @@ def make(
   placement.train_clients(part, mesh, chunk_size)  # called for its checks alone
   if expected.num_byzantine is not None:
     checks.check_dropouts(config, aggregator, expected)
+  initial = None
+  if run.init_from:
+    if pretrained:
+      raise ValueError(
+        f'init_from={run.init_from!r} and model.pretrained={pretrained!r} both '
+        'say what the model starts from: leave out one of them'
+      )
+    initial = kept_models.to_start_from(run.init_from)
   # Last, because it may download a file.
   weights = models.find_pretrained(pretrained) if pretrained else ''
   return Settings(
@@ -315,6 +328,7 @@ def make(
     server=server,
     load=load,
     federate=federate,
+    initial=initial,
     stream={'folder': parallel.stream_dir} if parallel.stream else None,
   )
 

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
 
   seed: Annotated[int, 'seed']
   num_rounds: Annotated[int, 'num_rounds']
+  init_from: Annotated[str, 'init_from']
   num_clients: Annotated[int | None, 'data.num_clients']
   partition: Annotated[str, 'data.partition']
   min_examples: Annotated[int, 'data.min_examples']
@@ -119,9 +120,9 @@ def simulate(
       is not noticed. None writes nothing.
     **options: keys of a config; `lca.experiment.sections` has their meaning.
 
-      - `seed`, `num_rounds`, `num_clients`, `clients_per_round`, `partition`,
-        `min_examples`, `root_examples`, `validation`, `drop_rate` and
-        `on_nonfinite` have the same names in a config.
+      - `seed`, `num_rounds`, `init_from`, `num_clients`, `clients_per_round`,
+        `partition`, `min_examples`, `root_examples`, `validation`, `drop_rate`
+        and `on_nonfinite` have the same names in a config.
       - `num_byzantine`, `num_attackers` and `sampled` say who attacks. By
         default a fifth of the clients are attackers. One of them takes part in
         each round; or all, if every client takes part in each round.

@@ -20,12 +20,10 @@ from flax import linen as nn
 from numpy.typing import ArrayLike
 
 from lca import models
-from lca.experiment import model_files
+from lca.experiment import kept_models
 from lca.experiment.reading import CLASSIFIER_KEYS
-from lca.experiment.rundir import read_config
 from lca.experiment.summary import (
   Metrics,
-  is_finished,
   read_metrics,
   read_summary,
 )
@@ -160,19 +158,8 @@ def load_run(
     >>> run.note
     'the model after the last round, 1'
   """
-  path = pathlib.Path(directory).expanduser()
-  if not (path / 'config.json').exists():
-    raise ValueError(
-      f'{path} holds no run (no config.json): give the --workdir of main.py, '
-      'or WORKDIR/ID of a sweep, whose sweep.json has the id of each run'
-    )
-  config = read_config(path)
-  if not is_finished(path):
-    raise ValueError(
-      f'{path} is not finished: run the same command with --workdir={path} to '
-      'its end first'
-    )
-  tensors, about = _read(path, config['checkpoint'], best)
+  path, config = kept_models.find(directory)
+  tensors, about = kept_models.read(path, config['checkpoint'], best)
   if module is None:
     module = _module(path, config['model'], about['num_classes'])
   mean, std = (
@@ -186,7 +173,13 @@ def load_run(
     tuple(inputs['shape']), jnp.dtype(inputs['dtype'])
   )
   return LoadedRun(
-    variables=_variables(path, tensors, classifier, input_spec),
+    variables=kept_models.arrange(
+      path,
+      tensors,
+      jax.eval_shape(lambda: classifier.init(jax.random.key(0), input_spec)),
+      f'the module {type(module).__name__}',
+      'give the module that was trained',
+    ),
     classifier=classifier,
     input_spec=input_spec,
     batch_size=config['eval']['batch_size'],
@@ -198,47 +191,6 @@ def load_run(
     chosen_by=about['chosen_by'],
     note=about['note'],
   )
-
-
-def _read(
-  path: pathlib.Path, checkpoint: Mapping[str, Any], best: bool
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Reads a run's model.
-
-  Args:
-    path: directory of the run.
-    checkpoint: the section of its config.
-    best: True reads the best model.
-
-  Returns:
-    The arrays by name, and the entry `lca` of the metadata.
-
-  Raises:
-    ValueError: there is no such file, or it is damaged.
-  """
-  file = path / (model_files.BEST if best else model_files.FINAL)
-  # The best round is before the last checkpoint, so that only a new run finds
-  # it again.
-  again = (
-    f'delete {path}, and the same command runs it anew'
-    if best
-    else f'delete {path}/summary.json, and the same command goes on from the '
-    'last checkpoint, or starts anew if there is none, and writes the model'
-  )
-  if not file.exists():
-    why = 'older versions of lca wrote none, and packed sweeps hold none'
-    if best and not checkpoint.get('best'):
-      again = "run it in another directory with checkpoint.best='test_accuracy'"
-      why = 'checkpoint.best was not set'
-    elif best:
-      why = f'maybe {checkpoint["best"]} was NaN in all rounds'
-    elif not checkpoint.get('model', True):
-      why, again = 'checkpoint.model was False', f'set it to True, {again}'
-    raise ValueError(f'{path} has no {file.name} ({why}): {again}')
-  try:
-    return model_files.read(file)
-  except Exception as error:  # damaged bytes may raise anything in a parser
-    raise ValueError(f'{file} is damaged ({error}): {again}') from None
 
 
 def _module(
@@ -266,36 +218,3 @@ def _module(
     )
   options = {k: v for k, v in keys.items() if k not in CLASSIFIER_KEYS}
   return models.make(options, num_classes)
-
-
-def _variables(
-  path: pathlib.Path,
-  tensors: Mapping[str, np.ndarray],
-  classifier: Classifier,
-  input_spec: jax.ShapeDtypeStruct,
-) -> PyTree:
-  """Arranges a file's arrays as the variables of a module.
-
-  Raises:
-    ValueError: the module has other variables; the message names one.
-  """
-  shapes = jax.eval_shape(
-    lambda: classifier.init(jax.random.key(0), input_spec)
-  )
-  leaves = model_files.named(shapes)
-  for name in [*leaves, *tensors]:
-    held, wanted = (
-      f'{each[name].dtype} {list(each[name].shape)}'
-      if name in each
-      else 'absent'
-      for each in (tensors, leaves)
-    )
-    if held != wanted:
-      raise ValueError(
-        f'the model of {path} does not fit the module '
-        f'{type(classifier.module).__name__}: {name} is {held} in the file and '
-        f'{wanted} in the module; give the module that was trained'
-      )
-  return jax.tree.unflatten(
-    jax.tree.structure(shapes), [tensors[name] for name in leaves]
-  )

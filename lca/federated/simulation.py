@@ -88,6 +88,8 @@ class Simulation:
     server: the parts of the server's step, the attack among them.
     seed: seed of the run.
     placement: the devices to spread a round over.
+    initial: variables of the model to start from; None takes the classifier's
+      own, which the seed may decide.
 
   Raises:
     ValueError: `server.batch_stats` is `'server'`, but the data hold no
@@ -104,12 +106,14 @@ class Simulation:
     server: Server,
     seed: int,
     placement: Placement,
+    initial: PyTree | None = None,
   ):
     server.check_examples(data.server_id is not None)
     self.data, self.classifier, self.placement = data, classifier, placement
     self.drawing = Drawing(data, population, server.attack, seed)
     self._population = population
     self._train, self._server, self._seed = train, server, seed
+    self._initial = initial
     self._shapes = jax.eval_shape(
       lambda: self._initial_state(self._initial_variables())
     )
@@ -154,6 +158,8 @@ class Simulation:
     return start(variables)
 
   def _initial_variables(self):
+    if self._initial is not None:
+      return self._initial
     dataset = self.data.dataset
     spec = dataset.train.input_spec
     key = key_for(self._seed, Purpose.INIT)

@@ -142,7 +142,7 @@ def test_the_module_of_simulate_is_needed_and_must_fit(simulated):
   with pytest.raises(
     ValueError,
     match=r'fit the module Normalized: params/Den.'
-    r'.*bias is float32 \[10\] in the file and float32 \[11\] in the module',
+    r'.*bias is float32 \[10\] in the file and float32 \[11\] there',
   ):
     load_run(path, Normalized(11))
   with pytest.raises(
