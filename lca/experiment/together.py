@@ -16,8 +16,6 @@ import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from lca import progress
 from lca.experiment import describe, host, train
 from lca.experiment.parts import Parts
@@ -142,8 +140,7 @@ def _members(
         continue
       load = load or functools.cache(settings.load)
       settings = dataclasses.replace(settings, load=load)
-      stackable = settings.stream is None and not _without_jit()
-      parts = settings.parts() if stackable else None
+      parts = settings.parts() if settings.stream is None else None
       steps = [
         int(each.name)
         for each in directory.checkpoints.glob('*')
@@ -152,10 +149,6 @@ def _members(
       begun = max(steps, default=0)
       members.append(_Member(path, directory, settings, parts, begun))
   return members
-
-
-def _without_jit() -> bool:
-  return jax.config.jax_disable_jit  # pyright: ignore
 
 
 def _grouped(members: Sequence[_Member]) -> list[list[_Member]]:
@@ -184,10 +177,14 @@ def _batches(
   at_once = len(group) if group[0].parts is not None else 1
   while min(at_once, len(group)) > 1:
     batch = group[:at_once]
-    simulation = stacked([member.parts for member in batch])
     host.detail(f'compiling for {len(batch)} seeds ...')
-    with progress.seconds('compiling'):
-      needed = plan.of(simulation)
+    try:
+      with progress.seconds('compiling'):
+        simulation = stacked([member.parts for member in batch])
+        needed = plan.of(simulation)
+    except Exception:
+      _say_why_not()
+      break
     if needed.total > plan.memory_limit(simulation.placement.mesh, jobs):
       host.say(f'{len(batch)} seeds do not fit into memory at once: {needed}')
       at_once = -(-len(batch) // 2)
@@ -269,12 +266,17 @@ def _run_batch(
     ]
     recorders.each(Recorder.finish, after)
   except Exception:
-    traceback.print_exc()
-    host.say('the seeds cannot run together: they go on one by one')
+    _say_why_not()
     behind = [*recorders.running]
   finally:
     recorders.end_all()
   return [batch[k] for k in behind]
+
+
+def _say_why_not() -> None:
+  """Prints the error that is being handled, and how the runs go on."""
+  traceback.print_exc()
+  host.say('the seeds cannot run together: they run one by one')
 
 
 class _Recorders:
