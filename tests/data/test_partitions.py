@@ -26,6 +26,8 @@ OPTIONS = [
   ('dirichlet', {'alpha': 0.3}),
   ('shards', {}),
   ('shards', {'shards_per_client': 3}),
+  ('gamma_similarity', {}),
+  ('gamma_similarity', {'gamma': 0.1}),
 ]
 COMPLETE = [case for case in OPTIONS if 'examples_per_client' not in case[1]]
 
@@ -396,6 +398,25 @@ def test_shards_are_dealt_at_random():
   pairs = {tuple(np.unique(SHUFFLED[client])) for client in clients}
   # If clients got neighbouring shards, all of their classes would be adjacent.
   assert any(len(pair) == 2 and pair[1] - pair[0] > 1 for pair in pairs)
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.3, 1.0])
+def test_gamma_is_the_share_without_regard_to_classes(gamma):
+  """Without it a client has one class of SHUFFLED, of 60 examples each."""
+  clients = partitions.gamma_similarity(SHUFFLED, 10, seed=0, gamma=gamma)
+  sizes = [len(client) for client in clients]
+  assert max(sizes) - min(sizes) <= 2
+  own = [
+    np.bincount(SHUFFLED[client], minlength=10)[i]
+    for i, client in enumerate(clients)
+  ]
+  # A share gamma is uniform over ten classes; the cuts of the rest are about
+  # where the classes end, which the random part moves by some examples.
+  np.testing.assert_allclose(
+    np.mean(own) / 60, 1 - gamma + gamma / 10, atol=0.06
+  )
+  with pytest.raises(ValueError, match=r'gamma must lie in \[0, 1\], got 1.5'):
+    partitions.gamma_similarity(SHUFFLED, 10, seed=0, gamma=1.5)
 
 
 def test_shards_need_an_example_each():

@@ -15,6 +15,7 @@ import numpy as np
 
 from lca.data.partitions.by_class import (
   dirichlet,
+  gamma_similarity,
   labels_per_client,
   one_class,
   shards,
@@ -24,7 +25,10 @@ from lca.registry import REQUIRED, Registry
 
 PARTITIONS: Registry[Callable[..., list[np.ndarray]]] = Registry(
   'partition',
-  [dirichlet, iid, labels_per_client, natural, one_class, shards],
+  [
+    *(dirichlet, gamma_similarity, iid, labels_per_client),
+    *(natural, one_class, shards),
+  ],
   brought=['labels', 'owners', 'num_clients', 'seed'],
 )
 """Functions `(labels, num_clients, *, seed, ...)` by name.
@@ -128,6 +132,7 @@ __all__ = [
   'PARTITIONS',
   'check',
   'dirichlet',
+  'gamma_similarity',
   'iid',
   'labels_per_client',
   'make',

@@ -289,3 +289,51 @@ def shards(
   pieces = np.array_split(order, count)
   dealt = rng.permutation(count).reshape(num_clients, shards_per_client)
   return [np.concatenate([pieces[i] for i in client]) for client in dealt]
+
+
+def gamma_similarity(
+  labels: np.ndarray,
+  num_clients: int,
+  *,
+  seed: int,
+  gamma: float = 0.5,
+) -> list[np.ndarray]:
+  """Shares a part of the examples out at random, and the rest by class.
+
+  Each client gets an equal share of the random part. The rest is sorted by
+  class and cut into as many pieces as there are clients, which get one each.
+
+  Args:
+    labels: `[N]` class numbers.
+    num_clients: the number of clients.
+    seed: the seed that determines the partition.
+    gamma: the share of the examples, in [0, 1], that is shared out at random:
+      1 is `iid`, 0 is the most skewed.
+
+  Returns:
+    One array of example indices per client. Every example belongs to exactly
+    one client, and the clients' sizes differ by at most two.
+
+  Raises:
+    ValueError: `num_clients` is below 1 or above N, or `gamma` lies outside
+      [0, 1].
+
+  Examples:
+    >>> labels = np.repeat(np.arange(4), 5)
+    >>> clients = gamma_similarity(labels, 4, seed=0, gamma=0.0)
+    >>> [labels[client].tolist() for client in clients][:2]
+    [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+
+  References:
+    Karimireddy et al., SCAFFOLD: Stochastic controlled averaging for federated
+    learning, ICML 2020, section 7: "s% similarity".
+  """
+  check_num_clients(num_clients, len(labels))
+  if not 0 <= gamma <= 1:
+    raise ValueError(f'gamma must lie in [0, 1], got {gamma}')
+  order = np.random.default_rng(seed).permutation(len(labels))
+  shared, rest = np.split(order, [round(gamma * len(labels))])
+  # The stable sort keeps the random order within a class.
+  rest = rest[np.argsort(labels[rest], kind='stable')]
+  pieces = (np.array_split(part, num_clients) for part in (shared, rest))
+  return [np.concatenate(pair) for pair in zip(*pieces, strict=True)]
