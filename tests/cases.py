@@ -63,6 +63,7 @@ RULES = {
   'median': Spec(without, promise='hull', layers=False),
   'trimmed_mean': Spec(with_f, promise='hull', layers=False),
   'meamed': Spec(with_f, promise='finite', layers=False),
+  'phocas': Spec(with_f, promise='finite', layers=False),
   'sign_majority': Spec(
     lambda n, f: {'theta': n // 2}, promise='none', layers=False
   ),
@@ -76,6 +77,7 @@ RULES = {
   'caf': Spec(with_f),
   'dnc': Spec(with_f, promise='finite'),
   'foolsgold': Spec(without, promise='none'),
+  'flame': Spec(without),
   'fltrust': Spec(without),
   'sign_guard': Spec(lambda n, f: {'fraction': 1.0}),
   'lasa': Spec(without),
@@ -124,6 +126,8 @@ class Case(NamedTuple):
     """Returns the arguments that the rule needs beside the updates."""
     if self.name == 'fltrust':
       return {'server_update': server_update(tree)}
+    if self.name == 'flame':
+      return {'params': params(tree)}
     return {}
 
   def eager(self, tree):
@@ -168,6 +172,14 @@ def server_update(tree):
   """Returns the coordinate-wise median: a minority cannot spoil it."""
   return jax.tree.map(
     lambda x: oracles.coordinate_median(np.asarray(x)).astype(x.dtype), tree
+  )
+
+
+def params(tree):
+  """Returns a model, whose entries are whole numbers in every dtype."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.integers(-4, 5, size=x.shape[1:]).astype(x.dtype), tree
   )
 
 

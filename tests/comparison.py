@@ -30,20 +30,27 @@ def check(case, tree, out, info, **extra):
   """Checks that `out` and `info` agree with the oracle up to rounding."""
   arrays = [array for _, array in oracles.leaves(tree)]
   outs = [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
-  server = [a for _, a in oracles.leaves(extra or case.extra(tree))]
+  extra = extra or case.extra(tree)
+  brought = {k: [a for _, a in oracles.leaves(v)] for k, v in extra.items()}
   for layer, positions in enumerate(oracles.groups(tree, case.by)):
     layer_info = {
       k: np.asarray(v) if case.by == 'model' else np.asarray(v)[layer]
       for k, v in info.items()
     }
     layer_arrays = [arrays[p] for p in positions]
-    trusted = [server[p] for p in positions] if server else None
+    layer_extra = {
+      k: np.concatenate([leaves[p].ravel().astype(float) for p in positions])
+      for k, leaves in brought.items()
+    }
     layer_outs = [outs[p] for p in positions]
-    check_scope(case, layer_arrays, layer_outs, layer_info, trusted)
+    check_scope(case, layer_arrays, layer_outs, layer_info, layer_extra)
 
 
-def check_scope(case, arrays, outs, info, server=None):
-  """Does the same as `check` for one group of leaves."""
+def check_scope(case, arrays, outs, info, extra):
+  """Does the same as `check` for one group of leaves.
+
+  `extra` holds what the rule was given beside the updates, one row each.
+  """
   rows = oracles.rows_of(arrays)
   hyper = case.hyper(len(rows))
   if case.name == 'lasa':
@@ -55,7 +62,7 @@ def check_scope(case, arrays, outs, info, server=None):
   elif case.name in STAGES:
     check_stages(case, rows, outs, info)
   else:
-    weights = expected_weights(case, rows, outs, info, server)
+    weights = expected_weights(case, rows, outs, info, extra)
     clip = {'clip': 'median'} if case.kind == 'cosine' else {}
     expected = oracles.combine(arrays, weights, **clip)
     if case.exact:
@@ -85,12 +92,14 @@ def close(case, outs, expected, used, tolerance=None):
     )
 
 
-def expected_weights(case, rows, outs, info, server):
+def expected_weights(case, rows, outs, info, extra):
   """Returns the oracle's weights, or the rule's if they are equally good."""
   n = len(rows)
   hyper = case.hyper(n)
-  if server is not None:
-    hyper = hyper | {'server': np.concatenate([a.ravel() for a in server])}
+  if 'server_update' in extra:
+    hyper = hyper | {'server': extra['server_update']}
+  if case.name == 'flame':
+    return check_flame(rows, info, extra['params'])
   if case.name == 'mean':
     return oracles.weights_of('mean', rows, hyper)
   np.testing.assert_array_equal(info['rejected'], oracles.rejected(rows))
@@ -167,6 +176,25 @@ def check_sign_guard(rows, info, hyper):
   return share * oracles.clip_factors(rows)
 
 
+def check_flame(rows, info, params):
+  """Accepts any cluster that joins at the oracle's threshold up to rounding."""
+  np.testing.assert_array_equal(info['rejected'], oracles.rejected(rows))
+  members, threshold = oracles.flame_cluster(rows, params=params)
+  selected = np.flatnonzero(info['selected']).tolist()
+  if selected != members:
+    matrix = oracles.model_distances(rows, params=params)
+    good = np.flatnonzero(~oracles.rejected(rows)).tolist()
+    slack = 1e-4 * threshold  # cosines' errors: see `lca.distances`
+    assert len(selected) >= min(len(rows) // 2 + 1, len(good))
+    above = oracles.connected(matrix, selected, threshold + slack)
+    assert above == [set(selected)]
+    others = sorted({*good} - {*selected})
+    gaps = matrix[np.ix_(selected, others)]
+    assert np.min(gaps, initial=np.inf) >= threshold - slack
+  share = oracles.equal_weights(len(rows), selected)
+  return share * oracles.clip_factors(rows)
+
+
 def check_geometric_median(rows, outs, weights):
   """Checks the objective; returns the tolerance of the point, or None."""
   point = oracles.weighted_sum(rows, weights)
@@ -226,9 +254,12 @@ def check_columns(case, rows, outs, expected, info):
   finite = np.isfinite(expected)
   assert not np.any(np.isfinite(out[~finite]))
   sure = finite
-  if case.name == 'meamed':
-    count = len(rows) - case.hyper(len(rows))['f']
-    sure = finite & ~oracles.doubtful_columns(rows, count)
+  if case.name in ('meamed', 'phocas'):
+    hyper = case.hyper(len(rows))
+    count, middle = len(rows) - hyper['f'], None
+    if case.name == 'phocas':
+      middle = oracles.trimmed_mean(rows, **hyper)
+    sure = finite & ~oracles.doubtful_columns(rows, count, middle)
   scale = np.max(np.abs(expected[sure]), initial=0)
   if case.name == 'sign_majority':
     scale = np.max(np.abs(rows[:, sure]), initial=0)

@@ -81,6 +81,7 @@ def runs(config):
       key=jax.random.key(1),
       weights=jnp.ones(11),
       server_update=one,
+      params=one,
     )
 
   update, _ = aggregate(updates)

@@ -35,6 +35,7 @@ AVERAGES_THE_FEW = [
 # norm. Beyond that, only the bounds below are tested.
 CONTINUOUS = ('geometric_median', 'caf', 'dnc')
 HULL = cases_of('model', names=['median', 'trimmed_mean'])
+NEAREST = cases_of('model', names=['meamed', 'phocas'])
 
 
 def leaves_of(tree):
@@ -315,16 +316,16 @@ def test_every_coordinate_lies_between_honest_ones(case, data):
 
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
-def test_meamed_is_finite(data):
-  case = Case('meamed', 'euclidean', 'model')
+@cases(argvalues=NEAREST)
+def test_means_of_the_nearest_are_finite(case, data):
   tree, _ = draw_updates(case, data)
   out, _ = case(tree)
   assert all(np.all(np.isfinite(leaf)) for leaf in leaves_of(out))
 
 
+@cases(argvalues=NEAREST)
 @pytest.mark.parametrize('kind', KINDS)
-def test_meamed_follows_the_oracle_past_any_rows(kind):
-  case = Case('meamed', 'euclidean', 'model')
+def test_means_of_the_nearest_follow_the_oracle_past_any_rows(case, kind):
   tree = pool.stack('cnn', 11)
   for count in range(1, case.bad_rows(11) + 1):
     changed = with_rows(tree, at_random(11, count), kind)

@@ -55,7 +55,23 @@ class RankedMean(NamedTuple):
   high: int
 
   def value(self, x: jax.Array, select: Select) -> jax.Array:
-    keys, rows, low, high = self._ends(x, select)
+    return self.of_ends(*self._ends(x, select))
+
+  def of_ends(
+    self,
+    keys: Sequence[jax.Array],
+    rows: Sequence[jax.Array],
+    low: jax.Array,
+    high: jax.Array,
+  ) -> jax.Array:
+    """Returns the mean, given the two ends' keys.
+
+    Args:
+      keys: `[c]` for each row, from `_sortable`.
+      rows: `[c]` for each row, the entries.
+      low: `[c]`, the key of rank `low`.
+      high: `[c]`, the key of rank `high`.
+    """
     kept_low, kept_high = self._kept(keys, low, high)
     lowest, highest = _floats(low), _floats(high)
     # Entries that tie with an end, and then those strictly between the ends.
@@ -104,8 +120,9 @@ class RankedMean(NamedTuple):
 class NearestMean(NamedTuple):
   """The mean of the `count` entries nearest to the middle.
 
-  The middle is the mean of the entries of ranks `low` and `high`, which are
-  equal or neighbours. Entries that tie for the last places share their weight.
+  The middle is the mean of the entries of rank `low` to `high`, as in
+  `RankedMean`: a median or a trimmed mean. Entries that tie for the last places
+  share their weight.
   """
 
   low: int
@@ -136,10 +153,12 @@ class NearestMean(NamedTuple):
     def selection(i, carry):
       _, middle = carry
       values = jnp.where(i == 0, x, distance(x, middle))
-      ranks = self.low, self.high, self.count - 1
-      low, high, last = map(_floats, select(_sortable(values), ranks))
-      center = jnp.where(low == high, low, low / 2 + high / 2)
-      return middle, jnp.where(i == 0, center, last)
+      keys, ranks = _sortable(values), (self.low, self.high, self.count - 1)
+      low, high, last = select(keys, ranks)
+      center = RankedMean(self.low, self.high).of_ends(
+        split_rows(keys), split_rows(values), low, high
+      )
+      return middle, jnp.where(i == 0, center, _floats(last))
 
     start = jnp.zeros_like(x[0])
     middle, last = lax.fori_loop(0, 2, selection, (start, start))

@@ -16,6 +16,7 @@ from .bulyan import *
 from .clipping import *
 from .clustering import *
 from .coordinates import *
+from .flame import *
 from .forms import *
 from .geometric import *
 from .krum import *

@@ -4,6 +4,7 @@ import numpy as np
 
 from oracles.averages import norms, pivot_distances
 from oracles.bulyan import trimmed_scores
+from oracles.flame import flame_weights
 from oracles.geometric import geometric_median_weights
 from oracles.krum import krum_scores, medoid_scores
 from oracles.rows import rejected, select
@@ -27,6 +28,7 @@ WEIGHTS = {
   'geometric_median': geometric_median_weights,
   'caf': caf_weights,
   'foolsgold': foolsgold_weights,
+  'flame': flame_weights,
   'fltrust': fltrust_weights,
 }
 

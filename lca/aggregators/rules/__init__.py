@@ -19,9 +19,11 @@ from lca.aggregators.rules.clustering import clipped_clustering, sign_guard
 from lca.aggregators.rules.coordinates import (
   meamed,
   median,
+  phocas,
   sign_majority,
   trimmed_mean,
 )
+from lca.aggregators.rules.flame import flame
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
 from lca.aggregators.rules.lasa import lasa
@@ -41,6 +43,7 @@ RULES = Registry(
     caf,
     cge,
     dnc,
+    flame,
     fltrust,
     foolsgold,
     geometric_median,
@@ -53,6 +56,7 @@ RULES = Registry(
     medoid,
     monna,
     multi_krum,
+    phocas,
     sign_guard,
     sign_majority,
     smea,
@@ -87,6 +91,7 @@ __all__ = [
   'clip_to_median_norm',
   'clipped_clustering',
   'dnc',
+  'flame',
   'fltrust',
   'foolsgold',
   'geometric_median',
@@ -101,6 +106,7 @@ __all__ = [
   'monna',
   'multi_krum',
   'nnm',
+  'phocas',
   'sign_guard',
   'sign_majority',
   'smea',

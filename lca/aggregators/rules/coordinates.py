@@ -160,6 +160,47 @@ def meamed(
 
 
 @CoordinatewiseRule
+def phocas(updates: Updates, *, f: int) -> tuple[Update, Info]:
+  r"""Averages the n - f entries of each coordinate nearest to a trimmed mean.
+
+  With :math:`t_k` the mean of coordinate k without its f lowest and f highest
+  entries, as in `lca.trimmed_mean`,
+
+  .. math:: F(x_1, \dots, x_n)_k = \frac{1}{n - f} \sum_{i \in S_k} x_{ik}
+
+  where :math:`S_k` holds the n - f smallest :math:`|x_{ik} - t_k|`; entries
+  that tie for the last places share these places. `lca.meamed` measures from
+  the median instead. A NaN counts as +inf. If at most f entries of a coordinate
+  are not finite, the result is finite. But f clients can move it: a Byzantine
+  entry replaces an honest one if it is closer to the trimmed mean.
+
+  Promise (docs/rules.md): finite.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    f: number of Byzantine clients to tolerate, the paper's b.
+
+  Returns:
+    One update, in the leaves' dtypes.
+
+  Raises:
+    ValueError: unless f >= 0 and n > 2f.
+
+  Examples:
+    >>> import jax.numpy as jnp, lca
+    >>> print(lca.phocas(jnp.array([[0.], [0.], [0.], [6.], [9.]]), f=1))
+    [1.5]
+
+  References:
+    Xie, Koyejo and Gupta, Phocas: dimensional Byzantine-resilient stochastic
+    gradient descent, 2018.
+  """
+  n = geometry.num_clients(updates)
+  check_majority('phocas', n, f)
+  return _take(order_statistics.NearestMean(f, n - 1 - f, n - f), updates), {}
+
+
+@CoordinatewiseRule
 def sign_majority(updates: Updates, *, theta: int) -> tuple[Update, Info]:
   r"""Returns the mean, negated where too few clients agree on its sign.
 

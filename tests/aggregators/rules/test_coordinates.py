@@ -100,6 +100,38 @@ def test_meamed_by_hand():
   np.testing.assert_allclose(lca.meamed(x, f=1), [1.5])
 
 
+@pytest.mark.parametrize(('n', 'f'), [(3, 1), (4, 1), (8, 2), (12, 4), (9, 0)])
+def test_phocas_shares_the_last_places(n, f):
+  """Trimmed means of few small whole numbers are exact, and there are ties."""
+  rng = np.random.default_rng(n)
+  x = rng.integers(-3, 4, size=(n, 60)).astype(np.float32)
+  out = lca.phocas(jnp.asarray(x), f=f)
+  want = oracles.phocas(x.astype(float), f=f)
+  np.testing.assert_allclose(out, want, rtol=1e-6, atol=1e-6)
+
+
+def test_phocas_by_hand():
+  x = jnp.array([[0.0], [0], [0], [6], [9]])
+  # The trimmed mean is 2, and 9 is farthest from it; meamed measures from 0.
+  np.testing.assert_allclose(lca.phocas(x, f=1), [1.5])
+  x = jnp.array([[0.0], [4], [4], [7], [9]])
+  # The trimmed mean is 5: 0 is farthest. The median is 4: 9 is farthest.
+  np.testing.assert_allclose(lca.phocas(x, f=1), [6])
+  np.testing.assert_allclose(lca.meamed(x, f=1), [3.75])
+
+
+@pytest.mark.parametrize('large', [1e9, 1e38, np.inf, np.nan])
+def test_what_phocas_leaves_out_leaves_no_trace(large):
+  x = pool.stack('leaf', 11)
+  x[[2, 5]] = large
+  x[[7, 9]] = -large
+  other = x.copy()
+  other[[2, 5]] = 1e30
+  other[[7, 9]] = 1e30 if np.isnan(large) else -1e30
+  out = lca.phocas(jnp.asarray(x), f=4)
+  np.testing.assert_array_equal(out, lca.phocas(jnp.asarray(other), f=4))
+
+
 @pytest.mark.parametrize('theta', range(6))
 def test_sign_majority_follows_the_oracle(theta):
   rng = np.random.default_rng(0)
