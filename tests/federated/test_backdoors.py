@@ -174,3 +174,22 @@ def test_a_backdoor_grows_while_it_is_trained_and_fades_afterwards(data):
     accuracies.append(tested['test_accuracy'])
   assert rates[7] > 0.5 and min(accuracies[7:]) > 0.9
   assert rates[-1] < rates[7] / 3
+
+
+def test_flame_stops_the_backdoor_and_finds_the_attackers(data):
+  """The same attack, against the defence that was made for it."""
+  sim = simulation(
+    data,
+    attack=BADNETS,
+    population=Population(12, 12, 4, 4),
+    aggregator=lca.stateless(lca.flame),
+    detection=True,
+    **STRONG,
+  )
+  state = sim.init()
+  for round_idx in range(6):
+    state, metrics = sim.run_round(state, round_idx)
+    assert metrics['detection_recall'] == 1
+    assert metrics['false_positive_rate'] < 0.3
+    assert sim.evaluate(state)['attack_success_rate'] < 0.1
+  assert sim.evaluate(state)['test_accuracy'] > 0.9
