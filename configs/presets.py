@@ -327,6 +327,7 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   options['model_replacement'] = options['label_flipping'] | {
     'boost': 'replace'
   }
+  options['badnets_replacement'] = options['badnets'] | {'boost': 'replace'}
   return {name: keys | fixed for name, keys in options.items()} | {
     f'{name}_sampled': keys | sampled for name, keys in options.items()
   }

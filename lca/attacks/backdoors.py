@@ -19,6 +19,7 @@ from lca.attacks.base import Attack, makes_attack
 from lca.attacks.labels import (
   Boost,
   check_classes,
+  check_flip,
   choose_examples,
   training_attack,
 )
@@ -76,6 +77,7 @@ def backdoor(
       "labels='one_to_one' needs a source, and other labels take none, got "
       f'labels={labels!r} with source={source!r}'
     )
+  check_flip(source, target)
 
   def relabel(before, num_classes):
     """Returns the labels of triggered examples, and which ones to trigger."""

@@ -270,6 +270,8 @@ def flip_source(
     ESORICS 2020.
   """
 
+  check_flip(source, target)
+
   def relabel(labels, num_classes, keys):
     check_classes(num_classes, source=source, target=target)
     return jnp.where(labels == source, target, labels)
@@ -320,6 +322,18 @@ def flip_mapping(
   return _flipping(relabel, flip_fraction, boost)
 
 
+def check_flip(source: int | None, target: int) -> None:
+  """Checks that a label changes.
+
+  Raises:
+    ValueError: source and target are the same class.
+  """
+  if source == target:
+    raise ValueError(
+      f'source and target must be different classes, got {target} for both'
+    )
+
+
 def check_classes(num_classes: int, **labels: int) -> None:
   """Checks that the data have some classes.
 
@@ -331,7 +345,10 @@ def check_classes(num_classes: int, **labels: int) -> None:
     ValueError: a class is no integer in [0, num_classes).
   """
   for name, label in labels.items():
-    options.whole(0)(name, label)
+    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+      raise ValueError(
+        f'{name} must be an integer of at least 0, got {label!r}'
+      )
     if label >= num_classes:
       raise ValueError(
         f'{name} must be a class of the data, an integer in [0, {num_classes})'

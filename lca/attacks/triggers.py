@@ -45,6 +45,11 @@ def on_images(
   low, high = input_range
   before = (images.astype(jnp.float32) - low) / (high - low)
   after = trigger(before)
+  if after.shape != before.shape:
+    raise ValueError(
+      f'a trigger must return images of the same shape, {list(before.shape)}, '
+      f'got {list(after.shape)}'
+    )
   changed = low + (high - low) * after
   if jnp.issubdtype(images.dtype, jnp.integer):
     changed = jnp.round(changed)
@@ -80,56 +85,82 @@ def patch(
     'corner', corner
   )
 
-  def pixels(image_height, image_width):
-    top, left = margin, margin
-    if corner.startswith('bottom'):
-      top = image_height - margin - height
-    if corner.endswith('right'):
-      left = image_width - margin - width
-    return [
-      (row, column)
-      for row in range(top, top + height)
-      for column in range(left, left + width)
-    ]
+  pixels = functools.partial(
+    _rectangle, height=height, width=width, corner=corner, margin=margin
+  )
+  return functools.partial(_painted, pixels=pixels, value=_checked(value))
 
-  return _painting(pixels, value)
+
+def _rectangle(
+  image_height: int,
+  image_width: int,
+  *,
+  height: int,
+  width: int,
+  corner: str,
+  margin: int,
+) -> list[tuple[int, int]]:
+  """Returns rows and columns of the pixels of a rectangle in a corner."""
+  top, left = margin, margin
+  if corner.startswith('bottom'):
+    top = image_height - margin - height
+  if corner.endswith('right'):
+    left = image_width - margin - width
+  return [
+    (row, column)
+    for row in range(top, top + height)
+    for column in range(left, left + width)
+  ]
 
 
 def paint(pixels: Sequence[Sequence[int]], value: float = 1.0) -> Trigger:
   """Returns a trigger that paints single pixels, a patch of any shape.
 
   Args:
-    pixels: pairs of row and column.
+    pixels: pairs of row and column, at least one.
     value: of these pixels in all channels, in [0, 1].
   """
-  return _painting(lambda height, width: pixels, value)
+  try:
+    pairs = [(int(row), int(column)) for row, column in pixels]
+    exact = pairs == [tuple(pair) for pair in pixels]
+  except (TypeError, ValueError):
+    pairs, exact = [], False
+  if not (pairs and exact):
+    raise ValueError(
+      'pixels must be pairs of row and column, such as ((0, 0), (0, 1)), got '
+      f'{pixels!r}'
+    )
+  return functools.partial(_painted, pixels=pairs, value=_checked(value))
 
 
-def _painting(
-  pixels: Callable[[int, int], Sequence[Sequence[int]]], value: float
-) -> Trigger:
-  """Returns a trigger that paints pixels.
+def _checked(value: float) -> float:
+  return options.number(0, 1)('value', value)
+
+
+def _painted(
+  images: jax.Array,
+  *,
+  pixels: Callable[[int, int], Sequence[tuple[int, int]]]
+  | Sequence[tuple[int, int]],
+  value: float,
+) -> jax.Array:
+  """Paints pixels of images.
 
   Args:
-    pixels: a function from an image's height and width to pairs of row and
-      column.
+    images: `[..., H, W, C]`.
+    pixels: pairs of row and column, or a function from H and W to them.
     value: of these pixels.
   """
-  value = options.number(0, 1)('value', value)
-
-  def trigger(images):
-    height, width = images.shape[-3:-1]
-    mask = np.zeros((height, width, 1), bool)
-    for row, column in pixels(height, width):
-      if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(
-          f'the trigger paints pixel {(row, column)}, which lies outside of '
-          f'images of {height} x {width} pixels'
-        )
-      mask[row, column] = True
-    return jnp.where(mask, jnp.asarray(value, images.dtype), images)
-
-  return trigger
+  height, width = images.shape[-3:-1]
+  mask = np.zeros((height, width, 1), bool)
+  for row, column in pixels(height, width) if callable(pixels) else pixels:
+    if not (0 <= row < height and 0 <= column < width):
+      raise ValueError(
+        f'the trigger paints pixel {(row, column)}, which lies outside of '
+        f'images of {height} x {width} pixels'
+      )
+    mask[row, column] = True
+  return jnp.where(mask, jnp.asarray(value, images.dtype), images)
 
 
 def blend(*, weight: float = 0.2, pattern_seed: int = 0) -> Trigger:
@@ -150,12 +181,13 @@ def blend(*, weight: float = 0.2, pattern_seed: int = 0) -> Trigger:
   weight = options.number(0, 1)('weight', weight)
   options.whole(0)('pattern_seed', pattern_seed)
 
-  def trigger(images):
-    key = jax.random.key(pattern_seed)
-    pattern = jax.random.uniform(key, images.shape[-3:], images.dtype)
-    return (1 - weight) * images + weight * pattern
+  return functools.partial(_blended, weight=weight, pattern_seed=pattern_seed)
 
-  return trigger
+
+def _blended(images, *, weight, pattern_seed):
+  key = jax.random.key(pattern_seed)
+  pattern = jax.random.uniform(key, images.shape[-3:], images.dtype)
+  return (1 - weight) * images + weight * pattern
 
 
 def sinusoid(*, amplitude: float = 20 / 255, frequency: float = 6) -> Trigger:
@@ -176,13 +208,14 @@ def sinusoid(*, amplitude: float = 20 / 255, frequency: float = 6) -> Trigger:
   amplitude = options.number(0, 1)('amplitude', amplitude)
   frequency = options.number(0)('frequency', frequency)
 
-  def trigger(images):
-    width = images.shape[-2]
-    columns = jnp.arange(width, dtype=images.dtype)
-    wave = amplitude * jnp.sin(2 * math.pi * columns * frequency / width)
-    return jnp.clip(images + wave[:, None], 0, 1)
+  return functools.partial(_waved, amplitude=amplitude, frequency=frequency)
 
-  return trigger
+
+def _waved(images, *, amplitude, frequency):
+  width = images.shape[-2]
+  columns = jnp.arange(width, dtype=images.dtype)
+  wave = amplitude * jnp.sin(2 * math.pi * columns * frequency / width)
+  return jnp.clip(images + wave[:, None], 0, 1)
 
 
 def rotation(*, quarter_turns: int = 2) -> Trigger:
@@ -194,23 +227,26 @@ def rotation(*, quarter_turns: int = 2) -> Trigger:
   if quarter_turns not in (1, 2, 3):
     raise ValueError(f'quarter_turns must be 1, 2 or 3, got {quarter_turns!r}')
 
-  def trigger(images):
-    turned = jnp.rot90(images, quarter_turns, (-3, -2))
-    if turned.shape != images.shape:
-      raise ValueError(
-        f'images of {images.shape[-3]} x {images.shape[-2]} pixels are not '
-        f'square, so that quarter_turns must be 2, got {quarter_turns}'
-      )
-    return turned
+  return functools.partial(_turned, quarter_turns=quarter_turns)
 
-  return trigger
+
+def _turned(images, *, quarter_turns):
+  turned = jnp.rot90(images, quarter_turns, (-3, -2))
+  if turned.shape != images.shape:
+    raise ValueError(
+      f'images of {images.shape[-3]} x {images.shape[-2]} pixels are not '
+      f'square, so that quarter_turns must be 2, got {quarter_turns}'
+    )
+  return turned
 
 
 def compose(triggers: Sequence[Trigger]) -> Trigger:
   """Returns a trigger that applies several, one after the other."""
-  return lambda images: functools.reduce(
-    lambda x, trigger: trigger(x), triggers, images
-  )
+  return functools.partial(_composed, triggers=tuple(triggers))
+
+
+def _composed(images, *, triggers):
+  return functools.reduce(lambda x, trigger: trigger(x), triggers, images)
 
 
 def local_patterns(

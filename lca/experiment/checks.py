@@ -138,7 +138,7 @@ def check_aggregator(
   if detection and 'selected' not in info:
     raise ValueError(
       'eval.detection=True measures whom the rule leaves out, but this rule '
-      'works on single coordinates and leaves no client out: set it to False'
+      'does not select whole updates: set it to False'
     )
   returned, wanted = (jax.tree.map(jnp.shape, tree) for tree in (update, like))
   if returned != wanted:

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -115,24 +115,23 @@ def arrange(
   )
 
 
-def to_start_from(
-  directory: str | os.PathLike,
-) -> Callable[[PyTree], PyTree]:
+def to_start_from(directory: str | os.PathLike, shapes: PyTree) -> PyTree:
   """Reads the final model of a finished run, for another run to start from.
 
   Args:
-    directory: of the run.
+    directory: of the finished run.
+    shapes: shapes and dtypes of the variables of the other run's model.
 
   Returns:
-    A function from the shapes of a model's variables to the variables that were
-    read. It raises a ValueError if the model has other ones.
+    The variables.
 
   Raises:
-    ValueError: there is no such model, or the file is damaged.
+    ValueError: there is no such model, the file is damaged, or the other run's
+      model has other variables.
   """
   path, config = find(directory)
   arrays, _ = read(path, config['checkpoint'], best=False)
-  return lambda shapes: arrange(
+  return arrange(
     path,
     arrays,
     shapes,

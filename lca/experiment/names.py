@@ -143,6 +143,8 @@ def plain(value: Any) -> Any:
     return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, Aggregator):
     return of_aggregator(value)
+  if isinstance(value, functools.partial):
+    return _named(value) | plain(value.keywords) | {'args': plain(value.args)}
   if isinstance(value, set | frozenset):
     return sorted(map(str, value))
   if isinstance(value, list | tuple):

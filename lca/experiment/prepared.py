@@ -1,6 +1,7 @@
 """Experiments: runs that are checked, and ready to start or to go on."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import weakref
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lca import progress
-from lca.experiment import describe, host
+from lca.experiment import describe, host, kept_models
 from lca.experiment.checkpoints import Checkpoints
 from lca.experiment.rundir import (
   ReadOnlyRunDirectory,
@@ -32,6 +33,7 @@ class Nowhere(WritesNothing, contextlib.AbstractContextManager):
   """
 
   path = None
+  begun = 0
 
   def __exit__(self, kind, error, traceback) -> None:
     """Does nothing: there is nothing to close."""
@@ -131,6 +133,7 @@ def prepare(
       directory = kind(workdir, settings.config)
   if directory.finished(settings.run.num_rounds):
     return Experiment(settings, directory, None, None, None)
+  settings = with_start(settings, directory.begun)
   parts = settings.parts()
   simulation = parts.simulation()
   for line in describe.lines(settings.config, parts):
@@ -141,6 +144,25 @@ def prepare(
     needed = plan.check(simulation, limit)
   claim(directory)
   return Experiment(settings, directory, parts, simulation, needed)
+
+
+def with_start(settings: Settings, begun: int) -> Settings:
+  """Checks the run whose model a run starts from, if it still needs that.
+
+  Args:
+    settings: of the run.
+    begun: the round of its last checkpoint. From then on nothing is read of the
+      other run, which may be gone.
+
+  Raises:
+    ValueError: there is no such run.
+  """
+  if settings.initial is None:
+    return settings
+  if begun:
+    return dataclasses.replace(settings, initial=None)
+  kept_models.find(settings.run.init_from)
+  return settings
 
 
 _locked_here: weakref.WeakValueDictionary[pathlib.Path | None, Any] = (

@@ -224,7 +224,7 @@ def _line(row: Row, num_rounds: int, seconds: float) -> str:
   metrics = '  '.join(
     f'{name.replace("_", " ")} {value:.4f}'
     for name, value in row.items()
-    if name.endswith(('_loss', '_accuracy'))
+    if name.endswith(('_loss', '_accuracy', '_success_rate'))
   )
   return (
     f'round {row["round"]:>{len(str(num_rounds))}}/{num_rounds}  {metrics}  '

@@ -108,7 +108,7 @@ class RunDirectory(contextlib.AbstractContextManager):
       if (
         summary is not None
         and not self.finished(self.config['num_rounds'])
-        and not any(each.name.isdigit() for each in self.checkpoints.glob('*'))
+        and not self.begun
       ):
         raise ValueError(
           f'{self.path} holds a finished run of {summary["num_rounds"]} '
@@ -144,6 +144,12 @@ class RunDirectory(contextlib.AbstractContextManager):
   def checkpoints(self) -> pathlib.Path:
     """The folder for the checkpoints."""
     return self.path / 'checkpoints'
+
+  @property
+  def begun(self) -> int:
+    """The round of the last checkpoint; 0 if there is none."""
+    steps = [each.name for each in self.checkpoints.glob('*')]
+    return max((int(name) for name in steps if name.isdigit()), default=0)
 
   def summary(self) -> dict[str, Any] | None:
     """Returns the summary of a finished run, or None of an unfinished one.

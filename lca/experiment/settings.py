@@ -310,7 +310,7 @@ def make(
         f'init_from={run.init_from!r} and model.pretrained={pretrained!r} both '
         'say what the model starts from: leave out one of them'
       )
-    initial = kept_models.to_start_from(run.init_from)
+    initial = functools.partial(kept_models.to_start_from, run.init_from)
   # Last, because it may download a file.
   weights = models.find_pretrained(pretrained) if pretrained else ''
   return Settings(

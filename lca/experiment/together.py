@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from lca import progress
 from lca.experiment import describe, host, train
 from lca.experiment.parts import Parts
-from lca.experiment.prepared import Experiment
+from lca.experiment.prepared import Experiment, with_start
 from lca.experiment.recorder import FinishedElsewhere, Recorder
 from lca.experiment.rundir import RunDirectory
 from lca.experiment.settings import Settings, from_config
@@ -139,14 +139,10 @@ def _members(
       if directory.finished(settings.run.num_rounds):
         continue
       load = load or functools.cache(settings.load)
+      begun = directory.begun
+      settings = with_start(settings, begun)
       settings = dataclasses.replace(settings, load=load)
       parts = settings.parts() if settings.stream is None else None
-      steps = [
-        int(each.name)
-        for each in directory.checkpoints.glob('*')
-        if each.name.isdigit()
-      ]
-      begun = max(steps, default=0)
       members.append(_Member(path, directory, settings, parts, begun))
   return members
 

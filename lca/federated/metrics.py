@@ -203,10 +203,13 @@ def _detected(result: RoundResult) -> _Detected | None:
 def detection_precision(result: RoundResult) -> jax.Array | None:
   """Returns the share of attackers among the clients that the rule left out.
 
-  It is NaN if the rule left nobody out.
+  It is NaN if the rule left nobody out, and in a round without attackers.
   """
   found = _detected(result)
-  return found and found.attackers / (found.attackers + found.honest)
+  if found is None:
+    return None
+  share = found.attackers / (found.attackers + found.honest)
+  return jnp.where(found.all_attackers > 0, share, jnp.nan)
 
 
 @METRICS.register
@@ -223,13 +226,15 @@ def detection_recall(result: RoundResult) -> jax.Array | None:
 def detection_f1(result: RoundResult) -> jax.Array | None:
   """Returns the harmonic mean of precision and recall.
 
-  It is NaN if nobody attacked and the rule left nobody out.
+  It is NaN in a round without attackers, and 0 if the rule left out nobody
+  although some attacked.
   """
   found = _detected(result)
   if found is None:
     return None
   left_out = found.attackers + found.honest
-  return 2 * found.attackers / (left_out + found.all_attackers)
+  mean = 2 * found.attackers / (left_out + found.all_attackers)
+  return jnp.where(found.all_attackers > 0, mean, jnp.nan)
 
 
 @METRICS.register

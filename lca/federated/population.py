@@ -51,8 +51,11 @@ class Schedule:
       )
     if self.rounds is None:
       return
-    if not len(self.rounds):
-      raise ValueError('attack.rounds names no round: leave it out')
+    if isinstance(self.rounds, int) or not len(self.rounds):
+      raise ValueError(
+        'attack.rounds must be the numbers of rounds, such as (2, 4), got '
+        f'{self.rounds}'
+      )
     for number in self.rounds:
       whole(1)('attack.rounds', number)
     if (self.first_round, self.last_round, self.every) != (1, None, 1):

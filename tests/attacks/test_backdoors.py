@@ -123,6 +123,11 @@ def test_examples_of_the_target_do_not_count(options, targets, counted):
     ({'source': 3}, 'other labels take none'),
     ({'boost': 'x'}, 'boost must'),
     ({'height': 0}, 'height must'),
+    ({'labels': 'one_to_one', 'source': 0}, 'must be different classes'),
+    ({'pixels': (3, 3)}, r'pixels must be pairs .* got \(3, 3\)'),
+    ({'pixels': ((1.5, 2),)}, 'pixels must be pairs'),
+    ({'pixels': ((1, 2, 3),)}, 'pixels must be pairs'),
+    ({'pixels': ()}, 'pixels must be pairs'),
   ],
 )
 def test_impossible_options(options, message):
@@ -133,7 +138,7 @@ def test_impossible_options(options, message):
 def test_a_target_is_a_class_of_the_data():
   with pytest.raises(ValueError, match=r'target must be a class .* got 10'):
     poisoned(attacks.badnets(target=10))
-  with pytest.raises(ValueError, match='target must be at least 0'):
+  with pytest.raises(ValueError, match='target must be an integer'):
     attacks.badnets(target=-1).on_test(INPUTS, LABELS, **FACTS)
 
 

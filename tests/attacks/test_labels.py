@@ -105,6 +105,7 @@ def test_flips_to_labels_that_are_known(attack, flipped):
       r'source must be a class .* \[0, 3\), got 3',
     ),
     (attacks.flip_source(target=-1), 'target must be'),
+    (attacks.flip_source(target='2'), "an integer of at least 0, got '2'"),
     (attacks.flip_mapping(mapping=(0, 1)), 'an entry for each of 3 classes'),
     (attacks.flip_mapping(mapping=(0, 1, 3)), 'mapping must be a class'),
   ],
@@ -112,6 +113,11 @@ def test_flips_to_labels_that_are_known(attack, flipped):
 def test_flips_to_classes_that_are_not_there(attack, message):
   with pytest.raises(ValueError, match=message):
     attack.on_examples(None, np.arange(3), client_id=4, num_classes=3, key=KEY)
+
+
+def test_a_flip_changes_the_label():
+  with pytest.raises(ValueError, match='must be different classes, got 1'):
+    attacks.flip_source(source=1, target=1)
 
 
 @pytest.mark.parametrize('boost', ['x', float('nan'), None, float('inf')])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -416,6 +417,10 @@ def test_a_run_starts_from_the_model_of_another(tmp_path):
   assert train.train_and_evaluate(warm, second)['num_rounds'] == 2
   with pytest.raises(ValueError, match=r"init_from was '.*first' there"):
     train.set_up(config(seed=1), second)
+  # A run that has begun does not need the other one any more.
+  shutil.rmtree(first)
+  warm.num_rounds = 3
+  assert train.train_and_evaluate(warm, second)['num_rounds'] == 3
 
 
 @pytest.mark.parametrize(

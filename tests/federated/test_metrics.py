@@ -95,8 +95,12 @@ def test_detection_is_that_of_the_clients_left_out():
 def test_detection_without_attackers_or_without_a_choice():
   everybody, nobody = [True] * 3, [False] * 3
   np.testing.assert_array_equal(
-    detection([True, False, True], nobody), [0, np.nan, 0, np.float32(1 / 3)]
+    detection([True, False, True], nobody),
+    [np.nan, np.nan, np.nan, np.float32(1 / 3)],
   )
   np.testing.assert_array_equal(
     detection(everybody, nobody), [np.nan, np.nan, np.nan, 0]
+  )
+  np.testing.assert_array_equal(
+    detection(everybody, [True, False, False]), [np.nan, 0, 0, 0]
   )
