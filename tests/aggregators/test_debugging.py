@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pool
 import pytest
-from cases import ONCE, cases
+from cases import ONCE
 from comparison import TOLERANCE
 
 import lca
@@ -58,8 +58,27 @@ def same(mode, function, tolerance=2e-6):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance)
 
 
-@modes
-@cases(ONCE)
+# One rule of each machinery: weights of the Gram matrix, rounds of selection,
+# order statistics, an iteration, eigenvectors. Without jit every operation is
+# compiled by itself, which takes seconds a rule; `--thorough` tries them all.
+WITHOUT_JIT = ('krum', 'bulyan', 'median', 'geometric_median', 'caf', 'fltrust')
+
+
+@pytest.mark.parametrize(
+  ('case', 'mode'),
+  [
+    pytest.param(
+      case,
+      mode,
+      id=f'{case}-{name}',
+      marks=()
+      if name != 'without_jit' or case.name in WITHOUT_JIT
+      else pytest.mark.thorough,
+    )
+    for name, mode in MODES.items()
+    for case in ONCE
+  ],
+)
 def test_rules(case, mode):
   hyper = case.extra(tree()) | case.hyper(N)
   tolerance = TOLERANCE.get(case.name, 2e-6)
