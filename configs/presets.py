@@ -21,6 +21,7 @@ from lca.attacks import ATTACKS
 from lca.data.partitions import PARTITIONS
 from lca.data.sources import find_source
 from lca.experiment.optimizers import OPTIMIZERS
+from lca.experiment.sections import SCHEDULE
 from lca.models import MODELS
 from lca.registry import REQUIRED, Registry, options_of, type_of
 
@@ -311,10 +312,8 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   share = config.data.get_oneway_ref('num_clients') // 5
   uneven = config.data.get('partition') in UNEVEN
   attackers = placeholder(int) if uneven else share
-  schedule = {
-    'first_round': 1,
+  schedule = SCHEDULE | {
     'last_round': placeholder(int),
-    'every': 1,
     'rounds': placeholder(tuple),
   }
   sampled = {'num_attackers': attackers, 'sampled': True} | schedule

@@ -144,7 +144,7 @@ def plain(value: Any) -> Any:
   if isinstance(value, Aggregator):
     return of_aggregator(value)
   if isinstance(value, functools.partial):
-    return _named(value) | plain(value.keywords) | {'args': plain(value.args)}
+    return of_rule(value) | {'args': plain(value.args)}
   if isinstance(value, set | frozenset):
     return sorted(map(str, value))
   if isinstance(value, list | tuple):

@@ -84,6 +84,7 @@ import dataclasses
 from typing import Any
 
 from lca.experiment.client_sections import Training
+from lca.federated.schedule import Schedule
 from lca.options import one_of, whole
 from lca.registry import options_of
 
@@ -346,7 +347,7 @@ such a key's other values.
 """
 
 
-SCHEDULE = {'first_round': 1, 'last_round': None, 'every': 1, 'rounds': None}
+SCHEDULE = {field.name: field.default for field in dataclasses.fields(Schedule)}
 """The defaults of the keys that say when clients attack: always."""
 
 ATTACKERS = {'num_attackers': None, 'sampled': False} | SCHEDULE

@@ -11,7 +11,6 @@ import functools
 import itertools
 import pathlib
 import sys
-import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -225,8 +224,6 @@ def _run_batch(
     host.say(line)
   seeds = [str(member.settings.run.seed) for member in batch]
   host.say(f'{len(batch)} seeds run together: {", ".join(seeds)}')
-  num_rounds = first.settings.run.num_rounds
-  clients = first.parts.population.clients_per_round
   stops = False  # the answer of `stopping` after a round, the same for all runs
   recorders = _Recorders(batch, runs)
   try:
@@ -237,30 +234,22 @@ def _run_batch(
     behind = recorders.end_those_behind(first.begun)
     states = simulation.stack(starts)
     del starts
+
+    def each_state(states):
+      state_of = functools.partial(simulation.state_of, states)
+      return [functools.partial(state_of, k) for k in range(len(batch))]
+
+    num_rounds = first.settings.run.num_rounds
     for round_idx in range(first.begun, num_rounds):
       if stops or not recorders.running:
         break
-      begun, number = time.monotonic(), round_idx + 1
-      name = f'round {number}/{num_rounds}'
-      with progress.bar(name, clients, 'clients') as shown:
-        states, metrics = simulation.run_round(
-          states,
-          round_idx,
-          number == num_rounds,
-          lambda done: shown.update(done - shown.n),
-        )
-      seconds = (time.monotonic() - begun) / len(recorders.running)
+      states, metrics, seconds = train.one_round(
+        simulation, states, round_idx, num_rounds
+      )
       stops = runs.stopping()
-      after = [
-        functools.partial(simulation.state_of, states, k)
-        for k in range(len(batch))
-      ]
-      recorders.each(Recorder.add, after, metrics, [seconds] * len(batch))
-    after = [
-      functools.partial(simulation.state_of, states, k)
-      for k in range(len(batch))
-    ]
-    recorders.each(Recorder.finish, after)
+      shares = [seconds / len(recorders.running)] * len(batch)
+      recorders.each(Recorder.add, each_state(states), metrics, shares)
+    recorders.each(Recorder.finish, each_state(states))
   except Exception:
     _say_why_not()
     behind = [*recorders.running]

@@ -18,6 +18,7 @@ from lca.experiment.prepared import (
 from lca.experiment.recorder import FinishedElsewhere, Recorder, summary_of
 from lca.experiment.summary import Row
 from lca.federated.server import ServerState
+from lca.federated.simulation import Simulation
 
 __all__ = [
   'Experiment',
@@ -103,27 +104,46 @@ def run_rounds(
   Raises:
     OSError, CheckpointError, FloatingPointError: see `run`.
   """
-  simulation, num_rounds = (
-    experiment.simulation,
-    experiment.settings.run.num_rounds,
-  )
-  clients = experiment.parts.population.clients_per_round
   with Recorder(experiment, stopping) as recorder:
     state = recorder.take_state()
     for round_idx in recorder.rounds():
-      begun, number = time.monotonic(), round_idx + 1
-      name = f'round {number}/{num_rounds}'
-      with progress.bar(name, clients, 'clients') as shown:
-        state, metrics = simulation.run_round(
-          state,
-          round_idx,
-          number == num_rounds,
-          lambda done: shown.update(done - shown.n),
-        )
-      seconds = time.monotonic() - begun
+      state, metrics, seconds = one_round(
+        experiment.simulation,
+        state,
+        round_idx,
+        experiment.settings.run.num_rounds,
+      )
       recorder.add(_constant(state), metrics, seconds)
     recorder.finish(_constant(state))
   return state, recorder.rows
+
+
+def one_round(
+  simulation: Simulation,
+  state: ServerState,
+  round_idx: int,
+  num_rounds: int,
+) -> tuple[ServerState, Any, float]:
+  """Runs a round, and shows how many clients have trained.
+
+  Args:
+    simulation: runs the round.
+    state, round_idx: see `Simulation.run_round`.
+    num_rounds: rounds of the whole run.
+
+  Returns:
+    The two results of `Simulation.run_round`, and the seconds that it took.
+  """
+  begun, number = time.monotonic(), round_idx + 1
+  name, clients = f'round {number}/{num_rounds}', simulation.clients_per_round
+  with progress.bar(name, clients, 'clients') as shown:
+    state, metrics = simulation.run_round(
+      state,
+      round_idx,
+      number == num_rounds,
+      lambda done: shown.update(done - shown.n),
+    )
+  return state, metrics, time.monotonic() - begun
 
 
 def _constant(state: ServerState) -> Callable[..., ServerState]:

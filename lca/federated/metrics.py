@@ -188,14 +188,15 @@ def _detected(result: RoundResult) -> _Detected | None:
   if result.answered is not None:
     counted &= result.answered
   attackers, honest = counted & result.byzantine, counted & ~result.byzantine
+
+  def count(mask):
+    return jnp.sum(mask).astype(jnp.float32)
+
   return _Detected(
-    *(
-      jnp.sum(mask).astype(jnp.float32)
-      for mask in (
-        *(attackers & ~selected, honest & ~selected),
-        *(attackers, honest),
-      )
-    )
+    attackers=count(attackers & ~selected),
+    honest=count(honest & ~selected),
+    all_attackers=count(attackers),
+    all_honest=count(honest),
   )
 
 

@@ -132,9 +132,7 @@ class Simulation:
 
   def _trained_at_once(self) -> int:
     """Returns the number of clients whose updates are in memory at once."""
-    return self._population.clients_per_round + (
-      self.data.server_id is not None
-    )
+    return self.clients_per_round + (self.data.server_id is not None)
 
   def _server_programs(self) -> Any:
     """Makes the programs of the server's part of a round."""
@@ -142,7 +140,7 @@ class Simulation:
       self._server,
       self.placement,
       self._shapes,
-      clients=self._population.clients_per_round,
+      clients=self.clients_per_round,
       server_trains=self.data.server_id is not None,
       clients_drop=self._population.drop_rate > 0,
     )
@@ -186,6 +184,11 @@ class Simulation:
   def update_dtype(self) -> jnp.dtype:
     """The dtype of the numbers in a client's update."""
     return jnp.result_type(*jax.tree.leaves(self._update_shapes['params']))
+
+  @property
+  def clients_per_round(self) -> int:
+    """The number of clients in a round, without the server."""
+    return self._population.clients_per_round
 
   @property
   def seeds_per_device(self) -> int:
@@ -321,7 +324,7 @@ class Simulation:
     del updates  # so that their memory is free once the step is taken
 
     # 5. The host waits for the devices, which have all their work by now.
-    n = self._population.clients_per_round
+    n = self.clients_per_round
     self._training.wait(lambda trained: report(min(trained, n)))
     return state, self._as_numbers(measured, drawn)
 

@@ -115,7 +115,7 @@ class StreamedSimulation(Simulation):
     self._folder = folder or tempfile.gettempdir()
     super().__init__(**parts)
     if not self._steps.needs_one:
-      n = self._population.clients_per_round
+      n = self.clients_per_round
       check_folder(self._folder, n * self._row_bytes)
 
   @property
@@ -134,10 +134,10 @@ class StreamedSimulation(Simulation):
     """Returns the number of clients of a group."""
     at_once = self.placement.chunk_size * self.placement.devices
     fitting = GROUP_BYTES // self._row_bytes // at_once * at_once
-    return min(max(at_once, fitting), self._population.clients_per_round)
+    return min(max(at_once, fitting), self.clients_per_round)
 
   def _server_programs(self) -> StreamedSteps:
-    n, shapes = self._population.clients_per_round, self._shapes
+    n, shapes = self.clients_per_round, self._shapes
     return StreamedSteps(
       self._server,
       self.placement,
@@ -165,7 +165,7 @@ class StreamedSimulation(Simulation):
     """
     del last
     drawn, steps = self._draw(round_idx), self._steps
-    n = self._population.clients_per_round
+    n = self.clients_per_round
     train = functools.partial(
       self._train_groups, state, round_idx, drawn, report
     )
@@ -196,7 +196,7 @@ class StreamedSimulation(Simulation):
     Returns:
       The `[n]` losses, and the squared norms by leaf, a tree of `[n]`.
     """
-    n = self._population.clients_per_round
+    n = self.clients_per_round
     group = self.clients_per_device * self.placement.devices
     key = self._training_key(round_idx)
     model, parts = self.everywhere(state), []

@@ -2,11 +2,9 @@
 
 import copy
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import lca
@@ -15,7 +13,6 @@ from lca import data, models
 from lca.aggregators import Aggregator
 from lca.experiment import (
   describe,
-  load_run,
   reading,
   sections,
   settings,
@@ -402,41 +399,3 @@ def test_detection_needs_a_rule_that_leaves_clients_out(tmp_path):
     'detection_precision,detection_recall,detection_f1,false_positive_rate'
   )
   assert len(rows) == 2
-
-
-def test_a_run_starts_from_the_model_of_another(tmp_path):
-  first, second = tmp_path / 'first', tmp_path / 'second'
-  train.train_and_evaluate(config(), first)
-  warm = config(seed=1, init_from=str(first))
-  parts = settings.from_config(warm).parts()
-  model = load_run(first).variables
-  jax.tree.map(
-    np.testing.assert_array_equal, parts.simulation().init().variables, model
-  )
-  train.train_and_evaluate(warm, second)
-  assert train.train_and_evaluate(warm, second)['num_rounds'] == 2
-  with pytest.raises(ValueError, match=r"init_from was '.*first' there"):
-    train.set_up(config(seed=1), second)
-  # A run that has begun does not need the other one any more.
-  shutil.rmtree(first)
-  warm.num_rounds = 3
-  assert train.train_and_evaluate(warm, second)['num_rounds'] == 3
-
-
-@pytest.mark.parametrize(
-  ('changes', 'message'),
-  [
-    (
-      {'model.features': (3,)},
-      r'params/Conv_0/bias is float32 \[2\] in the file and .* \[3\]',
-    ),
-    ({'init_from': 'no/such/run'}, 'no/such/run holds no run'),
-    ({'model.pretrained': 'x'}, 'leave out one of them'),
-  ],
-)
-def test_a_model_to_start_from_must_fit(tmp_path, changes, message):
-  train.train_and_evaluate(config(), tmp_path / 'first')
-  warm = config(**{'init_from': str(tmp_path / 'first')} | changes)
-  with pytest.raises(ValueError, match=message):
-    train.set_up(warm, tmp_path / 'second')
-  assert not (tmp_path / 'second').exists()

@@ -12,7 +12,8 @@ import lca
 from lca import attacks
 from lca import data as datasets
 from lca.federated.drawing import Drawing
-from lca.federated.population import Population, Schedule
+from lca.federated.population import Population
+from lca.federated.schedule import Schedule
 from lca.models import CNN, Classifier
 
 # A model and a training that learn the digits within some rounds.
