@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 import lca
 from lca.aggregators import AGGREGATORS, PRE_AGGREGATORS, RULES
-from lca.attacks import ATTACKS
+from lca.attacks import ATTACKS, Training
 from lca.data.partitions import PARTITIONS
 from lca.data.sources import find_source
 from lca.experiment.optimizers import OPTIMIZERS
@@ -323,12 +323,40 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   for name in ATTACKS:
     changed = ATTACK_OPTIONS.get(name, {})
     options[name] = {'name': name} | _defaults(ATTACKS, name, changed) | changed
+  for name, function in ATTACKS.items():
+    # An attack that takes no updates makes its clients train.
+    if 'byzantine' not in inspect.signature(function).parameters:
+      options[name]['training'] = _training()
   options['model_replacement'] = options['label_flipping'] | {
     'boost': 'replace'
   }
   options['badnets_replacement'] = options['badnets'] | {'boost': 'replace'}
+  for name, (attack, changed, training) in TRAINING.items():
+    training = {'training': _training() | training}
+    options[name] = options[attack] | changed | training
   return {name: keys | fixed for name, keys in options.items()} | {
     f'{name}_sampled': keys | sampled for name, keys in options.items()
+  }
+
+
+# Attacks by how the attackers train: the attack on the examples, changes of its
+# options, and of those of `lca.attacks.Training`.
+TRAINING = {
+  # n / eta of the paper; FLPoison's alpha.
+  'constrain_and_scale': ('badnets', {'boost': 'n'}, {'alpha': 0.5}),
+  'gradient_ascent': ('gradient_ascent', {}, {'ascent': True}),
+  'neurotoxin': ('badnets', {}, {'keep': 0.95}),
+  'pgd': ('edge_case', {'boost': 'replace'}, {'radius': 0.25}),
+}
+
+
+def _training() -> dict[str, Any]:
+  """Returns the options of `Training`; None becomes a placeholder."""
+  return {
+    key: placeholder(type_of(option) or object)
+    if option.default is None
+    else option.default
+    for key, option in options_of(Training).items()
   }
 
 

@@ -36,6 +36,7 @@ def parts(
   classifier=CLASSIFIER,
   train=TRAIN,
   seed=3,
+  attackers=None,
   **changes,
 ):
   """Returns a simulation's parts; `changes` replace those of its server."""
@@ -50,5 +51,6 @@ def parts(
     'train': train,
     'server': Server(**(server | changes)),
     'seed': seed,
+    'attackers': attackers,
     'placement': Placement(clients_mesh(devices), chunk_size, eval_batch_size),
   }

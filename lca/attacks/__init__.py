@@ -46,6 +46,7 @@ from lca.attacks.labels import (
 from lca.attacks.make import ATTACKS, POPULATION_KEYS, make
 from lca.attacks.noise import constant, gaussian, non_finite, zero
 from lca.attacks.optimized import optimized
+from lca.attacks.training import Training, gradient_ascent, with_training
 
 __all__ = [
   'ATTACKS',
@@ -53,6 +54,7 @@ __all__ = [
   'POPULATION_KEYS',
   'Attack',
   'Boost',
+  'Training',
   'alie',
   'backdoor',
   'badnets',
@@ -70,6 +72,7 @@ __all__ = [
   'flip_source',
   'from_function',
   'gaussian',
+  'gradient_ascent',
   'label_flipping',
   'make',
   'mimic',
@@ -83,6 +86,7 @@ __all__ = [
   'sinusoidal',
   'triggers',
   'update_attack',
+  'with_training',
   'zero',
 ]
 
@@ -100,6 +104,7 @@ for _attack in (
   flip_next,
   flip_source,
   gaussian,
+  gradient_ascent,
   label_flipping,
   mimic,
   min_max,

@@ -6,7 +6,14 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, ParamSpec, get_args
+from typing import (
+  TYPE_CHECKING,
+  Any,
+  Literal,
+  NamedTuple,
+  ParamSpec,
+  get_args,
+)
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +24,9 @@ from lca.options import Check, may_be_traced
 from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
+
+if TYPE_CHECKING:
+  from lca.attacks.training import Training
 
 P = ParamSpec('P')
 
@@ -66,6 +76,11 @@ class Attack(NamedTuple):
       measured.
     made_by: the function that made the attack, and its options, by which a run
       describes the attack; None if this is not known.
+    training: how the Byzantine clients train (`lca.attacks.Training`); None
+      trains them as honest clients.
+    needs_last_change: True if `on_updates` or `training` reads the last change
+      of the server's model, which is then an argument `last_change` of
+      `on_updates`: a tree like one update, zeros in the first round of a run.
   """
 
   on_examples: Callable[..., tuple[jax.Array, jax.Array]] = keep_examples
@@ -74,6 +89,8 @@ class Attack(NamedTuple):
   reads: 'Reads' = 'all'
   on_test: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None
   made_by: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
+  training: 'Training | None' = None
+  needs_last_change: bool = False
 
 
 Reads = Literal['all', 'coordinate', 'row']

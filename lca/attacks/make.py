@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lca.attacks.base import NO_ATTACK, ROUND_BRINGS, Attack, from_function
+from lca.attacks.training import with_training
 from lca.registry import Registry, unknown
 
 ATTACKS: Registry[Callable[..., Any]] = Registry(
@@ -29,6 +30,7 @@ def make(config: Mapping[str, Any]) -> Attack:
   Args:
     config: `name`, one of `ATTACKS` or `'none'`, and the attack's own options.
       `POPULATION_KEYS` are ignored: `lca.federated.population` reads them.
+      `training`, if it is there, has the options of `lca.attacks.Training`.
 
   Raises:
     ValueError: the attack is unknown, or an option has an impossible value.
@@ -49,9 +51,12 @@ def make(config: Mapping[str, Any]) -> Attack:
     return NO_ATTACK
   if name not in ATTACKS:
     raise ValueError(unknown('attack', name, {'attack': [*ATTACKS, 'none']}))
+  training = keys.pop('training', {})
   options = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
   ATTACKS.check(name, options)
-  attack = ATTACKS[name]
-  if 'byzantine' in inspect.signature(attack).parameters:
-    return from_function(attack, **options)
-  return attack(**options)
+  function = ATTACKS[name]
+  if 'byzantine' in inspect.signature(function).parameters:
+    attack = from_function(function, **options)
+  else:
+    attack = function(**options)
+  return with_training(attack, **training) if training else attack

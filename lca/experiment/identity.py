@@ -4,11 +4,14 @@ Two configs describe the same run if they compute the same results. Keys that
 only say where and how a run is computed are not compared.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from lca.attacks import Training
 
 # Sections and keys that are not compared. They say where and how a run is
 # computed and when it ends, and change its results by rounding at most. So they
@@ -41,6 +44,10 @@ _IMPLIED_VALUES = {
   'attack.last_round': None,
   'attack.every': 1,
   'attack.rounds': None,
+  **{
+    f'attack.training.{field.name}': field.default
+    for field in dataclasses.fields(Training)
+  },
   'model.initial_weights': 'lecun_normal',
   'data.validation': 0.0,
   'checkpoint.best': '',

@@ -89,7 +89,10 @@ def of_attack(attack: Attack) -> Keys:
       for k, p in options_of(maker, _OF_A_ROUND).items()
       if p.default is not REQUIRED
     }
-    return plain(defaults | dict(options)) | _named(maker)
+    keys = plain(defaults | dict(options)) | _named(maker)
+    if attack.training is not None:
+      keys['training'] = plain(dataclasses.asdict(attack.training))
+    return keys
   both = attack.on_updates, attack.on_examples
   hooks = [hook for hook in both if hook not in (keep_updates, keep_examples)]
   keys: Keys = {}

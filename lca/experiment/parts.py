@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from lca.data import FederatedDataset
-from lca.federated.clients import LocalGradient
+from lca.federated.clients import LocalGradient, LocalTraining
 from lca.federated.placement import Placement
 from lca.federated.population import Population
 from lca.federated.server import Server
@@ -25,6 +25,7 @@ class Parts(NamedTuple):
     seed: decides all that is random in the run.
     placement: the devices that a round is spread over.
     initial: variables of the model to start from; None takes the model's own.
+    attackers: an attacker's training, if the attack has one of its own.
     stream: None holds all updates of a round. Otherwise the options of a
       `StreamedSimulation`.
   """
@@ -37,6 +38,7 @@ class Parts(NamedTuple):
   seed: int
   placement: Placement
   initial: PyTree | None = None
+  attackers: LocalTraining | None = None
   stream: dict[str, Any] | None = None
 
   def simulation(self) -> Simulation:

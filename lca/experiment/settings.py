@@ -19,12 +19,18 @@ from lca import aggregators, attacks, models
 from lca import data as datasets
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.experiment import checks, kept_models, optimizers, reading, sections
-from lca.experiment.client_sections import Gradient, Training
+from lca.experiment import (
+  checks,
+  client_parts,
+  kept_models,
+  optimizers,
+  reading,
+  sections,
+)
 from lca.experiment.parts import Parts
 from lca.experiment.sections import DEFAULTS
-from lca.federated import clients, placement, streaming
-from lca.federated.clients import LocalGradient
+from lca.federated import placement, streaming
+from lca.federated.clients import LocalGradient, LocalTraining
 from lca.federated.optimizer import Optimizer
 from lca.federated.placement import Placement
 from lca.federated.population import Population, population_from
@@ -64,6 +70,8 @@ class Settings:
     server: the server's part of a round, and the attack before it.
     load: reads the data set.
     federate: spreads the data set over the clients.
+    attackers: an attacker's part of a round, like `client`; None if the attack
+      has no training of its own.
     initial: a function from a model's shapes to the variables to start from;
       None takes the model's own.
     stream: see `Parts.stream`.
@@ -83,6 +91,7 @@ class Settings:
   server: Server
   load: Callable[[], datasets.Dataset]
   federate: Callable[[datasets.Dataset], datasets.FederatedDataset]
+  attackers: LocalTraining | None = None
   initial: Callable[[PyTree], PyTree] | None = None
   stream: dict[str, Any] | None = None
 
@@ -108,19 +117,21 @@ class Settings:
       microbatch_size = placement.default_microbatch_size(
         jax.default_backend(), batch_stats='batch_stats' in shapes
       )
+    of_model = functools.partial(
+      dataclasses.replace,
+      losses=classifier.losses,
+      microbatch_size=microbatch_size,
+    )
     return Parts(
       data=data,
       population=self._population(data.num_clients),
       classifier=classifier,
-      train=dataclasses.replace(
-        self.client,
-        losses=classifier.losses,
-        microbatch_size=microbatch_size,
-      ),
+      train=of_model(self.client),
       server=self.server,
       seed=self.run.seed,
       placement=self.placement,
       initial=self.initial and self.initial(shapes),
+      attackers=self.attackers and of_model(self.attackers),
       stream=self.stream,
     )
 
@@ -299,7 +310,7 @@ def make(
     shapes,
     evaluation.detection,
   )
-  part = _clients_part(client, classifier, parallel)
+  part = client_parts.honest(client, classifier, parallel.microbatch_size)
   placement.train_clients(part, mesh, chunk_size)  # called for its checks alone
   if expected.num_byzantine is not None:
     checks.check_dropouts(config, aggregator, expected)
@@ -328,6 +339,7 @@ def make(
     server=server,
     load=load,
     federate=federate,
+    attackers=client_parts.of_attackers(client, part, attack),
     initial=initial,
     stream={'folder': parallel.stream_dir} if parallel.stream else None,
   )
@@ -367,26 +379,3 @@ def _server(
     name, section.learning_rate, whose='server', **options
   )
   return section, optimizer
-
-
-def _clients_part(
-  client: Training | Gradient,
-  classifier: models.Classifier,
-  parallel: sections.Parallel,
-) -> LocalGradient:
-  """Returns a client's part of a round in the mode of its section."""
-  shared = {
-    'losses': classifier.losses,
-    'batch_size': client.batch_size,
-    'microbatch_size': parallel.microbatch_size,
-    'update_dtype': client.update_dtype,
-  }
-  if isinstance(client, Gradient):
-    return LocalGradient(**shared)
-  return clients.LocalTraining(
-    **shared,
-    optimizer=optimizers.make(
-      client.optimizer, client.learning_rate, whose='client'
-    ),
-    local_epochs=client.local_epochs,
-  )

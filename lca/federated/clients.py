@@ -9,7 +9,7 @@ fewer steps.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -211,10 +211,12 @@ class LocalTraining(LocalGradient):
 
     def epoch(i, carry):
       epoch_key = jax.random.fold_in(key, i)
-      order = shuffled(epoch_key, len(data.labels), data.num_examples)
+      order = self.order(epoch_key, data)
       step = functools.partial(self._step, data, epoch_key, order)
       num_steps = -(-data.num_examples // self.batch_size)
-      return lax.fori_loop(0, num_steps, step, carry)
+      variables, opt_state, loss = lax.fori_loop(0, num_steps, step, carry)
+      params = self.after('epoch', variables['params'])
+      return {**variables, 'params': params}, opt_state, loss
 
     opt_state = self.optimizer.init(variables['params'])
     start = (variables, opt_state, jnp.zeros(()))
@@ -232,12 +234,35 @@ class LocalTraining(LocalGradient):
       variables, data, key, order, start, stop
     )
     grads = jax.tree.map(lambda g: g / (stop - start), grads)
+    grads = self.change_gradient(grads, variables['params'])
     updates, opt_state = self.optimizer.update(
       grads, opt_state, variables['params']
     )
     params = optax.apply_updates(variables['params'], updates)
+    params = self.after('step', params)
     variables = {**variables, **updated, 'params': params}
     return variables, opt_state, total + loss
+
+  # Clients that train in another way override the methods below.
+
+  def order(self, key: jax.Array, data: ClientData) -> jax.Array:
+    """Returns the positions of a client's examples in the order of an epoch.
+
+    Args:
+      key: PRNG key of the epoch.
+      data: the client's examples.
+    """
+    return shuffled(key, len(data.labels), data.num_examples)
+
+  def change_gradient(self, gradient: PyTree, params: PyTree) -> PyTree:
+    """Returns the gradient that the optimiser is given."""
+    del params
+    return gradient
+
+  def after(self, what: Literal['step', 'epoch'], params: PyTree) -> PyTree:
+    """Returns the parameters as they go on after a step or an epoch."""
+    del what
+    return params
 
 
 def with_momentum(

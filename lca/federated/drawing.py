@@ -8,6 +8,7 @@ import numpy as np
 from lca.attacks import Attack
 from lca.attacks.base import keep_examples
 from lca.data import ClientData, FederatedDataset
+from lca.federated.attackers import Attackers
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
 from lca.federated.server import Round
@@ -18,6 +19,9 @@ class Drawing:
 
   Everything follows from the seed and the index of a round (see
   `lca.federated.randomness`).
+
+  Attributes:
+    examples_key: PRNG key of `Attack.on_examples`.
 
   Args:
     data: the examples of every client.
@@ -37,7 +41,7 @@ class Drawing:
     seed: int,
   ):
     self._data, self._population, self._seed = data, population, seed
-    self._attack, self._key = attack, key_for(seed, Purpose.LABELS)
+    self._attack, self.examples_key = attack, key_for(seed, Purpose.LABELS)
     self._on_examples = jax.jit(
       functools.partial(
         attack.on_examples,
@@ -77,9 +81,18 @@ class Drawing:
     ids, byzantine = self._population.sample(self._seed, round_idx)
     return sorted(ids[byzantine].tolist())
 
+  def places(self, width: int) -> int:
+    """Returns how many of a device's clients may attack in a round.
+
+    Args:
+      width: number of clients of each device.
+    """
+    most = self._population.num_byzantine  # None if the draw decides
+    return width if most is None else max(1, min(width, most))
+
   def read(
     self, drawn: Round, width: int, i: int
-  ) -> tuple[ClientData, np.ndarray]:
+  ) -> tuple[ClientData, np.ndarray, Attackers | None]:
     """Reads the examples of the clients of one device.
 
     The server's own examples, if it has any, follow those of the clients.
@@ -90,21 +103,22 @@ class Drawing:
       i: index of the device among those that share the clients.
 
     Returns:
-      The examples with the attack's labels, and the `[width]` ids of the
-      clients.
+      The examples with the attack's changes, the `[width]` ids of the clients,
+      and, if the attackers train in their own way, the attackers. These have
+      their examples unchanged, and their number is 0 among those of all rows.
     """
-    ids, byzantine = np.asarray(drawn.ids), np.asarray(drawn.byzantine)
-    if self._data.server_id is not None:
-      ids = np.append(ids, self._data.server_id)
-      byzantine = np.append(byzantine, False)
-    rows = slice(i * width, (i + 1) * width)
+    ids, attacking = self._rows(drawn, width, i)
     # The last devices may have fewer than `width` clients. Rows without
     # examples fill the other places. Their ids do not matter, and they do not
     # attack.
-    data = self._data.gather(ids[rows], rows=width)
-    client_ids = np.resize(ids[rows], width).astype(np.int32)
-    if self._attack.on_examples is not keep_examples:
-      for row in np.flatnonzero(byzantine[rows]):
+    data = self._data.gather(ids, rows=width)
+    client_ids = np.resize(ids, width).astype(np.int32)
+    attackers = None
+    if self._attack.training is not None:
+      attackers = self._attackers_at(attacking, ids, width)
+      data.num_examples[attacking] = 0
+    elif self._attack.on_examples is not keep_examples:
+      for row in attacking:
         client_id = client_ids[row]
         data.inputs[row], data.labels[row] = self._attacked(
           data.inputs[row],
@@ -112,7 +126,30 @@ class Drawing:
           client_id,
           self._attackers[client_id],
         )
-    return data, client_ids
+    return data, client_ids, attackers
+
+  def _attackers_at(self, rows, ids, width) -> Attackers:
+    """Returns the attackers among the clients of a device."""
+    places = self.places(width)
+    attackers = Attackers(
+      rows=np.full(places, width, np.int32),
+      numbers=np.zeros(places, np.int32),
+      num_examples=np.zeros(places, np.int32),
+    )
+    taken = slice(len(rows))
+    attackers.rows[taken] = rows
+    attackers.numbers[taken] = self._attackers[ids[rows]]
+    attackers.num_examples[taken] = self._data.num_examples[ids[rows]]
+    return attackers
+
+  def _rows(self, drawn, width, i):
+    """Returns the ids of a device's clients, and the rows of attackers."""
+    ids, byzantine = np.asarray(drawn.ids), np.asarray(drawn.byzantine)
+    if self._data.server_id is not None:
+      ids = np.append(ids, self._data.server_id)
+      byzantine = np.append(byzantine, False)
+    rows = slice(i * width, (i + 1) * width)
+    return ids[rows], np.flatnonzero(byzantine[rows])
 
   def _attacked(self, inputs, labels, client_id, attacker):
     """Returns the examples of an attacker as the attack changes them."""
@@ -121,7 +158,7 @@ class Drawing:
       labels,
       client_id=client_id,
       attacker=attacker,
-      key=self._key,
+      key=self.examples_key,
       **self._attack.numbers,
     )
 

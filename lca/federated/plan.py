@@ -205,12 +205,14 @@ def of(simulation: Simulation) -> Plan:
     plan = plan._replace(updates=2 * plan.updates)
     passes = simulation.block_bytes
   try:
-    train, *server = map(_used, filter(None, simulation.programs))
+    programs = simulation.programs
+    train = [_used(x) for x in (programs.train, programs.attack) if x]
+    server = [_used(x) for x in (programs.receive, programs.step) if x]
   except jax.errors.JaxRuntimeError as error:
     _check_exhausted(error)
     return plan._replace(training=math.inf)
   return plan._replace(
-    training=train.temp_size_in_bytes,
+    training=max(used.temp_size_in_bytes for used in train),
     # One program runs after the other. What the server receives takes the place
     # of the updates that were trained. Outputs that overwrite donated inputs in
     # place need no new memory.

@@ -69,9 +69,17 @@ def receive(
     byzantine=drawn.byzantine,
     key=drawn.attack_key,
     aggregate=lambda updates: aggregate(server, state, updates, sent, drawn)[0],
+    **known_to_attackers(server, state),
     **server.attack.numbers,
   )
   return sent._replace(updates=updates), momenta
+
+
+def known_to_attackers(server: Server, state: ServerState) -> dict[str, PyTree]:
+  """Returns what an attack on the updates is given of the server's state."""
+  if server.attack.needs_last_change:
+    return {'last_change': state.last_change}
+  return {}
 
 
 def without_answer(
@@ -186,6 +194,9 @@ def apply_update(
     layers=server.layers,
     detection=server.detection,
   )
+  if server.attack.needs_last_change:
+    last_change = jax.tree.map(jnp.subtract, variables, state.variables)
+    state = state._replace(last_change=last_change)
   state = state._replace(variables=variables, opt_state=opt_state)
   measured: OrderedDict[str, Any] = metrics.measure(result)
   if server.forensics:

@@ -129,10 +129,20 @@ class SeedsSimulation(Simulation):
       state, self._training.results, self.runs[0].drawing.draw(0)
     )
     changes, decides = on_server.donated
-    received = _shardings(self._stacked((stepping[4], state.momenta)))
+    received = _shardings(self._stacked((stepping[5], state.momenta)))
     stepped = _shardings(self.abstract_state), self._by_seed()
+    training = self._training
+    attack = training.attackers_function
     return Programs(
       self.lower_training(self.placement.chunk_size),
+      attack
+      and self._lower(
+        attack,
+        training.attackers_arguments(self._shapes.last_change),
+        1,
+        training.attackers_donated,
+        self._by_seed(AXIS),
+      ),
       on_server.receive
       and self._lower(on_server.receive, receiving, 1, changes, received),
       self._lower(on_server.step, stepping, 1, decides, stepped),
@@ -195,10 +205,13 @@ class SeedsSimulation(Simulation):
 
   def everywhere(self, state: ServerState) -> PyTree:
     """Returns the models of all states, each on all devices of its row."""
-    return jax.device_put(state.variables, self._by_seed())
+    return self._on_every_device(state.variables)
 
-  def _training_key(self, round_idx: int) -> jax.Array:
-    return jnp.stack([run.drawing.training_key(round_idx) for run in self.runs])
+  def _on_every_device(self, tree: PyTree) -> PyTree:
+    return jax.device_put(tree, self._by_seed())
+
+  def _training_keys(self, round_idx: int) -> tuple[jax.Array, jax.Array]:
+    return _stack([run._training_keys(round_idx) for run in self.runs])
 
   def _draw(self, round_idx: int) -> Round:
     return _stack([run.drawing.draw(round_idx) for run in self.runs])

@@ -121,12 +121,15 @@ class ServerState(NamedTuple):
     aggregator: state of the aggregator.
     momenta: the clients' momenta, like `'params'` but stacked, `[num_clients,
       ...]`; `()` without momentum.
+    last_change: the model less the one before, like `variables`, zeros before
+      the first round; `()` if the attack does not need it.
   """
 
   variables: PyTree
   opt_state: optax.OptState
   aggregator: PyTree
   momenta: PyTree
+  last_change: PyTree = ()
 
 
 class Sent(NamedTuple):
@@ -183,9 +186,13 @@ def server_init(
     momenta = jax.tree.map(
       lambda x: jnp.zeros((num_clients, *x.shape), x.dtype), variables['params']
     )
+  last_change = ()
+  if server.attack.needs_last_change:
+    last_change = jax.tree.map(jnp.zeros_like, variables)
   return ServerState(
     variables=variables,
     opt_state=server.optimizer.init(variables['params']),
     aggregator=server.aggregator.init(server.for_rule(update)),
     momenta=momenta,
+    last_change=last_change,
   )

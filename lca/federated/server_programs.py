@@ -15,7 +15,7 @@ from lca.federated.server import Round, Sent, Server, ServerState
 from lca.typing import PyTree, Updates
 
 # The positions of arguments that a program may overwrite.
-_AGGREGATOR, _MOMENTA, _UPDATES = 2, 3, 4
+_AGGREGATOR, _MOMENTA, _UPDATES = 2, 3, 5
 
 
 class ServerPrograms:
@@ -63,13 +63,13 @@ class ServerPrograms:
   def receive(self) -> jax.stages.Wrapped | None:
     """A jitted function that makes what the server receives.
 
-    `(variables, opt_state, aggregator, momenta, updates, losses, drawn,
-    numbers) -> (updates, momenta)`: the fields of the state, the results of all
-    rows that have trained (the clients, maybe the server, and rows that fill up
-    the last devices), the draws of the round, and `Server.numbers`. The momenta
-    are donated, so that XLA updates them in place. So are the updates on a
-    single device; on several, the results are spread in another way. None if
-    nothing changes the updates.
+    `(variables, opt_state, aggregator, momenta, last_change, updates, losses,
+    drawn, numbers) -> (updates, momenta)`: the fields of the state, the results
+    of all rows that have trained (the clients, maybe the server, and rows that
+    fill up the last devices), the draws of the round, and `Server.numbers`. The
+    momenta are donated, so that XLA updates them in place. So are the updates
+    on a single device; on several, the results are spread in another way. None
+    if nothing changes the updates.
     """
     if not self._changes_updates:
       return None
@@ -79,9 +79,10 @@ class ServerPrograms:
   def step(self) -> jax.stages.Wrapped:
     """A jitted function that makes the next model.
 
-    `(variables, opt_state, aggregator, momenta, updates, losses, drawn,
-    numbers) -> (state, metrics)`, with the updates and the momenta of `receive`
-    if there is one. The aggregator's state and the momenta are donated.
+    `(variables, opt_state, aggregator, momenta, last_change, updates, losses,
+    drawn, numbers) -> (state, metrics)`, with the updates and the momenta of
+    `receive` if there is one. The aggregator's state and the momenta are
+    donated.
     """
     return jax.jit(
       self._step,
@@ -152,6 +153,7 @@ class ServerPrograms:
     opt_state,
     aggregator,
     momenta,
+    last_change,
     updates,
     losses,
     drawn,
@@ -166,7 +168,7 @@ class ServerPrograms:
       The server with its numbers, the state, the updates of all rows spread by
       coordinate, the clients' part of them, and the draws.
     """
-    state = ServerState(variables, opt_state, aggregator, momenta)
+    state = ServerState(variables, opt_state, aggregator, momenta, last_change)
     updates = spread(updates)
     sent = self._sent(updates, losses)
     return self._server.with_numbers(numbers), state, updates, sent, drawn

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lca.aggregators import layer_names
-from lca.data import ClientData, FederatedDataset
+from lca.data import FederatedDataset
 from lca.federated import metrics
-from lca.federated.clients import LocalGradient
+from lca.federated.attackers import attackers_training
+from lca.federated.clients import LocalGradient, LocalTraining
 from lca.federated.drawing import Drawing
 from lca.federated.evaluation import Evaluation
 from lca.federated.placement import Placement, place_parts, with_shardings
@@ -27,7 +28,7 @@ from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
 from lca.federated.server import Round, Server, ServerState, server_init
 from lca.federated.server_programs import ServerPrograms
-from lca.federated.training import RoundTraining
+from lca.federated.training import Clients, RoundTraining, Start
 from lca.models import Classifier
 from lca.typing import PyTree
 
@@ -37,12 +38,15 @@ class Programs(NamedTuple):
 
   Attributes:
     train: trains the clients, or some of them (`RoundTraining`).
+    attack: trains the clients that attack by how they train
+      (`lca.federated.attackers`); None if all clients train alike.
     receive: changes their updates, as Byzantine clients do; None if nothing
       changes them (`ServerPrograms`).
     step: makes the next model (`ServerPrograms`).
   """
 
   train: Any
+  attack: Any | None
   receive: Any | None
   step: Any
 
@@ -52,7 +56,7 @@ class _PreparedRound(NamedTuple):
 
   round_idx: int
   drawn: Round
-  clients: Future[tuple[ClientData, jax.Array]]
+  clients: Future[Clients]
 
 
 class Simulation:
@@ -90,6 +94,7 @@ class Simulation:
     placement: the devices to spread a round over.
     initial: variables of the model to start from; None takes the classifier's
       own, which the seed may decide.
+    attackers: computes an attacker's update, if the attack has a `training`.
 
   Raises:
     ValueError: `server.batch_stats` is `'server'`, but the data hold no
@@ -107,6 +112,7 @@ class Simulation:
     seed: int,
     placement: Placement,
     initial: PyTree | None = None,
+    attackers: LocalTraining | None = None,
   ):
     server.check_examples(data.server_id is not None)
     self.data, self.classifier, self.placement = data, classifier, placement
@@ -125,6 +131,8 @@ class Simulation:
       placement,
       self._shapes.variables,
       data.gathered_shapes(self.clients_per_device * placement.devices),
+      attackers and attackers_training(attackers, server.attack, data.dataset),
+      self.drawing.places(self.clients_per_device),
     )
     self._evaluation = Evaluation(classifier, data, placement, server.attack)
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
@@ -250,6 +258,7 @@ class Simulation:
     """The programs of a round before their compilation."""
     return Programs(
       self.lower_training(self.placement.chunk_size),
+      self._training.lower_attackers(self._shapes.last_change),
       *self._on_server.lower(
         self.abstract_state, self._training.results, self._draw(0)
       ),
@@ -299,19 +308,14 @@ class Simulation:
       # Programs that are compiled ahead of time cannot run without jit. The
       # plain functions can then be debugged step by step.
       server = self._on_server
-      programs = Programs(
-        self._training.function(), server.receive, server.step
-      )
+      training = self._training.function(), self._training.attackers_function
+      programs = Programs(*training, server.receive, server.step)
     else:
       programs = self.programs
 
     # 3. Clients train, from a copy of the model on every device.
-    updates, losses = self._training.enqueue(
-      programs.train,
-      self.everywhere(state),
-      *prepared.clients.result(),
-      self._training_key(round_idx),
-    )
+    start, clients = self._start(state, round_idx), prepared.clients.result()
+    updates, losses = self._training.enqueue(*programs[:2], start, clients)
 
     # 4. Byzantine clients attack, and the server makes the next model.
     drawn, numbers = prepared.drawn, self._server.numbers
@@ -328,6 +332,13 @@ class Simulation:
     self._training.wait(lambda trained: report(min(trained, n)))
     return state, self._as_numbers(measured, drawn)
 
+  def _start(self, state: ServerState, round_idx: int) -> Start:
+    """Returns what all clients of a round start from."""
+    return Start(
+      *(self.everywhere(state), *self._training_keys(round_idx)),
+      self._on_every_device(state.last_change),
+    )
+
   def _as_numbers(self, measured, drawn) -> Any:
     """Returns the metrics of a round as `run_round` returns them."""
     measured = jax.device_get(measured)
@@ -342,9 +353,9 @@ class Simulation:
       result['forensics'] = evidence | {'ids': np.asarray(drawn.ids)}
     return result
 
-  def _training_key(self, round_idx: int) -> jax.Array:
-    """Returns the key for the training of a round's clients."""
-    return self.drawing.training_key(round_idx)
+  def _training_keys(self, round_idx: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of the training, and of the attackers' examples."""
+    return self.drawing.training_key(round_idx), self.drawing.examples_key
 
   def _draw(self, round_idx: int) -> Round:
     """Draws a round."""
@@ -357,13 +368,14 @@ class Simulation:
     return _PreparedRound(round_idx, drawn, clients)
 
   def _read(self, drawn: Round):
-    """Puts the examples of a round on the mesh, with the attack's labels.
+    """Puts the examples of a round on the mesh, with the attack's changes.
 
     The server's own examples, if it has any, follow those of the clients.
 
     Returns:
-      The stacked examples, and the `[rows]` ids of the clients. There are
-      `clients_per_device` rows for each device.
+      The stacked examples, the `[rows]` ids of the clients, and the attackers
+      if they train in their own way. There are `clients_per_device` rows for
+      each device.
     """
     width = self.clients_per_device
     part = functools.partial(self.drawing.read, drawn, width)
@@ -379,4 +391,7 @@ class Simulation:
 
   def everywhere(self, state: ServerState) -> PyTree:
     """Returns the model of a state, with a copy on every device."""
-    return jax.device_put(state.variables, self.placement.everywhere)
+    return self._on_every_device(state.variables)
+
+  def _on_every_device(self, tree: PyTree) -> PyTree:
+    return jax.device_put(tree, self.placement.everywhere)

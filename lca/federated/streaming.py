@@ -198,8 +198,7 @@ class StreamedSimulation(Simulation):
     """
     n = self.clients_per_round
     group = self.clients_per_device * self.placement.devices
-    key = self._training_key(round_idx)
-    model, parts = self.everywhere(state), []
+    start_from, parts = self._start(state, round_idx), []
 
     def finish(start, updates, *measured):
       rows = slice(0, min(group, n - start))
@@ -208,9 +207,13 @@ class StreamedSimulation(Simulation):
       report(min(start + group, n))
 
     pending = []
-    for start, (data, ids) in self._groups(drawn, group):
+    for start, clients in self._groups(drawn, group):
       updates, losses = self._training.enqueue(
-        self.programs.train, model, data, ids, key, calls=1
+        self.programs.train,
+        self.programs.attack,
+        start_from,
+        clients,
+        calls=1,
       )
       updates, squares = self._steps.arrive(updates, drawn, start)
       pending.append((start, updates, losses, squares))

@@ -9,12 +9,18 @@ host how far the round is.
 import itertools
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lca.data import ClientData
+from lca.federated.attackers import (
+  Attackers,
+  AttackersTraining,
+  train_attackers,
+)
 from lca.federated.clients import LocalGradient
 from lca.federated.placement import (
   Placement,
@@ -36,6 +42,29 @@ _CALLS = 24
 blocks before it enqueues one more."""
 
 
+Program = jax.stages.Wrapped | jax.stages.Compiled
+
+Clients = tuple[ClientData, jax.Array, Attackers | None]
+"""The examples of all rows, their ids, and the attackers that train in their
+own way."""
+
+
+class Start(NamedTuple):
+  """What all clients of a round start from, on every device.
+
+  Attributes:
+    variables: the model.
+    key: PRNG key of the training.
+    examples_key: PRNG key of `Attack.on_examples`.
+    last_change: the model's last change; `()` if the attack does not need it.
+  """
+
+  variables: PyTree
+  key: jax.Array
+  examples_key: jax.Array
+  last_change: PyTree
+
+
 class RoundTraining:
   """The program that trains a round's clients, and the calls of a round.
 
@@ -49,9 +78,12 @@ class RoundTraining:
     placement: the devices, and how many clients each trains at once.
     variables: the model's shapes.
     data: the shapes of the stacked examples of all rows that train.
+    attackers: computes an attacker's update; None trains all alike.
+    places: the number of attackers of a device, at most.
   """
 
   donated = (4,)  # the updates
+  attackers_donated = (6,)
 
   def __init__(
     self,
@@ -59,8 +91,11 @@ class RoundTraining:
     placement: Placement,
     variables: PyTree,
     data: ClientData,
+    attackers: AttackersTraining | None = None,
+    places: int = 0,
   ):
     self._train, self._placement = train, placement
+    self._attackers, self._places = attackers, places * placement.devices
     self._variables, self._data = variables, data
     self._calls: list[tuple[int, jax.Array]] = []  # rows trained by then
     self._seconds = float('inf')  # that the last round has trained
@@ -84,6 +119,45 @@ class RoundTraining:
     )
 
   @property
+  def attackers_function(self) -> jax.stages.Wrapped | None:
+    """The function of `train_attackers`; None if all clients train alike."""
+    if self._attackers is None:
+      return None
+    placement = self._placement
+    return train_attackers(
+      self._attackers, placement.mesh, placement.chunk_size
+    )
+
+  def lower_attackers(self, last_change: PyTree) -> jax.stages.Lowered | None:
+    """Lowers `attackers_function`, unless it is None.
+
+    Args:
+      last_change: see `attackers_arguments`.
+    """
+    function = self.attackers_function
+    if function is None:
+      return None
+    return function.lower(*self.attackers_arguments(last_change))
+
+  def attackers_arguments(self, last_change: PyTree) -> tuple[PyTree, ...]:
+    """Returns the shapes of the arguments of `attackers_function`.
+
+    Args:
+      last_change: the shapes of the model's last change, or `()`.
+    """
+    assert self._attackers is not None
+    variables, data, ids, key, updates, losses, *_ = self.arguments
+    place = jax.ShapeDtypeStruct((self._places,), jnp.int32)
+    attackers = Attackers(*[place] * 3)
+    return (
+      *(variables, data, ids),
+      with_shardings(attackers, self._placement.by_client),
+      (key, key),
+      with_shardings(last_change, self._placement.everywhere),
+      *(updates, losses, self._attackers.numbers),
+    )
+
+  @property
   def arguments(self) -> tuple[PyTree, ...]:
     """The shapes, dtypes and shardings of the arguments of `function`."""
     data, ids = self._data, self._data.num_examples
@@ -100,11 +174,10 @@ class RoundTraining:
 
   def enqueue(
     self,
-    program: jax.stages.Wrapped | jax.stages.Compiled,
-    variables: PyTree,
-    data: ClientData,
-    client_ids: jax.Array,
-    key: jax.Array,
+    program: Program,
+    attack: Program | None,
+    start: Start,
+    clients: Clients,
     calls: int | None = None,
   ) -> tuple[Updates, jax.Array]:
     """Enqueues the training of all clients, and does not wait for it.
@@ -115,7 +188,9 @@ class RoundTraining:
 
     Args:
       program: from `lower` or `function`.
-      variables, data, client_ids, key: as for `train_clients`.
+      attack: from `attackers_function`; None if all clients train alike.
+      start: what the clients start from.
+      clients: the clients, on the mesh.
       calls: the number of calls, if it is not to be chosen here.
 
     Returns:
@@ -131,12 +206,21 @@ class RoundTraining:
     bounds = np.linspace(0, chunks, 1 + calls)
     self._calls, self._begun = [], time.monotonic()
     updates, losses = self.blank_results()
+    data, client_ids, attackers = clients
     numbers = self._train.numbers
-    for start, stop in itertools.pairwise(bounds.astype(np.int32)):
+    for first, stop in itertools.pairwise(bounds.astype(np.int32)):
       updates, losses = program(
-        variables, data, client_ids, key, updates, losses, start, stop, numbers
+        *(start.variables, data, client_ids, start.key),
+        *(updates, losses, first, stop, numbers),
       )
       self._calls.append((min(int(stop) * width * devices, rows), losses))
+    if self._attackers is not None and attack is not None:
+      updates, losses = attack(
+        *(start.variables, data, client_ids, attackers),
+        *((start.key, start.examples_key), start.last_change),
+        *(updates, losses, self._attackers.numbers),
+      )
+      self._calls[-1] = rows, losses
     return updates, losses
 
   def wait(self, report: Callable[[int], object]) -> None:

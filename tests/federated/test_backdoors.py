@@ -32,7 +32,7 @@ def test_only_attackers_change_their_examples(data):
   drawing = Drawing(data, POPULATION, BADNETS, seed=3)
   ids, byzantine = POPULATION.sample(3, 0)
   before = data.gather(ids)
-  after, client_ids = drawing.read(drawing.draw(0), width=7, i=0)
+  after, client_ids, _ = drawing.read(drawing.draw(0), width=7, i=0)
   np.testing.assert_array_equal(client_ids, ids)
   changed = (after.inputs != before.inputs).any(axis=(1, 2, 3, 4))
   np.testing.assert_array_equal(changed, byzantine)
@@ -52,7 +52,7 @@ def test_the_parts_of_dba_go_to_the_attackers_in_turn(data):
   attack = attacks.dba(width=2, gap=1, row_gap=1, share=1.0)
   drawing = Drawing(data, population, attack, seed=3)
   drawn = drawing.draw(0)
-  after, ids = drawing.read(drawn, width=12, i=0)
+  after, ids, _ = drawing.read(drawn, width=12, i=0)
   corners = {}  # the first white pixel of each attacker
   for row in np.flatnonzero(drawn.byzantine):
     count = after.num_examples[row]

@@ -1,0 +1,310 @@
+"""Byzantine clients that take other training steps than honest clients do."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from lca import options
+from lca.attacks.base import Attack, keep_examples, makes_attack
+from lca.attacks.labels import Boost, training_attack
+from lca.stacked import sums
+from lca.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  r"""The local training of Byzantine clients.
+
+  The first four options say how they train as any client does, and the others
+  change their steps. w is the server's model, :math:`w_i` the client's, and g
+  the gradient of a batch's mean loss.
+
+  1. Gradient ascent: :math:`g \leftarrow -g`.
+  2. Constrain-and-scale: :math:`g \leftarrow \alpha g + (1 - \alpha) \nabla
+     L_{ano}(w_i)`. The anomaly term :math:`L_{ano}` is the cosine distance of
+     :math:`w_i` and w, or their Euclidean distance.
+  3. Neurotoxin: g is set to 0 except in the coordinates that honest clients use
+     least: a share of all coordinates, those of smallest absolute value in the
+     gradient of the client's clean examples at w, or in the last change of the
+     server's model.
+  4. The optimiser takes its step.
+  5. Projected gradient descent: if :math:`\|w_i - w\|` exceeds a radius,
+     :math:`w_i` moves along the line to w until it does not.
+
+  Norms and distances are those of the parameters, without batch statistics. A
+  subclass may override the methods, to train in yet another way.
+
+  Attributes:
+    optimizer: name of the attackers' optimiser, as `client.optimizer` has it;
+      like all options, None trains as the honest clients do.
+    learning_rate: step size of the attackers' optimiser.
+    local_epochs: passes over the examples in a round.
+    batch_size: examples in a batch.
+    batch_share: exactly this share of each batch, rounded to a number of
+      examples, is poisoned, and the rest are clean examples. The attack itself
+      must then poison all examples. None takes a client's examples as the
+      attack has changed them, and leaves the mix of a batch to chance.
+    radius: of the ball around w that the model stays in.
+    relative: True takes the radius in units of the norm of w.
+    project: projects after every `'step'` or every `'epoch'`.
+    keep: the share of the coordinates that Neurotoxin keeps, in (0, 1]. The
+      papers' "top k %" is the share that it removes.
+    keep_by: `'model'` ranks all coordinates together, `'leaf'` those of each
+      array.
+    keep_from: the numbers that it ranks: the `'gradient'` of the clean
+      examples, or the `'last_change'` of the server's model (zeros in the first
+      round of a run, when all coordinates are kept).
+    alpha: weight of the loss in constrain-and-scale, in [0, 1].
+    anomaly: `'cosine'` or `'euclidean'`.
+    ascent: True goes up the loss.
+    norm: the update is scaled to this norm at the end of a round.
+
+  Raises:
+    ValueError: an impossible value, or an option without the one that it
+      belongs to.
+
+  Examples:
+    >>> from lca import attacks
+    >>> attack = attacks.with_training(
+    ...   attacks.badnets(share=1.0), local_epochs=6, learning_rate=0.05,
+    ...   batch_share=20 / 64, keep=0.95)
+
+  References:
+    Bagdasaryan et al., How to backdoor federated learning, AISTATS 2020
+    (constrain-and-scale); Wang et al., Attack of the tails, NeurIPS 2020
+    (projected gradient descent); Zhang et al., Neurotoxin: Durable backdoors in
+    federated learning, ICML 2022.
+  """
+
+  optimizer: str | None = None
+  learning_rate: float | None = None
+  local_epochs: int | None = None
+  batch_size: int | None = None
+  batch_share: float | None = None
+  radius: float | None = None
+  relative: bool = False
+  project: Literal['step', 'epoch'] = 'step'
+  keep: float | None = None
+  keep_by: Literal['model', 'leaf'] = 'model'
+  keep_from: Literal['gradient', 'last_change'] = 'gradient'
+  alpha: float | None = None
+  anomaly: Literal['cosine', 'euclidean'] = 'cosine'
+  ascent: bool = False
+  norm: float | None = None
+
+  def __post_init__(self):
+    for name, check in _CHECKS.items():
+      value = getattr(self, name)
+      if value is not None:
+        value = check(f'training.{name}', value)
+        object.__setattr__(self, name, value)
+    for name, needed in _BELONGS_TO.items():
+      value = getattr(self, name)
+      if value != getattr(Training, name) and getattr(self, needed) is None:
+        raise ValueError(
+          f'training.{name}={value!r} applies only with training.{needed}: set '
+          f'it, or leave training.{name} out'
+        )
+
+  @property
+  def ranks_gradient(self) -> bool:
+    """True if `kept` ranks a gradient of the clean examples."""
+    return self.keep is not None and self.keep_from == 'gradient'
+
+  @property
+  def needs_last_change(self) -> bool:
+    """True if `kept` ranks the last change of the server's model."""
+    return self.keep is not None and self.keep_from == 'last_change'
+
+  def kept(self, ranked: PyTree) -> PyTree | None:
+    """Returns the masks of the coordinates in which the model may change.
+
+    Args:
+      ranked: the gradient or the change that is ranked, like the parameters.
+
+    Returns:
+      A tree of masks like the parameters; None for all coordinates.
+    """
+    share = self.keep
+    if share is None:
+      return None
+    sizes = jax.tree.map(jnp.abs, ranked)
+    if self.keep_by == 'leaf':
+      return jax.tree.map(lambda x: x <= _smallest([x], share), sizes)
+    limit = _smallest(jax.tree.leaves(sizes), share)
+    return jax.tree.map(lambda x: x <= limit, sizes)
+
+  def change_gradient(
+    self, gradient: PyTree, params: PyTree, start: PyTree, kept: PyTree | None
+  ) -> PyTree:
+    """Returns the gradient that the optimiser is given.
+
+    Args:
+      gradient: of the batch's mean loss, like the parameters.
+      params: the client's parameters.
+      start: the server's parameters.
+      kept: from the method `kept`.
+    """
+    if self.ascent:
+      gradient = jax.tree.map(jnp.negative, gradient)
+    if self.alpha is not None:
+      alpha = self.alpha
+      anomaly = jax.grad(_ANOMALIES[self.anomaly])(params, start)
+      gradient = jax.tree.map(
+        lambda g, a: alpha * g + (1 - alpha) * a, gradient, anomaly
+      )
+    if kept is not None:
+      gradient = jax.tree.map(lambda g, m: jnp.where(m, g, 0), gradient, kept)
+    return gradient
+
+  def after(
+    self, what: Literal['step', 'epoch'], params: PyTree, start: PyTree
+  ) -> PyTree:
+    """Returns the client's parameters as they go on after a step or an epoch.
+
+    Args:
+      what: `'step'` or `'epoch'`.
+      params: the client's parameters.
+      start: the server's parameters.
+    """
+    if self.radius is None or what != self.project:
+      return params
+    radius = self.radius
+    if self.relative:
+      radius *= _norm(start)
+    moved = jax.tree.map(jnp.subtract, params, start)
+    factor = jnp.minimum(1, _ratio(radius, _norm(moved)))
+    return jax.tree.map(lambda w, x: w + factor * x, start, moved)
+
+  def at_the_end(self, update: PyTree) -> PyTree:
+    """Returns the update that the client sends.
+
+    Args:
+      update: the trained model minus the server's, all variables.
+    """
+    if self.norm is None:
+      return update
+    factor = _ratio(self.norm, _norm(update['params']))
+    return jax.tree.map(lambda x: (factor * x).astype(x.dtype), update)
+
+
+_CHECKS: dict[str, options.Check] = {
+  'learning_rate': options.positive,
+  'local_epochs': options.whole(1),
+  'batch_size': options.whole(1),
+  'batch_share': options.number(0, 1),
+  'radius': options.positive,
+  'project': options.one_of('step', 'epoch'),
+  'keep': options.number(0, 1),
+  'keep_by': options.one_of('model', 'leaf'),
+  'keep_from': options.one_of('gradient', 'last_change'),
+  'alpha': options.number(0, 1),
+  'anomaly': options.one_of('cosine', 'euclidean'),
+  'norm': options.positive,
+}
+_BELONGS_TO = {
+  'relative': 'radius',
+  'project': 'radius',
+  'keep_by': 'keep',
+  'keep_from': 'keep',
+  'anomaly': 'alpha',
+}
+
+
+@makes_attack
+def gradient_ascent(*, boost: Boost = 1.0) -> Attack:
+  """Returns the attack of clients that go up the loss of their examples.
+
+  Args:
+    boost: factor of the updates; see `model_replacement`.
+
+  Raises:
+    ValueError: `boost` is neither a finite number nor `'replace'` or `'n'`.
+
+  References:
+    Fang et al., "On the robustness of federated learning", and Blades (the
+    attack on training with an inverted gradient).
+  """
+  attack = training_attack(keep_examples, boost, {})
+  return attack._replace(training=Training(ascent=True))
+
+
+def with_training(attack: Attack, **training) -> Attack:
+  """Returns an attack whose clients train in their own way.
+
+  Args:
+    attack: an attack that changes examples, or that trains already.
+    **training: the options of `Training`.
+
+  Raises:
+    TypeError: an unknown option, or an attack that replaces what its clients
+      have trained.
+    ValueError: an impossible value; or `batch_share`, and an attack that
+      poisons only a share of the examples.
+
+  Examples:
+    >>> from lca import attacks
+    >>> attacks.with_training(attacks.badnets(), radius=2.0).training.radius
+    2.0
+  """
+  own = attack.training or Training()
+  given = dataclasses.replace(own, **training)
+  if attack.on_examples is keep_examples and attack.training is None:
+    raise TypeError(
+      'training is for attacks that train, such as badnets: this attack '
+      'replaces what its clients have trained'
+    )
+  for name in ('share', 'flip_fraction'):
+    share = attack.numbers.get(name, 1)
+    if given.batch_share is not None and share != 1:
+      raise ValueError(
+        f'training.batch_share={given.batch_share} mixes poisoned and clean '
+        f'examples, so that the attack must poison all: set {name}=1.0, got '
+        f'{share}'
+      )
+  return attack._replace(
+    training=None if given == Training() else given,
+    needs_last_change=given.needs_last_change,
+  )
+
+
+def _smallest(arrays: list[jax.Array], share: float) -> jax.Array:
+  """Returns the largest of a share of all numbers, the smallest ones."""
+  numbers = jnp.sort(jnp.concatenate([x.reshape(-1) for x in arrays]))
+  return numbers[max(round(share * len(numbers)), 1) - 1]
+
+
+def _norm(tree: PyTree) -> jax.Array:
+  """Returns the norm of a tree; its derivative at 0 is 0."""
+  total = sum(
+    jnp.sum(jnp.square(x.astype(sums.wide(x.dtype))))
+    for x in jax.tree.leaves(tree)
+  )
+  positive = total > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), 0)
+
+
+def _ratio(x, y):
+  """Returns x / y, and 1 if y is 0."""
+  return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 1)
+
+
+def _cosine_distance(params: PyTree, start: PyTree) -> jax.Array:
+  """Returns 1 less the cosine of two models."""
+  product = sum(
+    jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), params, start))
+  )
+  return 1 - _ratio(product, _norm(params) * _norm(start))
+
+
+def _euclidean_distance(params: PyTree, start: PyTree) -> jax.Array:
+  return _norm(jax.tree.map(jnp.subtract, params, start))
+
+
+_ANOMALIES: dict[str, Callable[[PyTree, PyTree], jax.Array]] = {
+  'cosine': _cosine_distance,
+  'euclidean': _euclidean_distance,
+}
