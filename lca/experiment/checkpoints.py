@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from lca.experiment import host, identity
 from lca.experiment.summary import Row
+from lca.federated.server import ServerState
 from lca.stacked.trees import layer_names
 from lca.typing import PyTree
 
@@ -57,7 +58,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     with self._writing() if error is None else contextlib.suppress(Exception):
       self._manager.close()
 
-  def save(self, state: PyTree, rows: list[Row]) -> None:
+  def save(self, state: ServerState, rows: list[Row]) -> None:
     """Starts to save a checkpoint after a round, in the background.
 
     Args:
@@ -73,12 +74,13 @@ class Checkpoints(contextlib.AbstractContextManager):
       'rows': list(rows),  # a copy: the caller appends to its own meanwhile
     }
     parts = ocp.args.Composite(
-      about=ocp.args.JsonSave(about), state=ocp.args.StandardSave(state)
+      about=ocp.args.JsonSave(about),
+      state=ocp.args.StandardSave(_as_saved(state)),
     )
     with self._writing():
       self._manager.save(rows[-1]['round'], args=parts)
 
-  def restore(self, initial: PyTree) -> tuple[PyTree, list[Row]]:
+  def restore(self, initial: ServerState) -> tuple[ServerState, list[Row]]:
     """Reads the newest intact checkpoint, and deletes damaged newer ones.
 
     Args:
@@ -111,7 +113,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       )
     return initial, []
 
-  def _read(self, step: int, initial: PyTree) -> tuple[PyTree, list[Row]]:
+  def _read(
+    self, step: int, initial: ServerState
+  ) -> tuple[ServerState, list[Row]]:
     """Reads one checkpoint.
 
     Raises:
@@ -139,14 +143,16 @@ class Checkpoints(contextlib.AbstractContextManager):
           'it, or choose another --workdir'
         )
     with self._reading(step):
-      state = self._item(step, 'state', ocp.args.StandardRestore(initial))
+      state = self._item(
+        step, 'state', ocp.args.StandardRestore(_as_saved(initial))
+      )
       sums = [
         (leaf[2], leaves[name][2])
         for name, leaf in _described_leaves(state).items()
       ]
       if any(None not in pair and pair[0] != pair[1] for pair in sums):
         raise ValueError('a checksum is wrong')
-    return state, rows
+    return initial._replace(**state), rows
 
   def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
     """Reads one part of a checkpoint, 'about' or 'state'."""
@@ -184,6 +190,17 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise CheckpointError(
         f'cannot write a checkpoint into {self._path}: {_first_line(error)}'
       ) from error
+
+
+def _as_saved(state: ServerState) -> dict[str, PyTree]:
+  """Returns the fields of a state as a checkpoint holds them.
+
+  Checkpoints from before `last_change` lack that field.
+  """
+  fields = state._asdict()
+  if not jax.tree.leaves(state.last_change):
+    del fields['last_change']
+  return fields
 
 
 class _Damaged(Exception):

@@ -41,6 +41,14 @@ PRESET_NAMES = {
 """The rules whose presets have another name, as in `configs/presets.py`."""
 
 
+TRAINING = {
+  'alpha': 'constrain_and_scale',
+  'keep': 'neurotoxin',
+  'radius': 'pgd',
+}
+"""The options of an attack's training that have a name of their own."""
+
+
 class Run(NamedTuple):
   """A run that has a config; it may be unfinished.
 
@@ -199,11 +207,19 @@ def attack_name(section: Mapping[str, Any]) -> str:
   """Returns the name of an attack; `'none'` if there is none.
 
   Label flipping whose updates are boosted by `'replace'` is
-  `'model_replacement'`, like its preset.
+  `'model_replacement'`, like its preset. The name of an attack with a training
+  of its own begins with that of the training.
 
   Args:
     section: the section `attack` of a config.
+
+  Examples:
+    >>> attack_name({'name': 'badnets', 'training': {'keep': 0.95}})
+    'neurotoxin+badnets'
   """
   name = section.get('name', 'none')
-  replaced = name == 'label_flipping' and section.get('boost') == 'replace'
-  return 'model_replacement' if replaced else name
+  if name == 'label_flipping' and section.get('boost') == 'replace':
+    name = 'model_replacement'
+  training = section.get('training', {})
+  own = [form for key, form in TRAINING.items() if training.get(key)]
+  return '+'.join([*own, name])

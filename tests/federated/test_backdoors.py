@@ -195,3 +195,42 @@ def test_flame_stops_the_backdoor_and_finds_the_attackers(data):
     assert metrics['false_positive_rate'] < 0.3
     assert sim.evaluate(state)['attack_success_rate'] < 0.1
   assert sim.evaluate(state)['test_accuracy'] > 0.9
+
+
+def _rates(data, attack, rounds, **changes):
+  """Returns the success rates and accuracies of rounds with 4 of 12 clients."""
+  attackers = STRONG['train'] if attack.training else None
+  sim = simulation(
+    data,
+    attack=attack,
+    attackers=attackers,
+    population=Population(12, 12, 4, 4),
+    **(STRONG | changes),
+  )
+  state, tested = sim.init(), []
+  for round_idx in range(rounds):
+    state, _ = sim.run_round(state, round_idx)
+    tested.append(sim.evaluate(state))
+  return tested
+
+
+@pytest.mark.parametrize(
+  'training',
+  [{'keep': 0.9}, {'alpha': 0.5}, {'radius': 1.0}],
+  ids=['neurotoxin', 'constrain_and_scale', 'pgd'],
+)
+def test_a_backdoor_with_its_own_training_grows_against_the_mean(
+  data, training
+):
+  boost = 3.0 if 'radius' in training else 1.0
+  attack = attacks.badnets(
+    height=2, width=2, margin=0, target=3, share=0.5, boost=boost
+  )
+  tested = _rates(data, attacks.with_training(attack, **training), 5)
+  assert tested[-1]['attack_success_rate'] > 0.25
+  assert tested[-1]['test_accuracy'] > 0.9
+
+
+def test_gradient_ascent_keeps_the_mean_from_learning(data):
+  tested = _rates(data, attacks.gradient_ascent(), 3)
+  assert max(test['test_accuracy'] for test in tested) < 0.3
