@@ -327,6 +327,8 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
     # An attack that takes no updates makes its clients train.
     if 'byzantine' not in inspect.signature(function).parameters:
       options[name]['training'] = _training()
+    elif getattr(function, 'reads', 'all') != 'row':
+      options[name]['knowledge'] = 'all'
   options['model_replacement'] = options['label_flipping'] | {
     'boost': 'replace'
   }

@@ -37,6 +37,7 @@ def parts(
   train=TRAIN,
   seed=3,
   attackers=None,
+  by_class=False,
   **changes,
 ):
   """Returns a simulation's parts; `changes` replace those of its server."""
@@ -52,5 +53,6 @@ def parts(
     'server': Server(**(server | changes)),
     'seed': seed,
     'attackers': attackers,
+    'by_class': by_class,
     'placement': Placement(clients_mesh(devices), chunk_size, eval_batch_size),
   }

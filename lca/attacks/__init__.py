@@ -44,7 +44,14 @@ from lca.attacks.labels import (
   model_replacement,
 )
 from lca.attacks.make import ATTACKS, POPULATION_KEYS, make
-from lca.attacks.noise import constant, gaussian, non_finite, zero
+from lca.attacks.noise import (
+  constant,
+  free_rider,
+  gaussian,
+  layer_gaussian,
+  non_finite,
+  zero,
+)
 from lca.attacks.optimized import optimized
 from lca.attacks.training import Training, gradient_ascent, with_training
 
@@ -70,10 +77,12 @@ __all__ = [
   'flip_mapping',
   'flip_next',
   'flip_source',
+  'free_rider',
   'from_function',
   'gaussian',
   'gradient_ascent',
   'label_flipping',
+  'layer_gaussian',
   'make',
   'mimic',
   'min_max',
@@ -103,9 +112,11 @@ for _attack in (
   flip_complement,
   flip_next,
   flip_source,
+  free_rider,
   gaussian,
   gradient_ascent,
   label_flipping,
+  layer_gaussian,
   mimic,
   min_max,
   min_sum,

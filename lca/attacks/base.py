@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca.aggregators.base import rule_name
-from lca.options import Check, may_be_traced
+from lca.options import Check, may_be_traced, one_of
 from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Update, Updates
@@ -141,10 +141,12 @@ def update_attack(
     draws = needs_key and (
       reads == 'coordinate' or 'positions' not in parameters
     )
-    if reads != 'all' and (draws or 'aggregate' in parameters):
+    whole = reads == 'coordinate' and 'last_change' in parameters
+    if reads != 'all' and (draws or whole or 'aggregate' in parameters):
       raise TypeError(
         f'{function.__name__} cannot read {reads!r} alone: it tries an '
-        'aggregation, or draws random numbers without the positions of its rows'
+        "aggregation, reads the model's last change coordinate by coordinate, "
+        'or draws random numbers without the positions of its rows'
       )
 
     def checked(updates, *, byzantine, key=None, **options):
@@ -186,21 +188,31 @@ def makes_attack(maker: Callable[P, Attack]) -> Callable[P, Attack]:
   return made
 
 
-ROUND_BRINGS = ('byzantine', 'key', 'aggregate', 'positions')
+ROUND_BRINGS = ('byzantine', 'key', 'aggregate', 'positions', 'last_change')
 """Names of the arguments that a round passes to an attack on the updates."""
 
 
-def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
+Knowledge = Literal['all', 'byzantine']
+
+
+def from_function(
+  function: Callable[..., Updates],
+  *,
+  knowledge: Knowledge = 'all',
+  **options: Any,
+) -> Attack:
   """Makes an `Attack` from a function of the updates.
 
   The Byzantine clients train on their true labels. The function then replaces
   their updates.
 
   Args:
-    function: `(updates, *, byzantine, ...) -> updates`. It may name `key` and
-      `aggregate` (see `Attack.on_updates`) and `positions` (see
-      `Attack.reads`), too; a round passes those arguments that the function
-      names.
+    function: `(updates, *, byzantine, ...) -> updates`. It may name `key`,
+      `aggregate` (see `Attack.on_updates`), `last_change` (see
+      `Attack.needs_last_change`) and `positions` (see `Attack.reads`), too; a
+      round passes those arguments that the function names.
+    knowledge: the updates that the attackers know: `'all'`, or those that the
+      `'byzantine'` clients have trained themselves (see `own_knowledge`).
     **options: values of the function's other arguments.
 
   Returns:
@@ -208,7 +220,8 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
 
   Raises:
     TypeError: an option is unknown to the function, or a required one is
-      missing.
+      missing; or `knowledge` does not apply, because the function reads no
+      other client's update.
     ValueError: an option has an impossible value.
 
   Examples:
@@ -223,9 +236,25 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
   options = _checked_options(function, options)
   parameters = inspect.signature(function).parameters
 
-  def on_updates(updates, **from_round):
+  reads: Reads = getattr(function, 'reads', 'all')
+  one_of('all', 'byzantine')('knowledge', knowledge)
+  if knowledge != 'all' and reads == 'row':
+    raise TypeError(
+      f'knowledge={knowledge!r} does not apply to {rule_name(function)}, which '
+      "reads no other client's update"
+    )
+
+  def on_updates(updates, *, byzantine, **from_round):
+    known = updates
+    if knowledge == 'byzantine':
+      known, completed = own_knowledge(updates, byzantine)
+      if aggregate := from_round.get('aggregate'):
+        from_round['aggregate'] = lambda rows: aggregate(completed(rows))
     accepted = {k: v for k, v in from_round.items() if k in parameters}
-    return function(updates, **(options | accepted))
+    attacked = function(known, byzantine=byzantine, **(options | accepted))
+    if known is updates:
+      return attacked
+    return replace(updates, byzantine, attacked)
 
   checks = getattr(function, 'checks', {})
   numbers = {
@@ -233,13 +262,51 @@ def from_function(function: Callable[..., Updates], **options: Any) -> Attack:
     for name, value in options.items()
     if isinstance(value, float) and may_be_traced(checks.get(name))
   }
-  reads: Reads = getattr(function, 'reads', 'all')
+  described = {} if knowledge == 'all' else {'knowledge': knowledge}
   return Attack(
     on_updates=on_updates,
     numbers=numbers,
     reads=reads,
-    made_by=(function, options),
+    made_by=(function, options | described),
+    needs_last_change='last_change' in parameters,
   )
+
+
+def own_knowledge(
+  updates: Updates, byzantine: jax.Array
+) -> tuple[Updates, Callable[[Updates], Updates]]:
+  """Returns a round as attackers see it who know their own updates alone.
+
+  The updates that the Byzantine clients have trained honestly take the place of
+  the honest ones. If there are fewer of them, the rows of the other honest
+  clients are NaN, as if these had not answered; if there are more, the last
+  ones are left out.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    byzantine: `[n]` mask.
+
+  Returns:
+    The updates that the attackers know, and a function that replaces the NaN
+    rows of such updates, so that a rule can be tried on n rows: it repeats the
+    attackers' own updates.
+
+  References:
+    Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021 ("unknown
+    benign gradients").
+  """
+  order = jnp.argsort(~byzantine, stable=True)  # Byzantine rows come first
+  attackers = jnp.sum(byzantine)
+  number = jnp.cumsum(~byzantine) - 1  # of each honest row
+  source = order[number % jnp.maximum(attackers, 1)]
+  missing = ~byzantine & (number >= attackers)
+
+  def repeated(rows):
+    return replace(rows, ~byzantine, jax.tree.map(lambda x: x[source], updates))
+
+  unknown = jax.tree.map(lambda x: jnp.full_like(x[0], jnp.nan), updates)
+  known = replace(repeated(updates), missing, unknown)
+  return known, lambda rows: replace(rows, missing, repeated(updates))
 
 
 def _checked_options(function, options):
@@ -282,7 +349,7 @@ def draw_rows(
   byzantine: jax.Array,
   key: jax.Array,
   sample: Callable[..., jax.Array],
-  row: Callable[[int, jax.Array], jax.Array],
+  row: Callable[[int, jax.Array, jax.Array], jax.Array],
   positions: jax.Array | None = None,
 ) -> list[jax.Array]:
   """Replaces each Byzantine row by an independent random row.
@@ -296,8 +363,8 @@ def draw_rows(
     sample: `(key, shape, dtype) -> numbers`, like the samplers of
       `jax.random`. One call draws the numbers of all leaves of a row, which
       compiles faster than a call for each leaf.
-    row: `(k, numbers) -> row` makes the row of leaf k from random numbers of
-      the row's shape.
+    row: `(k, own, numbers) -> row` makes the row of leaf k from the client's
+      own row and random numbers of the row's shape.
     positions: `[n]` positions of the rows in the round, if they are some of its
       rows; None if they are all.
 
@@ -317,7 +384,8 @@ def draw_rows(
     drawn = sharding.whole_on_each_device(drawn)
     numbers = jnp.split(drawn, ends[:-1])  # one part for each leaf
     rows = [
-      row(k, x.reshape(leaves[k].shape[1:])) for k, x in enumerate(numbers)
+      row(k, leaf[order[i]], x.reshape(leaf.shape[1:]))
+      for k, (leaf, x) in enumerate(zip(leaves, numbers, strict=True))
     ]
     return [
       lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), order[i], 0)

@@ -218,7 +218,8 @@ def fang_trimmed_mean(
   leaves, structure = jax.tree.flatten(updates)
   ends = list(zip(jax.tree.leaves(start), jax.tree.leaves(stop), strict=True))
 
-  def row(k, uniform):
+  def row(k, own, uniform):
+    del own
     first, last = ends[k]
     return first + uniform * (last - first)
 

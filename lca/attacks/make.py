@@ -30,6 +30,7 @@ def make(config: Mapping[str, Any]) -> Attack:
   Args:
     config: `name`, one of `ATTACKS` or `'none'`, and the attack's own options.
       `POPULATION_KEYS` are ignored: `lca.federated.population` reads them.
+      `knowledge`, of attacks on the updates, is that of `from_function`.
       `training`, if it is there, has the options of `lca.attacks.Training`.
 
   Raises:
@@ -53,10 +54,12 @@ def make(config: Mapping[str, Any]) -> Attack:
     raise ValueError(unknown('attack', name, {'attack': [*ATTACKS, 'none']}))
   training = keys.pop('training', {})
   options = {k: v for k, v in keys.items() if k not in POPULATION_KEYS}
-  ATTACKS.check(name, options)
   function = ATTACKS[name]
   if 'byzantine' in inspect.signature(function).parameters:
-    attack = from_function(function, **options)
+    knowledge = options.pop('knowledge', 'all')
+    ATTACKS.check(name, options)
+    attack = from_function(function, knowledge=knowledge, **options)
   else:
+    ATTACKS.check(name, options)
     attack = function(**options)
   return with_training(attack, **training) if training else attack

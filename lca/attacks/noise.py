@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lca import options
 from lca.aggregators import layer_names
 from lca.attacks.base import draw_rows, replace, update_attack
-from lca.typing import Updates
+from lca.typing import Update, Updates
 
 
 @update_attack(
@@ -75,8 +75,8 @@ def gaussian(
       f'layers={layers!r} matches no leaf; the paths of the leaves are {paths}'
     )
 
-  def row(k, numbers):
-    del k  # the distribution is the same in all leaves
+  def row(k, own, numbers):
+    del k, own  # the distribution is the same in all leaves
     return mu + sigma * numbers
 
   noisy = draw_rows(
@@ -90,6 +90,106 @@ def gaussian(
   for i, leaf in zip(matching, noisy, strict=True):
     leaves[i] = leaf
   return jax.tree.unflatten(structure, leaves)
+
+
+@update_attack('row', scale=options.number(0))
+def layer_gaussian(
+  updates: Updates,
+  *,
+  byzantine: jax.Array,
+  key: jax.Array,
+  positions: jax.Array | None = None,
+  scale: float = 1.0,
+) -> Updates:
+  r"""Sends Gaussian noise with the moments of each layer of the own update.
+
+  .. math:: \hat x_b^{(l)} \sim \mathcal{N}(\mu_b^{(l)}, (c\,
+      \sigma_b^{(l)})^2 I)
+
+  where :math:`\mu_b^{(l)}` and :math:`\sigma_b^{(l)}` are mean and standard
+  deviation of the entries of layer l of what the client has trained. No norm
+  and no distance tells such a layer from a trained one.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`. A layer is a leaf.
+    byzantine: `[n]` mask.
+    key: PRNG key.
+    positions: see `gaussian`.
+    scale: c, at least 0.
+
+  Returns:
+    Stacked updates.
+
+  Raises:
+    ValueError: `scale` is negative or not finite.
+  """
+  leaves, structure = jax.tree.flatten(updates)
+
+  def row(k, own, numbers):
+    del k
+    own = own.astype(numbers.dtype)
+    return jnp.mean(own) + scale * jnp.std(own) * numbers
+
+  drawn = draw_rows(leaves, byzantine, key, jax.random.normal, row, positions)
+  return jax.tree.unflatten(structure, drawn)
+
+
+@update_attack('row', noise=options.number(0))
+def free_rider(
+  updates: Updates,
+  *,
+  byzantine: jax.Array,
+  key: jax.Array,
+  last_change: Update | None = None,
+  positions: jax.Array | None = None,
+  delta: bool = True,
+  noise: float = 1e-4,
+) -> Updates:
+  r"""Sends a made-up update, to receive the model without any training.
+
+  With `delta`, the client sends the last change of the server's model, which
+  looks like an update, and adds normal noise:
+
+  .. math:: \hat x_b \sim \mathcal{N}(w_t - w_{t-1}, \eta^2 I)
+
+  Without it, the entries are uniform in :math:`[-\eta, \eta]`.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    byzantine: `[n]` mask.
+    key: PRNG key.
+    last_change: :math:`w_t - w_{t-1}`, like one update; zeros in the first
+      round of a run. A simulation passes it; `delta=False` does not need it.
+    positions: see `gaussian`.
+    delta: True sends the last change.
+    noise: :math:`\eta`, at least 0.
+
+  Returns:
+    Stacked updates.
+
+  Raises:
+    ValueError: `noise` is negative or not finite.
+    TypeError: `delta` is True, and there is no `last_change`.
+
+  References:
+    Lin, Du and Liu, Free-riders in federated learning: attacks and defenses,
+    2019 (random weights, and delta weights with and without noise).
+  """
+  if delta and last_change is None:
+    raise TypeError('free_rider with delta=True needs last_change, got None')
+  change = jax.tree.leaves(last_change)
+
+  def row(k, own, numbers):
+    del own
+    return noise * numbers + (change[k].astype(numbers.dtype) if delta else 0)
+
+  def uniform(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -1)
+
+  leaves, structure = jax.tree.flatten(updates)
+  sample = jax.random.normal if delta else uniform
+  drawn = draw_rows(leaves, byzantine, key, sample, row, positions)
+  return jax.tree.unflatten(structure, drawn)
 
 
 @update_attack('row')

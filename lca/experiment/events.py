@@ -52,9 +52,11 @@ def tag_of(name: str) -> str:
   """Returns the tag of a metric, such as 'test/loss' of 'test_loss'.
 
   A metric of a layer, such as `'norm/params/Conv_0/bias'`, is in the group
-  `layers`.
+  `layers`, and one of a class, such as `'test_accuracy/3'`, in `classes`.
   """
   group = 'layers' if '/' in name else 'metrics'
+  if name.startswith('test_accuracy/'):
+    group = 'classes'
   return _TAGS.get(name, f'{group}/{name}')
 
 

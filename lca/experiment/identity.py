@@ -35,6 +35,7 @@ _IMPLIED_VALUES = {
   'client.drop_rate': 0.0,
   'eval.forensics': False,
   'eval.detection': False,
+  'eval.by_class': False,
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',
@@ -44,12 +45,14 @@ _IMPLIED_VALUES = {
   'attack.last_round': None,
   'attack.every': 1,
   'attack.rounds': None,
+  'attack.knowledge': 'all',
   **{
     f'attack.training.{field.name}': field.default
     for field in dataclasses.fields(Training)
   },
   'model.initial_weights': 'lecun_normal',
   'data.validation': 0.0,
+  'data.redraw_below': 0,
   'checkpoint.best': '',
 }
 

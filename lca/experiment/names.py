@@ -17,14 +17,14 @@ from flax import linen as nn
 
 from lca.aggregators import Aggregator
 from lca.attacks import Attack
-from lca.attacks.base import keep_examples, keep_updates
+from lca.attacks.base import ROUND_BRINGS, keep_examples, keep_updates
 from lca.registry import REQUIRED, options_of
 
 Keys = dict[str, Any]
 """The keys of a section of a config, such as `name`, and their values."""
 
 # Arguments that a round brings to an attack; they are no options of the attack.
-_OF_A_ROUND = ('updates', 'byzantine', 'key', 'aggregate')
+_OF_A_ROUND = ('updates', *ROUND_BRINGS)
 
 
 def name_of(thing: Any) -> str:

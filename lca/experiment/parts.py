@@ -26,6 +26,7 @@ class Parts(NamedTuple):
     placement: the devices that a round is spread over.
     initial: variables of the model to start from; None takes the model's own.
     attackers: an attacker's training, if the attack has one of its own.
+    by_class: True measures the test accuracy of each class.
     stream: None holds all updates of a round. Otherwise the options of a
       `StreamedSimulation`.
   """
@@ -39,6 +40,7 @@ class Parts(NamedTuple):
   placement: Placement
   initial: PyTree | None = None
   attackers: LocalTraining | None = None
+  by_class: bool = False
   stream: dict[str, Any] | None = None
 
   def simulation(self) -> Simulation:

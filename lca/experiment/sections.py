@@ -231,6 +231,8 @@ class Eval:
       from honest clients (`detection_precision`, `detection_recall`,
       `detection_f1`, `false_positive_rate`). The rule must decide on whole
       updates.
+    by_class: True measures the accuracy on each class of the test set
+      (`test_accuracy/CLASS`), which takes one more pass over it.
   """
 
   every: int = 1
@@ -238,6 +240,7 @@ class Eval:
   layers: str | None = None
   forensics: bool = False
   detection: bool = False
+  by_class: bool = False
 
   def __post_init__(self):
     for key in ('every', 'batch_size'):

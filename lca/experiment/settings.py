@@ -132,6 +132,7 @@ class Settings:
       placement=self.placement,
       initial=self.initial and self.initial(shapes),
       attackers=self.attackers and of_model(self.attackers),
+      by_class=self.eval.by_class,
       stream=self.stream,
     )
 

@@ -52,6 +52,7 @@ class Evaluation:
     data: the data set, and the indices of the examples for validation.
     placement: the devices that examples are spread over.
     attack: its success with the test set is measured if it has an `on_test`.
+    by_class: True measures the accuracy on each class of the test set, too.
 
   Raises:
     ValueError: the attack cannot change such examples.
@@ -63,6 +64,7 @@ class Evaluation:
     data: FederatedDataset,
     placement: Placement,
     attack: Attack = NO_ATTACK,
+    by_class: bool = False,
   ):
     dataset = data.dataset
     self._classifier, self._placement = classifier, placement
@@ -75,6 +77,10 @@ class Evaluation:
       self._add('validation', dataset.train, data.validation_indices)
     names = [f'{name}_{what}' for name in self._sizes for what in _MEASURED]
     self.columns = names[len(_MEASURED) :]
+    self._by_class = [
+      f'test_accuracy/{k}' for k in range(dataset.num_classes) if by_class
+    ]
+    self.columns += self._by_class
     self._attack, self._test_attacked = attack, None
     if attack.on_test is not None:
       self.columns += _OF_ATTACK
@@ -126,7 +132,9 @@ class Evaluation:
     Returns:
       `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
       right predictions. If examples were held out for validation,
-      `validation_loss` and `validation_accuracy` follow. If the attack has an
+      `validation_loss` and `validation_accuracy` follow. With `by_class` there
+      are `test_accuracy/0` to the last class, NaN for a class without test
+      examples. If the attack has an
       `on_test`, there are two shares of the test examples that count for it,
       as it changes them: `attack_success_rate`, of which the model predicts the
       target, and `backdoor_accuracy`, of which it predicts the true label. Both
@@ -137,6 +145,11 @@ class Evaluation:
       sums = _sum_blocks(self._test, variables, blocks) / self._sizes[name]
       for what, mean in zip(_MEASURED, sums.tolist(), strict=True):
         measured[f'{name}_{what}'] = mean
+    if self._by_class:
+      counts = self.confusion(variables)
+      with np.errstate(invalid='ignore'):  # NaN for a class without examples
+        shares = np.diagonal(counts) / counts.sum(axis=1)
+      measured |= zip(self._by_class, shares.tolist(), strict=True)
     if self._test_attacked is not None:
       numbers = dict(self._attack.numbers)
       test = functools.partial(self._test_attacked, numbers)

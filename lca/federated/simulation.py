@@ -38,8 +38,7 @@ class Programs(NamedTuple):
 
   Attributes:
     train: trains the clients, or some of them (`RoundTraining`).
-    attack: trains the clients that attack by how they train
-      (`lca.federated.attackers`); None if all clients train alike.
+    attack: trains attackers in their own way; None if they have none.
     receive: changes their updates, as Byzantine clients do; None if nothing
       changes them (`ServerPrograms`).
     step: makes the next model (`ServerPrograms`).
@@ -95,6 +94,7 @@ class Simulation:
     initial: variables of the model to start from; None takes the classifier's
       own, which the seed may decide.
     attackers: computes an attacker's update, if the attack has a `training`.
+    by_class: True measures the test accuracy of each class.
 
   Raises:
     ValueError: `server.batch_stats` is `'server'`, but the data hold no
@@ -113,6 +113,7 @@ class Simulation:
     placement: Placement,
     initial: PyTree | None = None,
     attackers: LocalTraining | None = None,
+    by_class: bool = False,
   ):
     server.check_examples(data.server_id is not None)
     self.data, self.classifier, self.placement = data, classifier, placement
@@ -134,7 +135,9 @@ class Simulation:
       attackers and attackers_training(attackers, server.attack, data.dataset),
       self.drawing.places(self.clients_per_device),
     )
-    self._evaluation = Evaluation(classifier, data, placement, server.attack)
+    self._evaluation = Evaluation(
+      classifier, data, placement, server.attack, by_class
+    )
     self._reader = ThreadPoolExecutor(1, thread_name_prefix='reader')
     self._next: _PreparedRound | None = None
 

@@ -15,6 +15,7 @@ from lca.federated.round import (
   Aggregate,
   apply_update,
   brought,
+  known_to_attackers,
   without_answer,
 )
 from lca.federated.row_file import Block
@@ -140,7 +141,7 @@ class StreamedSteps:
   # A group of clients ---------------------------------------------------------
 
   def arrive(
-    self, updates: Updates, drawn: Round, start: int
+    self, updates: Updates, state: ServerState, drawn: Round, start: int
   ) -> tuple[Updates, PyTree]:
     """Makes what the server receives of a group of clients.
 
@@ -149,6 +150,7 @@ class StreamedSteps:
     Args:
       updates: the group's updates, leaves `[k, ...]`; rows beyond the round's
         last client are not used. They are overwritten.
+      state: the state before the round.
       drawn: the draws of the round.
       start: position of the group's first client in the round.
 
@@ -161,18 +163,19 @@ class StreamedSteps:
     answered = drawn.answered
     if answered is not None:
       answered = np.asarray(answered)[rows]
-    key, numbers = drawn.attack_key, self._server.numbers['attack']
-    return self._arrive(updates, byzantine, answered, positions, key, numbers)
+    given = {'key': drawn.attack_key, **self._server.numbers['attack']}
+    given |= known_to_attackers(self._server, state)
+    return self._arrive(updates, byzantine, answered, positions, given)
 
   @functools.cached_property
   def _arrive(self):
-    def arrive(updates, byzantine, answered, positions, key, numbers):
+    def arrive(updates, byzantine, answered, positions, given):
       updates = self._placement.from_clients(updates)
       if answered is not None:
         updates = without_answer(updates, answered)
       if not self._by_column:
         updates = self._server.attack.on_updates(
-          updates, byzantine=byzantine, positions=positions, key=key, **numbers
+          updates, byzantine=byzantine, positions=positions, **given
         )
       return updates, jax.tree.map(sums.squares, updates)
 

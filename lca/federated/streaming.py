@@ -215,7 +215,7 @@ class StreamedSimulation(Simulation):
         clients,
         calls=1,
       )
-      updates, squares = self._steps.arrive(updates, drawn, start)
+      updates, squares = self._steps.arrive(updates, state, drawn, start)
       pending.append((start, updates, losses, squares))
       # While this group trains, the rows of the one before are kept.
       if len(pending) > 1:

@@ -42,7 +42,9 @@ def _sent(name, updates, byzantine, **more):
 def test_which_attacks_read_less_than_everything():
   assert _that_read('row') == [
     'constant',
+    'free_rider',
     'gaussian',
+    'layer_gaussian',
     'non_finite',
     'sign_flip',
     'zero',

@@ -1,5 +1,6 @@
 """Tests of the partitions."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -354,6 +355,18 @@ def test_dirichlet_may_leave_a_client_empty():
   sizes = [len(client) for client in clients]
   # Each of the four classes belongs almost entirely to one client.
   assert len(clients) == 50 and sizes.count(0) >= 40
+
+
+def test_dirichlet_is_drawn_again_until_every_client_has_enough():
+  draw = functools.partial(partitions.dirichlet, UNEVEN, 8, seed=0, alpha=0.4)
+  smallest = min(map(len, draw()))
+  assert min(map(len, draw(redraw_below=smallest + 5))) >= smallest + 5
+  same = draw(redraw_below=smallest)
+  assert all(map(np.array_equal, draw(), same))
+  with pytest.raises(ValueError, match=r'always had fewer than redraw_below=9'):
+    draw(redraw_below=90_000)
+  with pytest.raises(ValueError, match='at least 0, got -1'):
+    draw(redraw_below=-1)
 
 
 @pytest.mark.parametrize('alpha', [0.0, -1.0, np.inf, np.nan])

@@ -1,5 +1,6 @@
 """Tests that checkpoints are restored, and that errors name what is wrong."""
 
+import collections
 import os
 import re
 import shutil
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
+from lca.experiment import checkpoints as checkpoints_module
 from lca.experiment.checkpoints import CheckpointError, Checkpoints
 from lca.federated.server import ServerState
 
@@ -232,3 +235,21 @@ def test_what_cannot_be_written_is_said(tmp_path):
       shutil.rmtree(path)
       path.touch()
       checkpoints.save(state(2), rows(2))
+
+
+def test_a_checkpoint_from_before_the_last_change_is_read(tmp_path):
+  """The state of an older version has four fields."""
+  older = collections.namedtuple('ServerState', ServerState._fields[:4])
+  now = state(3)
+  about = {
+    'config': CONFIG,
+    'leaves': checkpoints_module._described_leaves(now),
+    'rows': rows(3),
+  }
+  with ocp.CheckpointManager(tmp_path) as manager:
+    parts = ocp.args.Composite(
+      about=ocp.args.JsonSave(about),
+      state=ocp.args.StandardSave(older(*now[:4])),
+    )
+    manager.save(3, args=parts)
+  check_found(restore(tmp_path), 3)

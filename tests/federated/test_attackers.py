@@ -15,6 +15,7 @@ from lca.federated.clients import shuffled
 from lca.federated.population import Population
 from lca.federated.schedule import Schedule
 from lca.federated.seeds import SeedsSimulation
+from lca.federated.simulation import Simulation
 from lca.federated.streaming import StreamedSimulation
 
 POISON = attacks.badnets(height=2, width=2, margin=0, target=3, share=1.0)
@@ -232,6 +233,19 @@ def test_the_update_is_scaled_to_a_norm(data):
   population = Population(12, 1, 4, 1)
   change, *_ = trained(data, own, population=population)
   assert np.linalg.norm(flat(change)) == pytest.approx(3.5, rel=1e-5)
+
+
+@pytest.mark.parametrize('kind', [Simulation, StreamedSimulation])
+def test_free_riders_send_the_last_change(data, kind):
+  """The clients of round 1 are honest; in round 2 all of them ride."""
+  population = Population(12, 2, 4, 2, schedule=Schedule(first_round=2))
+  attack = attacks.from_function(attacks.free_rider, noise=0.0)
+  sim = kind(**parts(data, 2, attack=attack, population=population))
+  state, _ = sim.run_round(sim.init(), 0)
+  change = flat(state.last_change)
+  assert change.any()
+  state, _ = sim.run_round(state, 1)
+  np.testing.assert_allclose(flat(state.last_change), change, atol=1e-6)
 
 
 # Errors -----------------------------------------------------------------------

@@ -160,3 +160,30 @@ def test_the_confusion_matrix(data, devices, block_bytes, logits, monkeypatch):
   )
   accuracy = sim.evaluate(state)['test_accuracy']
   assert np.trace(counts) / len(test) == accuracy
+
+
+def test_the_accuracy_of_each_class_is_measured(data):
+  """Their mean, weighted by the classes' sizes, is the accuracy of all."""
+  sim = simulation(data, by_class=True)
+  measured = sim.evaluate(sim.init())
+  names = [f'test_accuracy/{k}' for k in range(10)]
+  assert [name for name in sim.more_metrics if name in names] == names
+  sizes = np.bincount(data.dataset.test.labels, minlength=10)
+  mean = np.average([measured[name] for name in names], weights=sizes)
+  assert mean == pytest.approx(measured['test_accuracy'])
+  counts = sim.confusion(sim.init())
+  assert measured['test_accuracy/3'] == counts[3, 3] / sizes[3]
+
+
+def test_a_class_without_test_examples_has_no_accuracy():
+  inputs, labels = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 3
+  dataset = datasets.from_arrays(
+    (inputs, labels), (inputs[:4], labels[:4] % 2), num_classes=10
+  )
+  spread = datasets.federate(
+    dataset, partition='iid', num_clients=12, min_examples=1, seed=0
+  )
+  sim = simulation(spread, by_class=True)
+  measured = sim.evaluate(sim.init())
+  assert np.isnan(measured['test_accuracy/2'])
+  assert not np.isnan(measured['test_accuracy/1'])

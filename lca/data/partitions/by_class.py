@@ -168,7 +168,12 @@ def _even_sizes(total: int, count: int) -> np.ndarray:
 
 
 def dirichlet(
-  labels: np.ndarray, num_clients: int, *, seed: int, alpha: float
+  labels: np.ndarray,
+  num_clients: int,
+  *,
+  seed: int,
+  alpha: float,
+  redraw_below: int = 0,
 ) -> list[np.ndarray]:
   """Shares each class out in proportions drawn from a Dirichlet distribution.
 
@@ -188,7 +193,7 @@ def dirichlet(
   - By class, as here and in Yurochkin et al.: a Dirichlet over clients is drawn
     for every class. byzfl does the same. FedML and Flower do so too, but they
     repeat the draw until no client is too small, which changes the
-    distribution; this function never repeats a draw.
+    distribution; this function repeats a draw only with `redraw_below`.
   - By client, as in Hsu et al.: a Dirichlet over classes, centred on the class
     frequencies of the whole data set, is drawn for every client, and all
     clients get the same number of examples. Alpha then skews the classes but
@@ -201,14 +206,16 @@ def dirichlet(
     num_clients: n, from 1 to N.
     seed: the seed that determines the partition.
     alpha: the concentration, above 0.
+    redraw_below: the draw is repeated, at most 1,000 times, until every client
+      has at least this many examples. 0 takes the first draw.
 
   Returns:
     One array of example indices per client, possibly empty. Every example
     belongs to exactly one client.
 
   Raises:
-    ValueError: `num_clients` is below 1 or above N, or `alpha` is not a
-      positive number.
+    ValueError: `num_clients` is below 1 or above N, `alpha` is not a positive
+      number, `redraw_below` is negative, or no draw gives every client as many.
 
   Examples:
     >>> clients = dirichlet(np.repeat([0, 1], 500), 4, seed=0, alpha=0.5)
@@ -223,7 +230,25 @@ def dirichlet(
   check_num_clients(num_clients, len(labels))
   if not 0 < alpha < np.inf:
     raise ValueError(f'alpha must be positive and finite, got {alpha}')
+  if redraw_below < 0:
+    raise ValueError(f'redraw_below must be at least 0, got {redraw_below}')
   rng = np.random.default_rng(seed)
+  for _ in range(_MOST_DRAWS if redraw_below else 1):
+    clients = _dirichlet(labels, num_clients, alpha, rng)
+    if min(map(len, clients)) >= redraw_below:
+      return clients
+  raise ValueError(
+    f'in {_MOST_DRAWS} draws of alpha={alpha} some of {num_clients} clients '
+    f'always had fewer than redraw_below={redraw_below} of {len(labels)} '
+    'examples: lower redraw_below or num_clients, or raise alpha'
+  )
+
+
+_MOST_DRAWS = 1000
+
+
+def _dirichlet(labels, num_clients, alpha, rng):
+  """Draws a partition of `dirichlet` once."""
   parts = [[] for _ in range(num_clients)]
   for label in np.unique(labels):
     examples = rng.permutation(np.flatnonzero(labels == label))
