@@ -34,6 +34,7 @@ PRESET_NAMES = {
 }
 # Values of options that have no default, or differ from the function's default.
 RULE_OPTIONS = {
+  'align_ins': {'weights': 'uniform'},
   'bulyan_trimmed': {'m': 5},
   'centered_clip': {'threshold': 10.0},
   'medoid': {'power': 1},

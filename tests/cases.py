@@ -78,6 +78,7 @@ RULES = {
   'dnc': Spec(with_f, promise='finite'),
   'foolsgold': Spec(without, promise='none'),
   'flame': Spec(without),
+  'align_ins': Spec(without, promise='finite'),
   'fltrust': Spec(without),
   'sign_guard': Spec(lambda n, f: {'fraction': 1.0}),
   'lasa': Spec(without),
@@ -126,7 +127,7 @@ class Case(NamedTuple):
     """Returns the arguments that the rule needs beside the updates."""
     if self.name == 'fltrust':
       return {'server_update': server_update(tree)}
-    if self.name == 'flame':
+    if self.name in ('flame', 'align_ins'):
       return {'params': params(tree)}
     return {}
 
@@ -220,7 +221,9 @@ MOST = mostly_once(SHORT)
 FULL = [case for case in SHORT if case.spec.promise == 'full']
 # Rules that mix only rows that are not rejected, and so stay finite.
 ROBUST = [
-  case for case in SHORT if case in FULL or case.name in ('dnc', 'foolsgold')
+  case
+  for case in SHORT
+  if case in FULL or case.name in ('dnc', 'foolsgold', 'align_ins')
 ]
 SELECTING = [*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan']
 

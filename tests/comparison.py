@@ -105,6 +105,8 @@ def expected_weights(case, rows, outs, info, extra):
   np.testing.assert_array_equal(info['rejected'], oracles.rejected(rows))
   if case.name == 'sign_guard':
     return check_sign_guard(rows, info, hyper)
+  if case.name == 'align_ins':
+    return check_align_ins(rows, info, extra['params'])
   weights = oracles.weights_of(case.name, rows, hyper, case.kind)
   if case.name in oracles.SCORES:
     return check_selection(case, rows, info, weights)
@@ -193,6 +195,17 @@ def check_flame(rows, info, params):
     assert np.min(gaps, initial=np.inf) >= threshold - slack
   share = oracles.equal_weights(len(rows), selected)
   return share * oracles.clip_factors(rows)
+
+
+def check_align_ins(rows, info, params):
+  """Accepts any decision about clients at a bound up to rounding."""
+  selected = np.asarray(info['selected'])
+  sure, possible = (
+    oracles.align_ins_kept(rows, params=params, slack=slack)
+    for slack in (-2e-6, 2e-6)
+  )
+  assert np.all(sure <= selected) and np.all(selected <= possible)
+  return oracles.align_ins_factors(rows, selected)
 
 
 def check_geometric_median(rows, outs, weights):

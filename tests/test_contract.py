@@ -284,7 +284,11 @@ def test_updates_must_be_stacked(case):
     ({}, 'stacked'),
     ({'a': jnp.zeros((11, 2)), 'b': jnp.zeros(())}, 'stacked'),
   ]:
-    names = {'fltrust': 'server_update', 'flame': 'params'}
+    names = {
+      'fltrust': 'server_update',
+      'flame': 'params',
+      'align_ins': 'params',
+    }
     extra = {names[case.name]: bad} if case.name in names else {}
     with pytest.raises(ValueError, match=words):
       rule(bad, **extra)

@@ -42,6 +42,7 @@ GOOD = [
   'lca.mean(x)',
   "lca.median(x, median='lower')",
   'lca.fltrust(x, server_update=x[0])',
+  'lca.align_ins(x, params=x[0], lambda_s=2.0)',
   'lca.flame(x, params=x[0], noise=0.1, key=key)',
   'lca.bucketing(x, key=key)',
   'lca.layerwise(lca.krum)(x, f=2)',

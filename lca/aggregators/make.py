@@ -29,7 +29,8 @@ def make(config: Mapping[str, Any]) -> Aggregator:
       - `distance`: the distance of the rule and of the pre-aggregators, for
         those that have one. With `'cosine'`, the keys `clip`, `clip_by` and
         `median` of `lca.cosine` apply.
-      - `weights`, for `mean` only: `'uniform'` or `'examples'`.
+      - `weights`, for rules that take weights, such as `mean`: `'uniform'` or
+        `'examples'`.
       - the rule's hyper-parameters.
       - the options of each pre-aggregator under its name, such as
         `{'nnm': {'f': 2}}`. A pre-aggregator without its own key takes the

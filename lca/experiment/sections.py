@@ -54,8 +54,9 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
   - `distance`, of rules that have one: `'euclidean'` (with `power`) or
     `'cosine'` (with `clip`, `clip_by` and `median`; see `lca.cosine`). It is
     also the distance of the pre-aggregators.
-  - `weights`, of `mean` alone: `'uniform'`, the default, weighs all clients
-    alike, `'examples'` by the number of their examples.
+  - `weights`, of rules that take weights, such as `mean`: `'uniform'`, the
+    default, weighs all clients alike, `'examples'` by the number of their
+    examples.
 
 `attack`
   - `name`: a name in `lca.attacks.ATTACKS`, or `'none'`, which allows no other

@@ -11,6 +11,7 @@ There is one file for each family; tests use everything as `oracles.NAME`.
 """
 
 # ruff: noqa: F403
+from .align_ins import *
 from .averages import *
 from .bulyan import *
 from .clipping import *

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from oracles.align_ins import align_ins_weights
 from oracles.averages import norms, pivot_distances
 from oracles.bulyan import trimmed_scores
 from oracles.flame import flame_weights
@@ -25,6 +26,7 @@ TAKES_ALL_BUT_F = ('cge', 'monna')
 
 
 WEIGHTS = {
+  'align_ins': align_ins_weights,
   'geometric_median': geometric_median_weights,
   'caf': caf_weights,
   'foolsgold': foolsgold_weights,

@@ -7,6 +7,7 @@ of this file only: `lca` and `lca.aggregators` export all names in `__all__`.
 """
 
 from lca.aggregators.base import ROUND_BRINGS
+from lca.aggregators.rules.align_ins import align_ins
 from lca.aggregators.rules.averages import cge, monna
 from lca.aggregators.rules.bulyan import bulyan, bulyan_trimmed
 from lca.aggregators.rules.clipping import (
@@ -38,6 +39,7 @@ from lca.registry import Registry
 RULES = Registry(
   'rule',
   (
+    align_ins,
     bulyan,
     bulyan_trimmed,
     caf,
@@ -81,6 +83,7 @@ PRE_AGGREGATORS = Registry(
 """Functions from stacked updates to stacked updates."""
 
 __all__ = [
+  'align_ins',
   'arc',
   'bucketing',
   'bulyan',

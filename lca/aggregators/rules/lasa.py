@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca.aggregators.base import FunctionRule, Info
-from lca.aggregators.rules.selection import average
-from lca.stacked import geometry, order_statistics, sums
+from lca.aggregators.rules.selection import average, near_median
+from lca.stacked import geometry, row_statistics, sums
 from lca.typing import Update, Updates
 
 
@@ -86,8 +86,8 @@ def lasa(
       kernel_threshold if is_kernel else jnp.full_like(kernel_threshold, -1)
     )
     norms, purity = _features(lax.stop_gradient(leaf), threshold, factors)
-    typical = _near_median(norms, rejected, norm_bound)
-    typical &= _near_median(purity, rejected, sign_bound)
+    typical = near_median(norms, rejected, norm_bound)
+    typical &= near_median(purity, rejected, sign_bound)
     verdict = average(gram, jnp.where(jnp.any(typical), typical, ~rejected))
     verdict = verdict._replace(factors=factors)
     outs.append(_sparse_mix(verdict.scaled_weights, leaf, threshold))
@@ -100,9 +100,7 @@ def lasa(
 def _kernel_threshold(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   """Returns `[n]` magnitudes: the k-th largest entry of each row's kernels.
 
-  k is the number of entries to keep. The result is found by bisection, bit by
-  bit and without a sort: the bits of nonnegative floats, read as integers, have
-  the same order as the floats.
+  k is the number of entries to keep.
   """
   n = len(leaves[0])
   kernels = [leaf for leaf in leaves if leaf.ndim > 2]
@@ -111,22 +109,7 @@ def _kernel_threshold(leaves: list[jax.Array], sparsity: float) -> jax.Array:
   dtype = sums.wide(jnp.result_type(*leaves))
   if not sparsity or not kept:
     return jnp.full(n, -1 if not sparsity else jnp.inf, dtype)
-  bits_of = order_statistics.integers(dtype)
-  top = 8 * dtype.itemsize - 2  # the highest bit below the sign
-
-  def refine(i, threshold):
-    # Sets the next bit if at least `kept` entries reach the higher threshold.
-    higher = threshold | jnp.left_shift(jnp.ones((), bits_of), top - i)
-
-    def reach(x, higher):
-      bits = lax.bitcast_convert_type(jnp.abs(x).astype(dtype), bits_of)
-      return jnp.sum(bits >= higher[:, None], axis=1)
-
-    reached = sum(sums.over_columns(reach, x, whole=(higher,)) for x in kernels)
-    return jnp.where(reached >= kept, higher, threshold)
-
-  threshold = lax.fori_loop(0, top + 1, refine, jnp.zeros(n, bits_of))
-  return lax.bitcast_convert_type(threshold, dtype)
+  return row_statistics.kth_largest_magnitudes(kernels, kept).astype(dtype)
 
 
 @jax.jit
@@ -141,19 +124,6 @@ def _features(leaf, threshold, factors):
 
   squares, signs, count = sums.over_columns(moments, leaf, whole=(threshold,))
   return jnp.sqrt(squares) * factors, signs / jnp.maximum(count, 1)
-
-
-def _near_median(values, rejected, bound):
-  """Returns a mask of values within `bound` standard deviations of the median.
-
-  Rejected rows enter neither the median nor the standard deviation; their mask
-  is False.
-  """
-  values = jnp.where(rejected, jnp.nan, values)
-  gaps, deviation = jnp.abs(values - jnp.nanmedian(values)), jnp.nanstd(values)
-  # A comparison with NaN is False. `inf * 0` would be NaN: the `where` lets an
-  # infinite bound keep all clients also where their values are equal.
-  return gaps <= jnp.where(deviation > 0, bound * deviation, 0)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lca.aggregators.base import Verdict, gram_rule
+from lca.aggregators.rules.selection import check_weights
 from lca.typing import Gram
 
 
@@ -44,11 +45,5 @@ def mean(gram: Gram, *, weights: jax.Array | None = None) -> Verdict:
     McMahan et al., Communication-efficient learning of deep networks from
     decentralized data, AISTATS 2017.
   """
-  n = len(gram)
-  weights = jnp.ones(n) if weights is None else jnp.asarray(weights)
-  if weights.shape != (n,):
-    raise ValueError(
-      f'mean needs one weight per client, weights of shape ({n},), got '
-      f'shape {weights.shape}'
-    )
+  weights = check_weights('mean', len(gram), weights)
   return Verdict(weights / jnp.sum(weights))  # Eq. 2 with equal weights

@@ -9,7 +9,9 @@ from lca.stacked import geometry
 from lca.typing import Gram
 
 
-def select_lowest(gram: Gram, scores: jax.Array, m: int) -> Verdict:
+def select_lowest(
+  gram: Gram, scores: jax.Array, m: int, sizes: jax.Array | None = None
+) -> Verdict:
   """Averages the m clients of lowest score among those not rejected.
 
   Args:
@@ -17,18 +19,23 @@ def select_lowest(gram: Gram, scores: jax.Array, m: int) -> Verdict:
     scores: `[n]`; ties go to the lowest index.
     m: number of clients to select. If fewer are left, all of them are selected;
       if none is left, the weights are NaN.
+    sizes: as in `average`.
 
   Returns:
-    The verdict, with weights 1/m on the selected clients.
+    The verdict, with weights 1/m, or in proportion to the sizes, on the
+    selected clients.
   """
   rejected = geometry.rejected_rows(gram)
   order = jnp.lexsort((scores, rejected))  # rejected rows last, at any score
   chosen = jnp.zeros(len(gram), bool).at[order[:m]].set(True)
-  return average(gram, chosen, scores)
+  return average(gram, chosen, scores, sizes)
 
 
 def average(
-  gram: Gram, chosen: jax.Array, scores: jax.Array | None = None
+  gram: Gram,
+  chosen: jax.Array,
+  scores: jax.Array | None = None,
+  sizes: jax.Array | None = None,
 ) -> Verdict:
   """Averages the chosen clients among those not rejected.
 
@@ -36,17 +43,56 @@ def average(
     gram: `[n, n]` inner products.
     chosen: `[n]` mask.
     scores: `[n]`, for rules that rank the clients.
+    sizes: `[n]`, nonnegative, to which the weights are proportional; None
+      weighs the clients equally.
 
   Returns:
-    The verdict, with equal weights on these clients, or NaN weights if there
-    are none.
+    The verdict, with weights on these clients that sum to 1, or NaN weights if
+    there are none, or none with a positive size.
   """
   chosen = chosen & ~geometry.rejected_rows(gram)
+  shares = chosen if sizes is None else jnp.where(chosen, sizes, 0)
   # NaN is set explicitly: compiled, XLA divides booleans by their sum to
   # 0 / 0 = 0 (jaxlib 0.10).
-  count = jnp.sum(chosen)
-  weights = jnp.where(count > 0, chosen / jnp.maximum(count, 1), jnp.nan)
+  total = jnp.sum(shares)
+  weights = jnp.where(
+    total > 0, shares / jnp.where(total > 0, total, 1), jnp.nan
+  )
   return Verdict(weights.astype(gram.dtype), scores)
+
+
+def near_median(
+  values: jax.Array, rejected: jax.Array, bound: float
+) -> jax.Array:
+  """Returns a mask of values within `bound` standard deviations of the median.
+
+  Args:
+    values: `[n]`.
+    rejected: `[n]` mask of rows that enter neither the median nor the standard
+      deviation; their mask is False.
+    bound: number of standard deviations. A value exactly at the bound is
+      within it.
+  """
+  values = jnp.where(rejected, jnp.nan, values)
+  gaps, deviation = jnp.abs(values - jnp.nanmedian(values)), jnp.nanstd(values)
+  # A comparison with NaN is False. `inf * 0` would be NaN: the `where` lets an
+  # infinite bound keep all clients also where their values are equal.
+  return gaps <= jnp.where(deviation > 0, bound * deviation, 0)
+
+
+def check_weights(rule: str, n: int, weights: jax.Array | None) -> jax.Array:
+  """Returns the clients' weights, `[n]`, equal ones for None.
+
+  Raises:
+    ValueError: unless there is one weight per client.
+  """
+  weights = jnp.ones(n) if weights is None else jnp.asarray(weights)
+  if weights.shape != (n,):
+    raise ValueError(
+      f'{rule} needs one weight per client, weights of shape ({n},), got '
+      f'shape {weights.shape}'
+    )
+  return weights
 
 
 def check_integers(rule: str, **counts: int) -> None:
