@@ -40,6 +40,7 @@ RULE_OPTIONS = {
   'medoid': {'power': 1},
   'mean': {'weights': 'uniform'},  # or 'examples', the clients' sizes
   'multi_krum': {'m': 5},
+  'multi_metrics': {'weights': 'uniform'},
   'sign_majority': {'theta': None},  # the user must set it
   'static_clip': {'threshold': 1.0},
 }

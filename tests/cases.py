@@ -79,6 +79,7 @@ RULES = {
   'foolsgold': Spec(without, promise='none'),
   'flame': Spec(without),
   'align_ins': Spec(without, promise='finite'),
+  'multi_metrics': Spec(without, promise='finite'),
   'fltrust': Spec(without),
   'sign_guard': Spec(lambda n, f: {'fraction': 1.0}),
   'lasa': Spec(without),
@@ -223,7 +224,8 @@ FULL = [case for case in SHORT if case.spec.promise == 'full']
 ROBUST = [
   case
   for case in SHORT
-  if case in FULL or case.name in ('dnc', 'foolsgold', 'align_ins')
+  if case in FULL
+  or case.name in ('dnc', 'foolsgold', 'align_ins', 'multi_metrics')
 ]
 SELECTING = [*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan']
 

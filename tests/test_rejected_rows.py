@@ -29,11 +29,11 @@ AVERAGES_THE_FEW = [
   case
   for case in ROBUST
   if case.name in ('multi_krum', 'cge', 'mda', 'smea', 'dnc', 'caf', 'bulyan')
-  or case.name == 'bulyan_trimmed'
+  or case.name in ('bulyan_trimmed', 'multi_metrics')
 ]
 # These rules follow the float64 oracle for rows up to 1e3 times the others'
 # norm. Beyond that, only the bounds below are tested.
-CONTINUOUS = ('geometric_median', 'caf', 'dnc')
+CONTINUOUS = ('geometric_median', 'caf', 'dnc', 'multi_metrics')
 HULL = cases_of('model', names=['median', 'trimmed_mean'])
 NEAREST = cases_of('model', names=['meamed', 'phocas'])
 

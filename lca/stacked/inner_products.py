@@ -123,6 +123,26 @@ def norms(gram: jax.Array) -> jax.Array:
   return jnp.sqrt(squared_norms(gram))
 
 
+def norm_differences(gram: jax.Array) -> jax.Array:
+  """Returns the differences of all pairs of norms, `[n, n]`.
+
+  The differences from the parts have the digits that the norms of close rows
+  lose. Differences with a rejected row have no meaning.
+  """
+  lengths = norms(gram)
+  rough = lengths[:, None] - lengths
+  if not isinstance(gram, GramMatrix):
+    return rough
+  # The squared norms of x_i = (1 + alpha_i) c + p_i, less those of x_j.
+  rest, across, square = _blocks(gram)
+  shares = 1 + gram.along
+  own = 2 * shares * across + diagonal(rest)
+  exact = (gram.along[:, None] - gram.along) * (shares[:, None] + shares)
+  exact = exact * square + own[:, None] - own
+  both = lengths[:, None] + lengths
+  return jnp.where(square > 0, exact / jnp.where(both > 0, both, 1), rough)
+
+
 def cosines(gram: jax.Array) -> jax.Array:
   """Returns the cosines between rows, `[n, n]`, in [-1, 1].
 

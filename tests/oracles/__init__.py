@@ -24,6 +24,7 @@ from .krum import *
 from .lasa import *
 from .legato import *
 from .mixing import *
+from .multi_metrics import *
 from .rows import *
 from .rules import *
 from .spectral import *

@@ -8,6 +8,7 @@ from oracles.bulyan import trimmed_scores
 from oracles.flame import flame_weights
 from oracles.geometric import geometric_median_weights
 from oracles.krum import krum_scores, medoid_scores
+from oracles.multi_metrics import multi_metrics_scores
 from oracles.rows import rejected, select
 from oracles.spectral import caf_weights, outlyingness
 from oracles.subsets import OBJECTIVES, best_subset
@@ -21,6 +22,7 @@ SCORES = {
   'cge': norms,
   'monna': pivot_distances,
   'dnc': outlyingness,
+  'multi_metrics': multi_metrics_scores,
 }
 TAKES_ALL_BUT_F = ('cge', 'monna')
 
@@ -43,6 +45,8 @@ def scores_of(name, rows, hyper, kind):
     m = len(rows) - hyper['f']
   if name == 'dnc':
     m = len(rows) - int(hyper.get('filter_fraction', 1.0) * hyper['f'])
+  if name == 'multi_metrics':
+    m = max(1, int(hyper.get('fraction', 0.3) * len(rows)))
   return SCORES[name](rows, kind=kind, **hyper), m
 
 

@@ -31,6 +31,7 @@ from lca.aggregators.rules.lasa import lasa
 from lca.aggregators.rules.legato import legato
 from lca.aggregators.rules.mean import mean
 from lca.aggregators.rules.mixing import bucketing, nnm
+from lca.aggregators.rules.multi_metrics import multi_metrics
 from lca.aggregators.rules.spectral import caf, dnc
 from lca.aggregators.rules.subsets import mda, smea
 from lca.aggregators.rules.trust import fltrust, foolsgold
@@ -58,6 +59,7 @@ RULES = Registry(
     medoid,
     monna,
     multi_krum,
+    multi_metrics,
     phocas,
     sign_guard,
     sign_majority,
@@ -108,6 +110,7 @@ __all__ = [
   'medoid',
   'monna',
   'multi_krum',
+  'multi_metrics',
   'nnm',
   'phocas',
   'sign_guard',
