@@ -125,7 +125,7 @@ def compose(
   (rule,) = chosen['aggregator'] or [default]
   f = _tolerated(config.attack)
   config.aggregator = ConfigDict(presets_of.aggregators(f)[rule])
-  config.aggregator.pre = tuple(chosen['pre-aggregator'])
+  config.aggregator.pre += tuple(chosen['pre-aggregator'])
   for name in chosen['pre-aggregator']:
     # Each pre-aggregator has its own reference, so that its f can be set alone.
     f = _tolerated(config.attack)

@@ -44,6 +44,13 @@ RULE_OPTIONS = {
   'sign_majority': {'theta': None},  # the user must set it
   'static_clip': {'threshold': 1.0},
 }
+# The mean of clipped updates with noise: Sun et al. 2019, with the numbers of
+# BackFed.
+NORM_CLIPPING = {
+  'pre': ('static_clip',),
+  'static_clip': {'threshold': 5.0},
+  'sigma': 0.025,
+}
 
 
 def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
@@ -58,7 +65,8 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   The operators of the layerwise cosine paper have the paper's names. `geomed`
   is the medoid, as in its text and code. `bulyan` is the mean of the 5 updates
   of lowest Krum score, as in its section 4.3. `bulyan_trimmed` is the Bulyan of
-  its section 2.4, and `bulyan2018` that of El Mhamdi et al.
+  its section 2.4, and `bulyan2018` that of El Mhamdi et al. `norm_clipping` is
+  the mean after a clip, with noise (Sun et al. 2019).
 
   Args:
     f: how many Byzantine clients the rules tolerate, for those that take an
@@ -73,9 +81,10 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
     keys = _options(AGGREGATORS, name, f)
     if 'by' in keys:  # it works by layer itself, as LEGATO does
       scope = keys.pop('by')
-      presets[name] = keys | {'scope': scope, 'pre': ()}
+      presets[name] = _form(keys, scope)
     else:
       presets |= _scopes({name: keys})
+  presets['norm_clipping'] = presets['fedavg'] | NORM_CLIPPING
   return presets
 
 
@@ -148,11 +157,17 @@ def _scopes(
     forms: presets without a scope, by name.
     layerwise: False leaves out the forms by layer, whose scope is `'leaf'`.
   """
-  whole = {k: v | {'scope': 'model', 'pre': ()} for k, v in forms.items()}
-  layers = {
-    f'layerwise_{k}': v | {'scope': 'leaf', 'pre': ()} for k, v in forms.items()
-  }
+  whole = {k: _form(v, 'model') for k, v in forms.items()}
+  layers = {f'layerwise_{k}': _form(v, 'leaf') for k, v in forms.items()}
   return whole | layers if layerwise else whole
+
+
+def _form(keys: Mapping[str, Any], scope: str) -> dict[str, Any]:
+  """Returns a rule's keys with those that every rule has: no noise, no `pre`.
+
+  A rule may have an option `sigma` of its own.
+  """
+  return {'sigma': 0.0, **keys, 'scope': scope, 'pre': ()}
 
 
 def pre_aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:

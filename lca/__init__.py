@@ -22,6 +22,7 @@ from lca.aggregators import (
   explain,
   gram_rule,
   layerwise,
+  noisy,
   rules,
   stateless,
 )
@@ -55,6 +56,7 @@ __all__ = [
   'layerwise',
   'make_aggregator',
   'mix',
+  'noisy',
   'stack',
   'stateless',
 ]

@@ -51,6 +51,8 @@ GOOD = [
   'lca.layerwise(plain)(x, f=2)',
   'update, info = lca.explain(lca.layerwise(lca.krum))(x, f=2)',
   'lca.chain(lca.nnm, lca.krum)(x, f=2)',
+  'lca.noisy(lca.krum, sigma=0.1)(x, f=2, key=key)',
+  'lca.noisy(lca.legato(), sigma=0.1).init(x[0])',
   'lca.chain(functools.partial(lca.nnm, f=2), lca.legato()).init(x[0])',
   'lca.stateless(lca.krum, f=1).update(x, (), key=key, params=x[0])',
   'lca.layerwise(lca.centered_clip(threshold=1.0)).init(x[0])',

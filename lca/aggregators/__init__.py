@@ -33,7 +33,7 @@ from lca.aggregators.base import (
   explain,
   gram_rule,
 )
-from lca.aggregators.forms import cosine, layerwise, stateless
+from lca.aggregators.forms import cosine, layerwise, noisy, stateless
 from lca.aggregators.forms.chain import chain
 from lca.aggregators.make import make
 from lca.aggregators.rules import *
@@ -61,6 +61,7 @@ __all__ = [
   'layer_names',
   'layerwise',
   'make',
+  'noisy',
   'normalized_norms',
   'stateless',
 ]

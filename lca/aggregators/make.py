@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lca.aggregators.base import Aggregator
-from lca.aggregators.forms import chain, cosine, layerwise, stateless
+from lca.aggregators.forms import chain, cosine, layerwise, noisy, stateless
 from lca.aggregators.rules import AGGREGATORS, PRE_AGGREGATORS, RULES
 from lca.registry import REQUIRED, check_options, options_of, unknown
 from lca.stacked.trees import grouping
@@ -31,6 +31,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
         `median` of `lca.cosine` apply.
       - `weights`, for rules that take weights, such as `mean`: `'uniform'` or
         `'examples'`.
+      - `sigma`: standard deviation of Gaussian noise on the aggregate, as for
+        `lca.noisy`; 0, the default, adds none. A rule with an option `sigma`
+        of its own receives it instead.
       - the rule's hyper-parameters.
       - the options of each pre-aggregator under its name, such as
         `{'nnm': {'f': 2}}`. A pre-aggregator without its own key takes the
@@ -60,6 +63,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
   except ValueError as error:
     raise ValueError(f'aggregator.scope: {error}') from None
   _check_set(name, rule, keys)
+  sigma = 0.0
+  if 'sigma' not in options_of(rule, of_data=True):
+    sigma = keys.pop('sigma', 0.0)
   before, keys = _split_pre_aggregators(keys, rule)
   rule, keys = _with_distance(rule, keys)
   if name in RULES:
@@ -74,6 +80,8 @@ def make(config: Mapping[str, Any]) -> Aggregator:
     rule = chain(*before, rule)
     if scope != 'model':
       rule = layerwise(rule, by=scope)
+    if sigma:
+      rule = noisy(rule, sigma=sigma)
     return stateless(rule, **keys)
   # A rule with a state. If it takes its layers itself, as `legato` does, only
   # the pre-aggregators need a layerwise form.
@@ -87,9 +95,9 @@ def make(config: Mapping[str, Any]) -> Aggregator:
     before = [layerwise(step, by=scope) for step in before]
   check_options(name, takes, keys)
   aggregator = chain(*before, rule(**keys))
-  if 'by' in takes or scope == 'model':
-    return aggregator
-  return layerwise(aggregator, by=scope)
+  if 'by' not in takes and scope != 'model':
+    aggregator = layerwise(aggregator, by=scope)
+  return noisy(aggregator, sigma=sigma) if sigma else aggregator
 
 
 def _check_set(

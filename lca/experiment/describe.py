@@ -47,7 +47,8 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   then = f'{", ".join(before)}, then ' if before else ''
   # A rule that was given as a function, not by a config, has no scope.
   of = {None: '', 'model': ' of the model'}.get(scope, f' of each {scope}')
-  keys = _options(rule, ['scope', 'pre', *steps])
+  silent = [] if rule.get('sigma') else ['sigma']
+  keys = _options(rule, ['scope', 'pre', *steps, *silent])
   of_data = {k: data[k] for k in data if k in source_keys(data['name'])}
   of_partition = {k: data[k] for k in data if k not in of_data}
   yield (

@@ -39,6 +39,7 @@ _IMPLIED_VALUES = {
   'aggregator.ties': 'mean',
   'aggregator.farthest': 'remaining',
   'aggregator.init': 'last',
+  'aggregator.sigma': 0.0,
   'init_from': '',
   'attack.changes': 'mean',
   'attack.first_round': 1,

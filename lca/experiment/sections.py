@@ -57,6 +57,10 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
   - `weights`, of rules that take weights, such as `mean`: `'uniform'`, the
     default, weighs all clients alike, `'examples'` by the number of their
     examples.
+  - `sigma`: standard deviation of Gaussian noise that is added to the aggregate
+    (`lca.noisy`), in the updates' unit; 0, the default, adds none. After
+    `static_clip` and `mean`, sigma = z C / n is the differential privacy of
+    DP-FedAvg.
 
 `attack`
   - `name`: a name in `lca.attacks.ATTACKS`, or `'none'`, which allows no other

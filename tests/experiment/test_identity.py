@@ -22,7 +22,9 @@ def test_newer_keys_change_the_id_of_the_runs_that_they_change():
   nested = config().to_dict()
   name = run_id(nested)
   older = json.loads(json.dumps(nested))
-  del older['data']['validation'], older['checkpoint']  # as in older configs
+  # As in older configs.
+  del older['data']['validation'], older['checkpoint']
+  del older['aggregator']['sigma']
   assert run_id(older) == name
   nested['checkpoint']['model'] = False
   assert run_id(nested) == name
@@ -30,8 +32,9 @@ def test_newer_keys_change_the_id_of_the_runs_that_they_change():
   for section, key, value in (
     ('data', 'validation', 0.1),
     ('checkpoint', 'best', 'test_loss'),
+    ('aggregator', 'sigma', 0.1),
   ):
     changed = json.loads(json.dumps(nested))
     changed[section][key] = value
     names.add(run_id(changed))
-  assert len(names) == 3
+  assert len(names) == 4

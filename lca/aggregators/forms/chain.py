@@ -19,6 +19,7 @@ from lca.aggregators.base import (
   rule_name,
   rule_signature,
 )
+from lca.aggregators.forms.noisy import Noisy, noisy
 from lca.aggregators.verdict import GRAMS, Needs, mix_rows
 from lca.stacked import geometry, sums
 from lca.typing import Gram, Update, Updates
@@ -86,6 +87,8 @@ def chain(*steps: Any) -> Any:
 
     takes_scope = getattr(last.update, 'takes_scope', False)
     return Aggregator(last.init, ExplainedUpdate(explain_update, takes_scope))
+  if isinstance(last, Noisy):  # the noise comes last in any case
+    return noisy(chain(*before, last.rule), sigma=last.sigma)
   # A weighted sum of weighted sums is a weighted sum of the original rows.
   rules = [_rule_of(step) for step in steps]
   if all(isinstance(rule, GramRule) and rule.weighs_rows for rule in rules):

@@ -24,6 +24,7 @@ from lca.aggregators.base import (
 )
 from lca.aggregators.forms.chain import Chain, MixedChain
 from lca.aggregators.forms.layerwise import Layerwise
+from lca.aggregators.forms.noisy import Noisy
 from lca.stacked import geometry
 from lca.typing import Gram, Update, Updates
 
@@ -66,9 +67,9 @@ def cosine(
     (A type checker accepts these two; the call raises a TypeError.)
 
   Raises:
-    TypeError: `rule` has no distance; or it is layerwise, as the paper's method
-      is `layerwise(cosine(rule))`; or it is a chain, whose steps have distances
-      of their own.
+    TypeError: `rule` has no distance; or it is layerwise or noisy, as the
+      paper's method is `layerwise(cosine(rule))`, and noise comes last; or it
+      is a chain, whose steps have distances of their own.
     ValueError: `clip`, `clip_by` or `median` is unknown, or `clip_by` or
       `median` is given with `clip=None`.
 
@@ -91,6 +92,11 @@ def cosine(
     inner = rule_name(rule.rule)
     raise TypeError(
       f'cosine({rule}) is not defined: write layerwise(cosine({inner})) instead'
+    )
+  if isinstance(rule, Noisy):
+    inner = rule_name(rule.rule)
+    raise TypeError(
+      f'cosine({rule}) is not defined: write noisy(cosine({inner})) instead'
     )
   if isinstance(rule, (Chain, MixedChain)):
     raise TypeError(

@@ -18,6 +18,7 @@ from lca.aggregators.base import (
   rule_name,
 )
 from lca.aggregators.forms.chain import Chain
+from lca.aggregators.forms.noisy import Noisy, noisy
 from lca.stacked import geometry
 from lca.stacked.trees import Layers, Path, Scope, grouping
 from lca.typing import Update, Updates
@@ -62,7 +63,8 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
     an Aggregator: an Aggregator with one state per layer. An argument that is a
     tree of the updates' structure, such as `server_update` and `params` of a
     round, is split like the updates; every layer receives the other arguments
-    unchanged.
+    unchanged. A rule that takes a `key` draws other numbers in every layer;
+    `lca.gram_rule`s, such as `lca.bucketing`, draw the same in all layers.
 
   Raises:
     TypeError: `rule` is layerwise already, or is not a rule.
@@ -90,6 +92,8 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
     return _layerwise_aggregator(rule, key)
   if isinstance(rule, Chain):  # the steps run one by one, on the same layers
     return Chain([layerwise(step, by) for step in rule.steps])
+  if isinstance(rule, Noisy):  # noise in every layer is noise in the whole
+    return noisy(layerwise(rule.rule, by), sigma=rule.sigma)
   if isinstance(rule, Rule) and rule.coordinatewise:  # LF = F
     return rule
   return Layerwise(rule, key)
@@ -137,11 +141,22 @@ class Layerwise(Rule[P]):
     decisions = [
       decide(layer, **arguments)
       for layer, arguments in zip(
-        layers.split(updates), layers.split_arguments(hyper), strict=True
+        layers.split(updates), _by_layer(layers, hyper), strict=True
       )
     ]
     parts, infos = zip(*decisions, strict=True)
     return layers.join(list(parts)), _stacked(infos)
+
+
+def _by_layer(
+  layers: Layers, arguments: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """Returns the keyword arguments for each layer, with keys of their own."""
+  parts = layers.split_arguments(arguments)
+  if len(parts) > 1 and arguments.get('key') is not None:
+    keys = jax.random.split(arguments['key'], len(parts))
+    parts = [part | {'key': key} for part, key in zip(parts, keys, strict=True)]
+  return parts
 
 
 def _stacked(infos):
@@ -170,7 +185,7 @@ def _layerwise_aggregator(
       for layer, layer_state, arguments in zip(
         layers.split(updates),
         state,
-        layers.split_arguments(brought),
+        _by_layer(layers, brought),
         strict=True,
       )
     ]

@@ -25,6 +25,7 @@ from lca.aggregators.forms.chain import (
   needs_of_chain,
 )
 from lca.aggregators.forms.layerwise import Layerwise
+from lca.aggregators.forms.noisy import Noisy
 from lca.aggregators.forms.stateless import RuleUpdate
 from lca.aggregators.verdict import Needs, mix_rows
 from lca.stacked.trees import Path, grouping
@@ -121,6 +122,11 @@ def in_two_passes(rule: Callable[..., Update], **hyper: Any) -> TwoPasses:
     return TwoPasses('nothing', None, lambda grams: ((), {}), combine)
   if isinstance(rule, Chain):
     return _of_chain(rule, hyper)
+  if isinstance(rule, Noisy):
+    raise ValueError(
+      f'{rule_name(rule)} adds noise, which needs all coordinates at once: set '
+      'sigma to 0'
+    )
   raise ValueError(_reason(rule))
 
 

@@ -6,8 +6,9 @@ from jax import lax
 
 from lca.aggregators.base import FunctionRule, Info
 from lca.aggregators.rules.selection import average
-from lca.stacked import geometry, sums
+from lca.stacked import geometry
 from lca.stacked.models_gram import models_gram
+from lca.stacked.noise import with_noise
 from lca.typing import Update, Updates
 
 
@@ -51,8 +52,7 @@ def flame(
   and S is no longer than the longest honest update.
 
   Derivatives hold B, the clip and the noise constant, so that there is none
-  with respect to w. `lca.layerwise` gives one key to all layers, so that layers
-  of the same shape draw the same standard normal numbers.
+  with respect to w.
 
   Promise (docs/rules.md): full, f < n/2.
 
@@ -101,7 +101,7 @@ def flame(
   update = geometry.mix(updates, verdict.scaled_weights)
   if noise > 0 and key is not None:
     size = geometry.median_norm(gram, rejected=rejected)  # S
-    update = _with_noise(update, noise * size, key)
+    update = with_noise(update, noise * size, key)
   return update, verdict.info(models)
 
 
@@ -149,14 +149,3 @@ def majority_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
   run = jnp.cumsum(steps > longest[window])  # `[n]` numbers of the runs
   members = jnp.zeros(n, bool).at[order].set(run == run[window])
   return members & ~absent
-
-
-def _with_noise(update: Update, deviation: jax.Array, key: jax.Array) -> Update:
-  """Adds normal noise of a standard deviation to every coordinate."""
-  leaves, treedef = jax.tree.flatten(update)
-  noisy = []
-  for leaf, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
-    dtype = sums.wide(leaf.dtype)
-    drawn = deviation * jax.random.normal(one, leaf.shape, dtype)
-    noisy.append((leaf.astype(dtype) + drawn).astype(leaf.dtype))
-  return jax.tree.unflatten(treedef, noisy)
