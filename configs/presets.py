@@ -51,6 +51,8 @@ NORM_CLIPPING = {
   'static_clip': {'threshold': 5.0},
   'sigma': 0.025,
 }
+# DP-FedAvg: a clip that stays as it is, and a noise multiplier.
+DP_FEDAVG = {'threshold': 1.0, 'rate': 0.0, 'noise_multiplier': 1.0}
 
 
 def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
@@ -66,7 +68,8 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   is the medoid, as in its text and code. `bulyan` is the mean of the 5 updates
   of lowest Krum score, as in its section 4.3. `bulyan_trimmed` is the Bulyan of
   its section 2.4, and `bulyan2018` that of El Mhamdi et al. `norm_clipping` is
-  the mean after a clip, with noise (Sun et al. 2019).
+  the mean after a clip, with noise (Sun et al. 2019), and `dp_fedavg` the same
+  with noise of deviation z C / n (McMahan et al. 2018).
 
   Args:
     f: how many Byzantine clients the rules tolerate, for those that take an
@@ -85,6 +88,7 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
     else:
       presets |= _scopes({name: keys})
   presets['norm_clipping'] = presets['fedavg'] | NORM_CLIPPING
+  presets['dp_fedavg'] = presets['adaptive_clip'] | DP_FEDAVG
   return presets
 
 

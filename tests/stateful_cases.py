@@ -10,6 +10,8 @@ import oracles
 MADE = {
   'centered_clip': {'threshold': 6.0},
   'centered_clip, three times': {'threshold': 3.0, 'num_iters': 3},
+  'adaptive_clip': {'threshold': 3.0},
+  'adaptive_clip, fast': {'threshold': 8.0, 'quantile': 0.3, 'rate': 1.0},
   'clipped_clustering': {},
   'clipped_clustering, short, at most': {'window': 22, 'threshold': 7.0},
 }
@@ -17,6 +19,11 @@ MADE = {
 
 def _centered_clip(rows, state, **hyper):
   want, state = oracles.centered_clip(rows, state, **hyper)
+  return [want], state
+
+
+def _adaptive_clip(rows, state, **hyper):
+  want, state = oracles.adaptive_clip(rows, state, **hyper)
   return [want], state
 
 
@@ -40,6 +47,7 @@ def clipped_mean(rows, factors, chosen):
 # name -> oracle, a function of a round's rows, the state (None in the first
 # round) and the arguments, to the results that rounding allows and the state
 ORACLES = {
+  'adaptive_clip': _adaptive_clip,
   'centered_clip': _centered_clip,
   'clipped_clustering': _clipped_clustering,
 }

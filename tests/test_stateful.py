@@ -102,7 +102,9 @@ def test_the_answer_stays_within_reach(form, data):
   outs = [np.asarray(leaf).astype(float) for leaf in jax.tree.leaves(out)]
   for positions in oracles.groups(tree, form[1]):
     own = oracles.rows_of([arrays[p] for p in positions])[honest]
-    if name == 'centered_clip':
+    if name == 'adaptive_clip':
+      limit = hyper['threshold']
+    elif name == 'centered_clip':
       limit = hyper['threshold'] * hyper.get('num_iters', 1)
     else:  # the median of the norms is no longer than an honest one
       limit = np.max(np.linalg.norm(own, axis=1))
@@ -112,7 +114,9 @@ def test_the_answer_stays_within_reach(form, data):
 
 @forms
 def test_nothing_left(form):
-  """Without usable rows, centred clipping keeps v; averages are NaN."""
+  """Without usable rows, centred clipping keeps v, an adaptive clip returns
+  zero, and averages are NaN.
+  """
   state = before = None
   for i, tree in enumerate(rounds('cnn', count=3)):
     state = init(form, tree) if state is None else state
@@ -122,6 +126,8 @@ def test_nothing_left(form):
     if i == 1:
       if form[0].startswith('centered'):
         jax.tree.map(np.testing.assert_array_equal, out, before)
+      elif form[0].startswith('adaptive'):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(out))
       else:
         assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(out))
     else:  # the next round is not affected
@@ -251,6 +257,19 @@ def test_layerwise_of_one_leaf_is_the_aggregator():
     ('centered_clip', {'threshold': 1.0, 'num_iters': 1.5}, 'num_iters=1.5'),
     ('clipped_clustering', {'window': 11.5}, 'window=11.5'),
     ('legato', {'window': 2.5}, 'window=2.5'),
+    ('adaptive_clip', {'threshold': 0.0}, 'threshold=0'),
+    ('adaptive_clip', {'quantile': 1.5}, 'quantile=1.5'),
+    ('adaptive_clip', {'quantile': np.nan}, 'quantile=nan'),
+    ('adaptive_clip', {'rate': -0.1}, 'rate=-0.1'),
+    ('adaptive_clip', {'noise_multiplier': np.inf}, 'noise_multiplier=inf'),
+    ('adaptive_clip', {'count_noise': -1.0}, 'count_noise=-1'),
+    ('adaptive_clip', {'noise_multiplier': 0.1}, 'needs a key'),
+    ('adaptive_clip', {'count_noise': 0.1}, 'needs a key'),
+    (
+      'adaptive_clip',
+      {'noise_multiplier': 0.6},
+      r'=0\.6, count_noise=0\.3, n=6',
+    ),
     ('clipped_clustering', {'window': 0}, 'window=0'),
     ('clipped_clustering', {'threshold': 0.0}, 'threshold=0'),
   ],

@@ -30,6 +30,7 @@ PRE_AGGREGATORS = {
   'static_clip': {'threshold': 1.0},
 }
 AGGREGATORS = {
+  'adaptive_clip': lca.adaptive_clip(),
   'centered_clip': lca.centered_clip(threshold=1.0, num_iters=2),
   'clipped_clustering': lca.clipped_clustering(window=2 * N),
   'layerwise': lca.layerwise(lca.clipped_clustering(window=2 * N)),

@@ -47,6 +47,22 @@ def centered_clip(rows, state, *, threshold, num_iters=1, init='last'):
   return v, v
 
 
+def adaptive_clip(rows, state, *, threshold, quantile=0.5, rate=0.2):
+  """Returns the update of Andrew et al. without noise, and the next clip.
+
+  The state is the clip C, None before the first round.
+  """
+  clip = threshold if state is None else state
+  size = lengths(rows)
+  total, unclipped = np.zeros(rows.shape[1]), 0
+  for row, length in zip(rows, size, strict=True):
+    if length < math.inf:
+      total += row * (1 if length <= clip else clip / length)
+      unclipped += length <= clip
+  share = unclipped / len(rows)
+  return total / len(rows), clip * math.exp(-rate * (share - quantile))
+
+
 def clip_to_median_norm(tree, kind='interpolated'):
   """Clips every row to the median norm; rejected rows become NaN."""
   arrays = [array for _, array in leaves(tree)]

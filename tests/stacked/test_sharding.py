@@ -146,6 +146,7 @@ def test_rules_agree_with_one_device(case):
 
 AGGREGATORS = {
   'legato': lca.legato(window=3),
+  'adaptive_clip': lca.adaptive_clip(threshold=2.0),
   'centered_clip': lca.centered_clip(threshold=2.0, num_iters=3),
   'clipped_clustering': lca.clipped_clustering(window=2 * N),
 }

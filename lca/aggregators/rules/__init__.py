@@ -7,6 +7,7 @@ of this file only: `lca` and `lca.aggregators` export all names in `__all__`.
 """
 
 from lca.aggregators.base import ROUND_BRINGS
+from lca.aggregators.rules.adaptive_clip import adaptive_clip
 from lca.aggregators.rules.align_ins import align_ins
 from lca.aggregators.rules.averages import cge, monna
 from lca.aggregators.rules.bulyan import bulyan, bulyan_trimmed
@@ -72,7 +73,8 @@ RULES = Registry(
 """Functions from stacked updates to one update."""
 
 AGGREGATORS = Registry(
-  'aggregator with a state', (centered_clip, clipped_clustering, legato)
+  'aggregator with a state',
+  (adaptive_clip, centered_clip, clipped_clustering, legato),
 )
 """Functions from hyper-parameters to an Aggregator with a state."""
 
@@ -85,6 +87,7 @@ PRE_AGGREGATORS = Registry(
 """Functions from stacked updates to stacked updates."""
 
 __all__ = [
+  'adaptive_clip',
   'align_ins',
   'arc',
   'bucketing',
