@@ -38,6 +38,7 @@ if TYPE_CHECKING:
   from lca import experiment as experiment
   from lca import federated as federated
   from lca import models as models
+  from lca import privacy as privacy
   from lca import report as report
 
 __all__ = [
@@ -63,7 +64,14 @@ __all__ = [
 __all__ += rules.__all__
 
 # Subpackages that `__getattr__` below imports on first use.
-_IMPORTED_LATER = ('data', 'experiment', 'federated', 'models', 'report')
+_IMPORTED_LATER = (
+  'data',
+  'experiment',
+  'federated',
+  'models',
+  'privacy',
+  'report',
+)
 
 
 def __getattr__(name: str) -> Any:

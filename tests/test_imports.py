@@ -54,10 +54,17 @@ ROOMS = {
   'lca.aggregators': RULES,
   'lca.attacks': (*RULES, 'lca.attacks'),
   'lca.models': (*WORDS, 'lca.stacked', 'lca.models'),
+  'lca.privacy': WORDS,
   'lca.progress': (),
   'lca.data': (*WORDS, 'lca.progress', 'lca.data'),
   'lca.federated': ENGINE,
-  'lca.experiment': (*ENGINE, 'lca.progress', 'lca.experiment', 'lca.version'),
+  'lca.experiment': (
+    *ENGINE,
+    'lca.privacy',
+    'lca.progress',
+    'lca.experiment',
+    'lca.version',
+  ),
   'lca.sweep': ('lca.experiment',),
   'lca.report': (
     *WORDS,

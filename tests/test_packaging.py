@@ -26,6 +26,7 @@ def listed(name):
 def test_requirements_are_all_that_the_extras_bring():
   extras = dict(PROJECT['optional-dependencies'])
   development, (everything,) = extras.pop('dev'), extras.pop('all')
+  assert set(extras.pop('privacy')) <= set(development)
   assert everything == f'lca[{",".join(extras)}]'
   brought = itertools.chain(PROJECT['dependencies'], *extras.values())
   assert sorted(brought) == listed('requirements.txt')

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lca import privacy
 from lca.attacks import Attack
 from lca.experiment.reading import source_keys
 from lca.experiment.sections import ATTACKERS, SCHEDULE, Data
@@ -58,6 +59,8 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
     f'{population.clients_per_round} of {population.num_clients} clients a '
     f'round{", one gradient each" if gradient else ""}'
   )
+  if z := noise_multiplier(config, population.clients_per_round):
+    yield f'differential privacy: {_privacy(z, config, population)}'
   f = rule.get('f')
   if f is not None and attackers > f:
     yield (
@@ -73,6 +76,65 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
         'these numbers, and z=0 sends the mean of the honest updates, which is '
         'no attack; set attack.z, or more attackers'
       )
+
+
+def noise_multiplier(config: Mapping[str, Any], n: int) -> float | None:
+  """Returns the noise multiplier z of a run with differential privacy.
+
+  Such a run averages whole updates after a clip to the norm C, with noise of
+  deviation z C / n, and its batch statistics, if there are any, go the same
+  way. The result is None for all other runs.
+
+  Args:
+    config: complete nested dicts.
+    n: clients in a round.
+  """
+  rule = config['aggregator']
+  if (rule.get('scope'), config['model'].get('batch_stats', 'rule')) != (
+    'model',
+    'rule',
+  ):
+    return None
+  noise, steps = rule.get('sigma'), tuple(rule.get('pre', ()))
+  if rule['name'] == 'adaptive_clip' and not steps:
+    return rule['noise_multiplier'] or None
+  if (rule['name'], rule.get('weights'), steps) == (
+    'mean',
+    'uniform',
+    ('static_clip',),
+  ):
+    return noise * n / rule['static_clip']['threshold'] if noise else None
+  return None
+
+
+def _privacy(z, config, population):
+  """Returns the epsilon of an honest client in words, or why there is none.
+
+  Attackers are assumed not to see the updates of honest clients.
+  """
+  # Attackers whose number in a round is fixed are drawn apart from the others.
+  m, attackers = population.num_byzantine or 0, population.num_attackers
+  n = population.clients_per_round - m
+  clients = population.num_clients - (attackers if m else 0)
+  rounds, delta = config['num_rounds'], 1e-5
+  of = (
+    f'noise multiplier {z:.4g}, {n} of {clients:,} clients a round, '
+    f'{rounds} rounds'
+  )
+  try:
+    epsilon = privacy.epsilon(
+      noise_multiplier=z,
+      clients_per_round=n,
+      num_clients=clients,
+      num_rounds=rounds,
+      delta=delta,
+    )
+  except ImportError as error:
+    return f'{of}; epsilon is not known: {error}'
+  return (
+    f'epsilon {epsilon:.4g} at delta {delta:g} if one client is replaced '
+    f'({of}; see lca.privacy)'
+  )
 
 
 # Keys of the section `data` that the line leaves out, or names elsewhere.

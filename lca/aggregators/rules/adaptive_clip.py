@@ -105,26 +105,24 @@ def adaptive_clip(
     del params
     return jnp.array(threshold, jnp.float32)
 
-  def explain(updates, state, *, key=None, **brought):
-    del brought
+  def explain(updates, state, **brought):
     gram = geometry.norms_gram(lax.stop_gradient(updates))
     norms, rejected = geometry.norms(gram), geometry.rejected_rows(gram)
     n = len(gram)
     z, of_count = noise_deviations(n, rate, noise_multiplier, count_noise)
-    if key is None and (z or of_count):
-      raise ValueError(
-        'adaptive_clip needs a key to draw noise: pass key=, or '
-        'noise_multiplier=0'
-      )
     factors = geometry.shrink_factors(norms, state)
     weights = jnp.where(rejected, 0, factors / n)
     update = geometry.mix(updates, weights)
     unclipped = jnp.sum(norms <= state) / n  # b; a rejected norm is +inf
-    if z:
-      key, of_mean = jax.random.split(key)
-      update = with_noise(update, z * state / n, of_mean)
-    if of_count:
-      unclipped += of_count / n * jax.random.normal(key)
+    if z or of_count:
+      if brought.get('key') is None:
+        raise ValueError(
+          'adaptive_clip needs a key to draw noise: pass key=, or '
+          'noise_multiplier=0'
+        )
+      for_mean, for_count = jax.random.split(brought['key'])
+      update = with_noise(update, z * state / n, for_mean)
+      unclipped += of_count / n * jax.random.normal(for_count)
     state = (state * jnp.exp(-rate * (unclipped - quantile))).astype(
       state.dtype
     )
