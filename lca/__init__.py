@@ -34,6 +34,7 @@ from lca.stacked.trees import stack
 from lca.version import __version__ as __version__
 
 if TYPE_CHECKING:
+  from lca import certificates as certificates
   from lca import data as data
   from lca import experiment as experiment
   from lca import federated as federated
@@ -63,8 +64,9 @@ __all__ = [
 ]
 __all__ += rules.__all__
 
-# Subpackages that `__getattr__` below imports on first use.
+# Modules that `__getattr__` below imports on first use.
 _IMPORTED_LATER = (
+  'certificates',
   'data',
   'experiment',
   'federated',

@@ -81,8 +81,11 @@ def epsilon(
       f'clients_per_round={n}, num_clients={num_clients}'
     )
   try:
-    import dp_accounting
-    from dp_accounting import pld, rdp
+    import dp_accounting  # pyright: ignore[reportMissingImports]
+    from dp_accounting import (  # pyright: ignore[reportMissingImports]
+      pld,
+      rdp,
+    )
   except ImportError as error:
     raise ImportError(
       'lca.privacy needs dp-accounting, which is not installed: pip install '

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import oracles
+from cases import params
 
 # name -> its arguments; the name of the function ends at the comma
 MADE = {
@@ -13,6 +14,7 @@ MADE = {
   'adaptive_clip': {'threshold': 3.0},
   'adaptive_clip, fast': {'threshold': 8.0, 'quantile': 0.3, 'rate': 1.0},
   'clipped_clustering': {},
+  'crfl': {'sigma': 0.0, 'rho': 4.0, 'growth': 3.0, 'rho_max': 12.0},
   'clipped_clustering, short, at most': {'window': 22, 'threshold': 7.0},
 }
 
@@ -24,6 +26,11 @@ def _centered_clip(rows, state, **hyper):
 
 def _adaptive_clip(rows, state, **hyper):
   want, state = oracles.adaptive_clip(rows, state, **hyper)
+  return [want], state
+
+
+def _crfl(rows, state, *, params, **hyper):
+  want, state = oracles.crfl(rows, state, params=params, **hyper)
   return [want], state
 
 
@@ -50,8 +57,12 @@ ORACLES = {
   'adaptive_clip': _adaptive_clip,
   'centered_clip': _centered_clip,
   'clipped_clustering': _clipped_clustering,
+  'crfl': _crfl,
 }
 
+
+# The aggregators that the round must bring the model.
+NEED_PARAMS = ('crfl',)
 
 # The error of sums of rounded products, over five rounds.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
@@ -68,11 +79,17 @@ class Oracle:
   def check(self, tree, out):
     arrays = [array for _, array in oracles.leaves(tree)]
     outs = [np.asarray(leaf) for leaf in jax.tree.leaves(out)]
+    models = jax.tree.leaves(params(tree))
     for group, positions in enumerate(oracles.groups(tree, self.by)):
       rows = oracles.rows_of([arrays[p] for p in positions])
       got = np.concatenate([outs[p].ravel() for p in positions])
-      state = self.states.get(group)
-      wants, self.states[group] = ORACLES[self.name](rows, state, **self.hyper)
+      state, brought = self.states.get(group), {}
+      if self.name in NEED_PARAMS:
+        model = np.concatenate([models[p].ravel() for p in positions])
+        brought = {'params': model.astype(float)}
+      wants, self.states[group] = ORACLES[self.name](
+        rows, state, **brought, **self.hyper
+      )
       gaps = [np.max(np.abs(got - want), initial=0) for want in wants]
       best = wants[int(np.argmin(np.where(np.isnan(gaps), np.inf, gaps)))]
       CLOSE(got, best)

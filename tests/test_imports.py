@@ -55,6 +55,7 @@ ROOMS = {
   'lca.attacks': (*RULES, 'lca.attacks'),
   'lca.models': (*WORDS, 'lca.stacked', 'lca.models'),
   'lca.privacy': WORDS,
+  'lca.certificates': (*WORDS, 'lca.stacked'),
   'lca.progress': (),
   'lca.data': (*WORDS, 'lca.progress', 'lca.data'),
   'lca.federated': ENGINE,

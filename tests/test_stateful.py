@@ -9,12 +9,14 @@ import numpy as np
 import oracles
 import pool
 import pytest
+from cases import params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool import ACCEPTED, REJECTED, at_random, with_rows
-from stateful_cases import MADE, Oracle
+from stateful_cases import MADE, NEED_PARAMS, Oracle
 
 import lca
+from lca.aggregators.base import ExplainedUpdate
 
 FORMS = [(name, by) for name in MADE for by in ('model', 'leaf')]
 forms = pytest.mark.parametrize('form', FORMS, ids='-'.join)
@@ -24,9 +26,17 @@ CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
 @functools.cache
 def pair(form):
+  """Returns an aggregator, which is given a model if it needs one."""
   name, by = form
   made = getattr(lca, name.split(',')[0])(**MADE[name])
-  return made if by == 'model' else lca.layerwise(made, by=by)
+  made = made if by == 'model' else lca.layerwise(made, by=by)
+  if name not in NEED_PARAMS:
+    return made
+
+  def explain_update(updates, state):
+    return lca.explain(made)(updates, state, params=params(updates))
+
+  return lca.Aggregator(made.init, ExplainedUpdate(explain_update))
 
 
 @functools.cache
@@ -104,6 +114,10 @@ def test_the_answer_stays_within_reach(form, data):
     own = oracles.rows_of([arrays[p] for p in positions])[honest]
     if name == 'adaptive_clip':
       limit = hyper['threshold']
+    elif name == 'crfl':  # the new model is no longer than the clip
+      leaves = jax.tree.leaves(params(tree))
+      model = np.concatenate([leaves[p].ravel() for p in positions])
+      limit = hyper['rho'] + hyper['growth'] + np.linalg.norm(model)
     elif name == 'centered_clip':
       limit = hyper['threshold'] * hyper.get('num_iters', 1)
     else:  # the median of the norms is no longer than an honest one
@@ -257,6 +271,11 @@ def test_layerwise_of_one_leaf_is_the_aggregator():
     ('centered_clip', {'threshold': 1.0, 'num_iters': 1.5}, 'num_iters=1.5'),
     ('clipped_clustering', {'window': 11.5}, 'window=11.5'),
     ('legato', {'window': 2.5}, 'window=2.5'),
+    ('crfl', {'sigma': -1.0}, 'sigma=-1'),
+    ('crfl', {'growth': np.inf}, 'growth=inf'),
+    ('crfl', {'rho': 0.0}, 'rho=0'),
+    ('crfl', {'rho_max': np.nan}, 'rho_max=nan'),
+    ('crfl', {}, 'crfl needs params'),
     ('adaptive_clip', {'threshold': 0.0}, 'threshold=0'),
     ('adaptive_clip', {'quantile': 1.5}, 'quantile=1.5'),
     ('adaptive_clip', {'quantile': np.nan}, 'quantile=nan'),

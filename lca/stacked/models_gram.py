@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca.stacked import geometry, gram_passes, sums
+from lca.stacked.trees import check_one_update
 from lca.typing import Gram, Update, Updates
 
 _WIDTH = 2**18  # columns whose models are made at once, on GPU and TPU
@@ -46,11 +47,7 @@ def models_gram(updates: Updates, params: Update) -> Gram:
     ValueError: unless `params` is shaped like one update.
   """
   geometry.num_clients(updates)
-  shapes = jax.tree.map(lambda x: jnp.shape(x)[1:], updates)
-  if (got := jax.tree.map(jnp.shape, params)) != shapes:
-    raise ValueError(
-      f'params must be shaped like one update, {shapes}, got {got}'
-    )
+  check_one_update('params', params, updates)
   updates, params = lax.stop_gradient((updates, params))
   pairs = [
     (leaf, jnp.asarray(w)[None])

@@ -126,6 +126,24 @@ def layer_names(tree: PyTree, by: Scope = 'leaf') -> list[str]:
   ]
 
 
+def check_one_update(name: str, update: Update, updates: Updates) -> None:
+  """Checks that a tree, such as the model, is shaped like one update.
+
+  Args:
+    name: what the message calls the tree.
+    update: the tree.
+    updates: stacked pytree, leaves `[n, ...]`.
+
+  Raises:
+    ValueError: the structures or shapes differ.
+  """
+  shapes = jax.tree.map(lambda x: jnp.shape(x)[1:], updates)
+  if (got := jax.tree.map(jnp.shape, update)) != shapes:
+    raise ValueError(
+      f'{name} must be shaped like one update, {shapes}, got {got}'
+    )
+
+
 def stack(clients: Iterable[Update]) -> Updates:
   """Stacks a list of the clients' updates into the tree that rules take.
 

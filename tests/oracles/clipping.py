@@ -63,6 +63,22 @@ def adaptive_clip(rows, state, *, threshold, quantile=0.5, rate=0.2):
   return total / len(rows), clip * math.exp(-rate * (share - quantile))
 
 
+def crfl(rows, state, *, params, sigma, rho, growth, rho_max):
+  """Returns the update of Xie et al. without noise, and the next round.
+
+  The state is the number of the round, None before the first round.
+  """
+  assert sigma == 0
+  t = 1 if state is None else state
+  good = rows[~rejected(rows)]
+  if not len(good):
+    return np.full(rows.shape[1], np.nan), t + 1
+  model = params + np.sum(good, axis=0) / len(good)
+  limit, size = min(rho_max, rho + growth * t), float(np.linalg.norm(model))
+  new = model if size <= limit else model * (limit / size)
+  return new - params, t + 1
+
+
 def clip_to_median_norm(tree, kind='interpolated'):
   """Clips every row to the median norm; rejected rows become NaN."""
   arrays = [array for _, array in leaves(tree)]

@@ -25,6 +25,7 @@ from lca.aggregators.rules.coordinates import (
   sign_majority,
   trimmed_mean,
 )
+from lca.aggregators.rules.crfl import crfl
 from lca.aggregators.rules.flame import flame
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
@@ -74,7 +75,7 @@ RULES = Registry(
 
 AGGREGATORS = Registry(
   'aggregator with a state',
-  (adaptive_clip, centered_clip, clipped_clustering, legato),
+  (adaptive_clip, centered_clip, clipped_clustering, crfl, legato),
 )
 """Functions from hyper-parameters to an Aggregator with a state."""
 
@@ -98,6 +99,7 @@ __all__ = [
   'cge',
   'clip_to_median_norm',
   'clipped_clustering',
+  'crfl',
   'dnc',
   'flame',
   'fltrust',
