@@ -26,12 +26,14 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 import lca
 
 SIZES, SEEDS, F = (11, 12), range(6), 2
 KERNEL, BIAS = (30, 30), 100
 TOLERANCE = 1e-5
+RANDOM_TOLERANCE = 0.02
 
 Names = dict[str, Any]
 
@@ -40,16 +42,19 @@ class Pair(NamedTuple):
   """Two expressions, and what is known about their results.
 
   Attributes:
-    theirs: expression in the system's names, and in the fields of a `Trial`.
-    ours: expression in `lca`, `jax`, `jnp` and the fields of a `Trial`.
+    theirs: expression in the system's names, and in the fields of a trial.
+    ours: expression in this library's names, and in the fields of a trial.
     remark: why the results differ, or what else a reader should know.
     equal: True if the results should be equal.
+    random: True if the results are drawn, so that their distributions are
+      compared.
   """
 
   theirs: str
   ours: str
   remark: str = ''
   equal: bool = True
+  random: bool = False
 
 
 class Trial(NamedTuple):
@@ -320,7 +325,7 @@ class System(NamedTuple):
   """
 
   module: str
-  names: Callable[[Trial], Names]
+  names: Callable[[Any], Names]
   pairs: list[Pair]
   package: str | None = None
 
@@ -639,6 +644,10 @@ SYSTEMS = {
 }
 
 
+Trials = list[tuple[Any, Names]]
+"""The data of each comparison, and the names that our expressions may use."""
+
+
 def installed(system: System) -> bool:
   """Returns True if the system's module can be imported."""
   with contextlib.suppress(ModuleNotFoundError):
@@ -652,20 +661,30 @@ def flat(result: Any) -> np.ndarray:
   return np.concatenate([part.ravel() for part in parts])
 
 
-def difference(system: System, pair: Pair) -> float:
+def difference(system: System, pair: Pair, trials: Trials) -> float:
   """Returns the largest difference of a pair over all trials.
 
-  A difference is relative to the largest entry of the update; NaN counts as
-  infinite.
+  A difference is relative to the largest finite entry of the result; NaN counts
+  as infinite. Of random results it is the largest one between the distribution
+  functions of their entries in all trials.
   """
+  results = [
+    (flat(eval(pair.theirs, system.names(trial))), flat(eval(pair.ours, names)))
+    for trial, names in trials
+  ]
+  if pair.random:
+    theirs, ours = map(np.concatenate, zip(*results, strict=True))
+    statistic, _ = stats.ks_2samp(theirs, ours)
+    return float(statistic)
   worst = 0.0
-  for n in SIZES:
-    for seed in SEEDS:
-      trial = make_trial(n, seed)
-      theirs = flat(eval(pair.theirs, system.names(trial)))
-      ours = flat(eval(pair.ours, our_names(trial)))
-      gap = np.max(np.abs(theirs - ours)) / np.max(np.abs(ours))
-      worst = np.fmax(worst, np.inf if np.isnan(gap) else gap)
+  for theirs, ours in results:
+    # Infinities of the same sign are equal.
+    gaps = np.subtract(
+      theirs, ours, out=np.zeros_like(ours), where=theirs != ours
+    )
+    finite = np.abs(ours[np.isfinite(ours)])
+    gap = np.max(np.abs(gaps)) / np.max(finite, initial=np.finfo(float).tiny)
+    worst = np.fmax(worst, np.inf if np.isnan(gap) else gap)
   return float(worst)
 
 
@@ -676,21 +695,25 @@ def version(system: System) -> str:
   return importlib.metadata.version(system.package)
 
 
-def compare() -> tuple[list[str], int]:
+def compare(
+  systems: dict[str, System], trials: Trials
+) -> tuple[list[str], int]:
   """Returns the table's lines, and how many rows are not as expected."""
   lines = [
     '| system | their call | call here | largest relative difference | |',
     '| --- | --- | --- | --- | --- |',
   ]
   surprises = 0
-  for name, system in SYSTEMS.items():
+  for name, system in systems.items():
     if not installed(system):
       lines.append(f'| {name} | | | not installed | |')
       continue
     for pair in system.pairs:
-      worst = difference(system, pair)
-      equal = worst <= TOLERANCE
+      worst = difference(system, pair, trials)
+      equal = worst <= (RANDOM_TOLERANCE if pair.random else TOLERANCE)
       remark = pair.remark
+      if pair.random:
+        remark = f'in distribution. {remark}'
       if not pair.equal:
         remark = f'not equal: {remark}'
       if equal != pair.equal:
@@ -701,16 +724,62 @@ def compare() -> tuple[list[str], int]:
   return lines, surprises
 
 
-def report() -> tuple[str, int]:
-  """Returns the page, and how many rows are not as expected."""
+def page(
+  title: str,
+  program: str,
+  about: str,
+  systems: dict[str, System],
+  trials: Trials,
+) -> tuple[str, int]:
+  """Returns a page, and how many of its rows are not as expected.
+
+  Args:
+    title: its heading.
+    program: name of the module that writes it.
+    about: a paragraph on what ran.
+    systems: the systems to compare with, by name.
+    trials: the data of the comparisons.
+  """
   versions = [f'lca {lca.__version__}', f'jax {jax.__version__}']
   versions += [
     f'{name} {version(system)}'
-    for name, system in SYSTEMS.items()
+    for name, system in systems.items()
     if installed(system)
   ]
   versions.append(f'Python {platform.python_version()}')
-  table, surprises = compare()
+  table, surprises = compare(systems, trials)
+  written = f'Written by `python -m {program}` with {", ".join(versions)}.'
+  lines = [
+    f'# {title}',
+    *['', textwrap.fill(written, 80), '', textwrap.fill(about, 80), ''],
+    *table,
+  ]
+  return '\n'.join(lines) + '\n', surprises
+
+
+def write(about: str, make: Callable[[], tuple[str, int]]) -> int:
+  """Writes a page to the terminal, and to a file that the command line names.
+
+  Args:
+    about: what the command does.
+    make: makes the page; see `page`.
+
+  Returns:
+    1 if a row is not as expected, else 0.
+  """
+  parser = argparse.ArgumentParser(description=about)
+  parser.add_argument('--output', help='a file to write the page to')
+  args = parser.parse_args()
+  text, surprises = make()
+  print(text, end='')
+  if args.output:
+    with open(args.output, 'w') as file:
+      file.write(text)
+  return 1 if surprises else 0
+
+
+def make_page() -> tuple[str, int]:
+  """Returns the page on rules; see `page`."""
   sizes = ' and '.join(map(str, SIZES))
   about = (
     'Both calls of a row ran as they stand here, on the same float32 updates: '
@@ -721,29 +790,11 @@ def report() -> tuple[str, int]:
     "over the update's entries, relative to its largest entry; up to "
     f'{TOLERANCE:.0e} counts as equal.'
   )
-  written = (
-    f'Written by `python -m benchmarks.definitions` with {", ".join(versions)}.'
-  )
-  lines = [
-    '# Which call equals which',
-    *['', textwrap.fill(written, 80), '', textwrap.fill(about, 80), ''],
-    *table,
-  ]
-  return '\n'.join(lines) + '\n', surprises
-
-
-def main() -> int:
-  """Writes the page; returns 1 if a row is not as expected, else 0."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--output', help='a file to write the page to')
-  args = parser.parse_args()
-  page, surprises = report()
-  print(page, end='')
-  if args.output:
-    with open(args.output, 'w') as file:
-      file.write(page)
-  return 1 if surprises else 0
+  made = [make_trial(n, seed) for n in SIZES for seed in SEEDS]
+  trials = [(trial, our_names(trial)) for trial in made]
+  title = 'Which call equals which'
+  return page(title, 'benchmarks.definitions', about, SYSTEMS, trials)
 
 
 if __name__ == '__main__':
-  raise SystemExit(main())
+  raise SystemExit(write(__doc__.splitlines()[0], make_page))

@@ -155,8 +155,8 @@ def badnets(
 
   References:
     Gu et al., BadNets: Evaluating backdooring attacks on deep neural networks,
-    IEEE Access 2019. Patch and share are those of BackFed (arXiv:2507.04903)
-    for images of 28 pixels, 20 of 64 examples.
+    IEEE Access 2019. The size of the patch and the share, 20 of 64 examples,
+    are those of BackFed (arXiv:2507.04903) for images of 28 pixels.
   """
   trigger = triggers.patch(
     height=height, width=width, corner=corner, margin=margin, value=value
