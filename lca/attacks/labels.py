@@ -256,6 +256,9 @@ def flip_source(
 ) -> Attack:
   """Returns the attack of clients that label one class as another.
 
+  The attack success rate is the share of the source's test examples for which
+  the model predicts the target.
+
   Args:
     source: class whose labels are flipped.
     target: label that they get.
@@ -276,7 +279,11 @@ def flip_source(
     check_classes(num_classes, source=source, target=target)
     return jnp.where(labels == source, target, labels)
 
-  return _flipping(relabel, flip_fraction, boost)
+  def on_test(inputs, labels, *, num_classes, **_):
+    check_classes(num_classes, source=source, target=target)
+    return inputs, jnp.full_like(labels, target), labels == source
+
+  return _flipping(relabel, flip_fraction, boost, on_test)
 
 
 @makes_attack
@@ -356,7 +363,12 @@ def check_classes(num_classes: int, **labels: int) -> None:
       )
 
 
-def _flipping(relabel: Relabel, flip_fraction: float, boost: Boost) -> Attack:
+def _flipping(
+  relabel: Relabel,
+  flip_fraction: float,
+  boost: Boost,
+  on_test: Callable[..., Any] | None = None,
+) -> Attack:
   """Returns the attack of clients that train on the labels of `relabel`."""
   flip_fraction = options.number(0, 1)('flip_fraction', flip_fraction)
 
@@ -370,4 +382,5 @@ def _flipping(relabel: Relabel, flip_fraction: float, boost: Boost) -> Attack:
       relabel=relabel,
     )
 
-  return training_attack(on_examples, boost, {'flip_fraction': flip_fraction})
+  numbers = {'flip_fraction': flip_fraction}
+  return training_attack(on_examples, boost, numbers, on_test)

@@ -50,7 +50,7 @@ own way."""
 
 
 class Start(NamedTuple):
-  """What all clients of a round start from, on every device.
+  """The model and the keys that all clients of a round start from.
 
   Attributes:
     variables: the model.
