@@ -5,10 +5,11 @@
     python -m lca.sweep --config=configs/backdoors.py --workdir=runs/backdoors
 
 Fashion-MNIST over 600 clients by Dirichlet shares of alpha 0.5 and 0.1. The
-runs of --scale=start train a model for each alpha, 60 rounds without an attack.
+runs of --scale=start train a model for each alpha, 120 rounds without an
+attack.
 All other runs start from that model. Each of their 30 rounds draws 20 of the
 clients, 4 of them Byzantine, and the rules tolerate 4. A client trains for one
-epoch. The model is a CNN of 107,000 parameters. A run is named
+epoch. The model is a CNN of 407,000 parameters. A run is named
 `backdoors/ALPHA/ATTACK x RULE`.
 
 Time: a run takes about 20 seconds on two CPU cores.
@@ -66,20 +67,24 @@ def _config(alpha, presets):
       'model.hidden': (64,),
       'server.clients_per_round': 20,
       'client.optimizer': 'sgd',
-      'client.learning_rate': 0.05,
+      'client.learning_rate': 0.1,
       'client.batch_size': 32,
       'client.local_epochs': 1,
       'eval.every': 10,
       'train.on_nonfinite': 'continue',
     }
   )
+  if 'norm_clipping' in presets:
+    # Honest updates of this small model have norms of about 0.5.
+    config.aggregator.static_clip.threshold = 0.5
+    config.aggregator.sigma = 2e-4
   return config
 
 
 def _start(alpha):
   """Returns the config of the run that trains the first model."""
   config = _config(alpha, 'fedavg')
-  config.num_rounds = 60
+  config.num_rounds = 120
   return config
 
 

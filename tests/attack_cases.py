@@ -76,6 +76,7 @@ OPTIONS = {
   'non_finite': {'value': '-inf'},
   'optimized': {'aggregate': RULE, 'num_strengths': 4},
   'sign_flip': {'scale': 2.0},
+  'white_box': {'aggregate': RULE, 'num_steps': 3},
   'zero': {},
 }
 # Attacks whose clients train on other examples.

@@ -54,6 +54,7 @@ from lca.attacks.noise import (
 )
 from lca.attacks.optimized import optimized
 from lca.attacks.training import Training, gradient_ascent, with_training
+from lca.attacks.white_box import white_box
 
 __all__ = [
   'ATTACKS',
@@ -95,6 +96,7 @@ __all__ = [
   'sinusoidal',
   'triggers',
   'update_attack',
+  'white_box',
   'with_training',
   'zero',
 ]
@@ -124,6 +126,7 @@ for _attack in (
   optimized,
   sign_flip,
   sinusoidal,
+  white_box,
   zero,
 ):
   ATTACKS.register(_attack)

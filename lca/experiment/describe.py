@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lca import privacy
-from lca.attacks import Attack
+from lca.attacks import Attack, Training
 from lca.experiment.reading import source_keys
 from lca.experiment.sections import ATTACKERS, SCHEDULE, Data
 from lca.experiment.settings import Parts
@@ -36,12 +36,17 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
     in_a_round = 'as drawn'
   attacks = 'no attack'
   if attack['name'] != 'none':
-    keys = _options(attack, [*ATTACKERS, 'num_byzantine'])
+    plain = ['knowledge'] if attack.get('knowledge') == 'all' else []
+    keys = _options(attack, [*ATTACKERS, 'num_byzantine', 'training', *plain])
     changed = {k: attack[k] for k in SCHEDULE if attack[k] != SCHEDULE[k]}
+    own = attack.get('training', {})
+    own = {k: v for k, v in own.items() if v != getattr(Training, k)}
     attacks = (
       f'{attack["name"]}{keys} by {population.num_attackers} clients, '
       f'{in_a_round} in a round{_options(changed, ())}'
     )
+    if own:
+      attacks += f', trained in their own way{_options(own, ())}'
   # Such as 'nnm (f=1), then krum of each leaf (f=1)'.
   steps, scope = rule.get('pre', ()), rule.get('scope')
   before = [f'{name}{_options(rule.get(name, {}), ())}' for name in steps]
@@ -52,6 +57,8 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   keys = _options(rule, ['scope', 'pre', *steps, *silent])
   of_data = {k: data[k] for k in data if k in source_keys(data['name'])}
   of_partition = {k: data[k] for k in data if k not in of_data}
+  if not of_partition.get('redraw_below'):
+    of_partition.pop('redraw_below', None)
   yield (
     f'{then}{rule["name"]}{of}{keys}; {attacks}; {config["model"]["name"]} '
     f'on {data["name"]}{_options(of_data, _FOLDERS)}, '

@@ -83,6 +83,12 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
     By default they always attack. Rounds count from 1.
   - `rounds`: the numbers of the rounds of the attack, such as `(12, 14)`, in
     the place of these three keys. None, the default, does not name them.
+  - `knowledge`, of attacks that replace updates and read those of others:
+    `'all'`, the default, all honest updates, or `'byzantine'`, those that the
+    attackers of the round have trained themselves.
+  - `training`, of attacks that train: a dict with the options of
+    `lca.attacks.Training`, such as `attack.training.learning_rate`. None in an
+    option trains as the honest clients do.
 """
 
 import dataclasses

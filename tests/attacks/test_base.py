@@ -48,6 +48,7 @@ COLLUDING = [
   'min_max',
   'min_sum',
   'optimized',
+  'white_box',
 ]
 
 every = pytest.mark.parametrize('name', OPTIONS)
@@ -134,6 +135,8 @@ def test_bfloat16_is_computed_in_float32(name):
   out = compiled(name, half, byzantine)
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(out))
   np.testing.assert_array_equal(flat(out)[~byzantine], flat(half)[~byzantine])
+  if name == 'white_box':
+    return  # it tries the rule on rounded rows, and so takes another path
   # The result is rounded once, to bfloat16's 8 bits.
   np.testing.assert_allclose(
     flat(out), flat(compiled(name, exact, byzantine)), rtol=2**-8
@@ -287,6 +290,7 @@ def test_numbers_may_be_arguments_of_a_compiled_program():
     'fang_krum': {'f': 2, 'threshold': 1e-3},
     'fang_trimmed_mean': {'b': 3.0},
     'optimized': {'num_strengths': 4, 'max_strength': 5.0},
+    'white_box': {'num_steps': 3, 'step_size': 0.3},
     'label_flipping': {'flip_fraction': 0.5, 'boost': 3.0},
   }
   for name, values in options.items():
@@ -312,6 +316,7 @@ def test_numbers_may_be_arguments_of_a_compiled_program():
     'gaussian.mu',
     'optimized.max_strength',
     'sign_flip.scale',
+    'white_box.step_size',
     'label_flipping.flip_fraction',
     'label_flipping.boost',
   ]

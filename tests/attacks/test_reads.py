@@ -12,7 +12,7 @@ BYZANTINE = mask(11, 3)
 ATTACKS = {
   name: attacks.from_function(attacks.ATTACKS[name], **options)
   for name, options in OPTIONS.items()
-  if name != 'optimized'  # which tries the rule
+  if 'aggregate' not in options  # which tries the rule
 } | {
   'none': attacks.NO_ATTACK,
   'label_flipping': attacks.label_flipping(),

@@ -1,0 +1,171 @@
+"""An attack that climbs the gradient of the server's own rule."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lca import options
+from lca.attacks import stats
+from lca.attacks.base import draw_rows, replace, update_attack
+from lca.stacked import geometry, sums
+from lca.typing import Update, Updates
+
+Objective = Literal['deviation', 'inner_product'] | Callable[[Update], Any]
+
+# Each start is a times the honest mean plus b times the honest deviations: the
+# mean itself, ALIE, Fall of Empires, and zero.
+_STARTS = ((1.0, 0.0), (1.0, -1.0), (-1.0, 0.0), (0.0, 0.0))
+_SPREAD = 1e-2  # of the rows at a start, in units of the honest rows' spread
+
+
+def _objective(name: str, value: Any) -> Any:
+  if callable(value):
+    return value
+  return options.one_of('deviation', 'inner_product')(name, value)
+
+
+@update_attack(
+  objective=_objective, num_steps=options.whole(1), step_size=options.positive
+)
+def white_box(
+  updates: Updates,
+  *,
+  byzantine: jax.Array,
+  key: jax.Array,
+  aggregate: Callable[[Updates], Update],
+  objective: Objective = 'deviation',
+  num_steps: int = 20,
+  step_size: float = 0.5,
+) -> Updates:
+  r"""Sends rows found by gradient ascent through the server's aggregation.
+
+  The attackers know the server's aggregation F, with its layers and its state,
+  and climb an objective J of the aggregate, each with a row of its own:
+
+  .. math:: x_b \leftarrow x_b + \gamma s\,
+      \frac{\nabla_{x_b} J(F(x))}{\|\nabla_{x_b} J(F(x))\|}
+
+  where s is the root of the honest rows' mean squared distance from their mean
+  :math:`\mu`. The ascent begins four times: near :math:`\mu`, near :math:`\mu -
+  \sigma` (ALIE), near :math:`-\mu` (Fall of Empires) and near zero. The best
+  rows of all steps are sent. A rule that selects rows is flat where it selects
+  no attacker; rows stay where they are once their gradient is zero.
+
+  Args:
+    updates: stacked pytree, leaves `[n, ...]`.
+    byzantine: `[n]` mask.
+    key: PRNG key, which moves the rows a little apart at each start.
+    aggregate: F, a traceable function from stacked updates to one update. A
+      simulation passes the server's own aggregation.
+    objective: J. `'deviation'` is the squared distance of the aggregate from
+      :math:`\mu`, `'inner_product'` minus their inner product. A function maps
+      the aggregate to the number that is to be large, such as the loss of the
+      next model on the attackers' examples.
+    num_steps: steps from each start, at least 1. Each takes the rule and its
+      gradient once.
+    step_size: :math:`\gamma`, above 0.
+
+  Returns:
+    Stacked updates.
+
+  Raises:
+    ValueError: `objective` is unknown, or a number is out of its range.
+    TypeError: `aggregate` is no function.
+
+  Examples:
+    >>> import jax, jax.numpy as jnp, lca
+    >>> from lca import attacks
+    >>> sent = attacks.white_box(
+    ...   jnp.array([1., 9., 3.]), byzantine=jnp.arange(3) == 1,
+    ...   key=jax.random.key(0), aggregate=lca.median)
+    >>> print(lca.median(jnp.array([1., 9., 3.])), lca.median(sent))
+    3.0 1.0
+
+  References:
+    Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021, and Fang
+    et al., USENIX Security 2020, search along one direction; here the gradient
+    chooses the direction.
+  """
+  if not callable(aggregate):
+    raise TypeError(
+      'white_box needs a function aggregate from stacked updates to one '
+      f'update, got {aggregate!r}'
+    )
+  honest = stats.honest_rows(updates, byzantine)
+  mean = stats.mean(updates, honest)
+  std = stats.std(updates, honest, mean)
+  spread = jnp.sqrt(
+    jnp.sum(stats.squared_deviations(updates, honest, mean))
+    / jnp.maximum(jnp.sum(honest), 1)
+  )
+
+  def harm(rows):
+    """Returns the objective, if the Byzantine clients send these rows."""
+    update = aggregate(replace(updates, byzantine, rows))
+    if callable(objective):
+      return objective(update)
+    other = mean
+    if objective == 'deviation':
+      update = jax.tree.map(lambda x, m: x.astype(m.dtype) - m, update, mean)
+      other = jax.tree.map(jnp.negative, update)
+    products = jax.tree.map(
+      lambda x, y: jnp.sum(x.astype(sums.wide(x.dtype)) * y), update, other
+    )
+    return -sum(jax.tree.leaves(products))
+
+  def step(_, carry):
+    rows, best, most = carry
+    value, gradient = jax.value_and_grad(harm)(rows)
+    # An aggregate that is not finite is as harmful as can be.
+    value = jnp.where(jnp.isnan(value), jnp.inf, value)
+    better = value > most
+    best = jax.tree.map(lambda x, y: jnp.where(better, x, y), rows, best)
+    lengths = jnp.sqrt(jnp.diagonal(geometry.norms_gram(gradient)))
+    climbing = jnp.isfinite(lengths) & (lengths > 0)
+    factors = jnp.where(climbing, step_size * spread / lengths, 0)
+    rows = jax.tree.map(
+      lambda x, g: x + jnp.where(_rows(climbing, g), _rows(factors, g) * g, 0),
+      rows,
+      gradient,
+    )
+    return rows, best, jnp.maximum(value, most)
+
+  def climb(carry, start):
+    rows = _near(start, mean, std, spread, updates, byzantine, key)
+    carry = lax.fori_loop(0, num_steps + 1, step, (rows, *carry))
+    return carry[1:], None
+
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, sums.wide(x.dtype)), updates
+  )
+  lowest = jnp.full((), -jnp.inf, jax.eval_shape(harm, zeros).dtype)
+  (best, _), _ = lax.scan(climb, (zeros, lowest), jnp.array(_STARTS))
+  return replace(updates, byzantine, best)
+
+
+def _near(start, mean, std, spread, updates, byzantine, key):
+  """Returns rows near a start, a little apart from each other."""
+  of_mean, of_std = start
+  centre = [
+    of_mean * m + of_std * s
+    for m, s in zip(jax.tree.leaves(mean), jax.tree.leaves(std), strict=True)
+  ]
+  size = sum(x.size for x in centre)
+  apart = _SPREAD * spread / jnp.sqrt(size)  # in each coordinate
+
+  def row(k, own, numbers):
+    del own
+    return centre[k] + apart * numbers
+
+  leaves, structure = jax.tree.flatten(updates)
+  wide = [x.astype(sums.wide(x.dtype)) for x in leaves]
+  rows = draw_rows(wide, byzantine, key, jax.random.normal, row)
+  return jax.tree.unflatten(structure, rows)
+
+
+def _rows(numbers, like):
+  """Returns numbers `[n]` in a shape that multiplies the rows of a leaf."""
+  return numbers.reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)
