@@ -83,7 +83,7 @@ OPTIONS = {
 ON_EXAMPLES = (
   *('badnets', 'blended', 'dba', 'edge_case', 'sinusoidal'),
   *('flip_complement', 'flip_next', 'flip_source', 'label_flipping'),
-  'gradient_ascent',
+  *('a3fl', 'gradient_ascent'),
 )
 
 

@@ -15,6 +15,7 @@ colluding clients send zeros.
 """
 
 from lca.attacks import triggers
+from lca.attacks.a3fl import a3fl
 from lca.attacks.backdoors import (
   backdoor,
   badnets,
@@ -63,6 +64,7 @@ __all__ = [
   'Attack',
   'Boost',
   'Training',
+  'a3fl',
   'alie',
   'backdoor',
   'badnets',
@@ -102,6 +104,7 @@ __all__ = [
 ]
 
 for _attack in (
+  a3fl,
   alie,
   badnets,
   blended,

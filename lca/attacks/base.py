@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca.aggregators.base import rule_name
+from lca.attacks.rows import own_knowledge, replace
 from lca.options import Check, may_be_traced, one_of
 from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
-from lca.typing import Update, Updates
+from lca.typing import Updates
 
 if TYPE_CHECKING:
   from lca.attacks.training import Training
@@ -81,6 +82,8 @@ class Attack(NamedTuple):
     needs_last_change: True if `on_updates` or `training` reads the last change
       of the server's model, which is then an argument `last_change` of
       `on_updates`: a tree like one update, zeros in the first round of a run.
+    adaptive: a memory that the attackers adapt before each round; `on_examples`
+      and `on_test` then take it as `memory`. None if there is none.
   """
 
   on_examples: Callable[..., tuple[jax.Array, jax.Array]] = keep_examples
@@ -91,6 +94,22 @@ class Attack(NamedTuple):
   made_by: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
   training: 'Training | None' = None
   needs_last_change: bool = False
+  adaptive: 'Adaptive | None' = None
+
+
+class Adaptive(NamedTuple):
+  """A memory of the attackers, such as a trigger that they train.
+
+  Attributes:
+    init: the first memory: `(input_shape, input_range) -> memory`.
+    adapt: `(memory, *, losses, logits, variables, data, input_range) ->
+      memory`. The first attacker of a round adapts the memory with its own
+      clean examples, `data`, to the server's model. `losses` and `logits` are
+      those of a `lca.models.Classifier`.
+  """
+
+  init: Callable[..., Any]
+  adapt: Callable[..., Any]
 
 
 Reads = Literal['all', 'coordinate', 'row']
@@ -272,43 +291,6 @@ def from_function(
   )
 
 
-def own_knowledge(
-  updates: Updates, byzantine: jax.Array
-) -> tuple[Updates, Callable[[Updates], Updates]]:
-  """Returns a round as attackers see it who know their own updates alone.
-
-  The updates that the Byzantine clients have trained honestly take the place of
-  the honest ones. If there are fewer of them, the rows of the other honest
-  clients are NaN, as if these had not answered; if there are more, the last
-  ones are left out.
-
-  Args:
-    updates: stacked pytree, leaves `[n, ...]`.
-    byzantine: `[n]` mask.
-
-  Returns:
-    The updates that the attackers know, and a function that replaces the NaN
-    rows of such updates, so that a rule can be tried on n rows: it repeats the
-    attackers' own updates.
-
-  References:
-    Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021 ("unknown
-    benign gradients").
-  """
-  order = jnp.argsort(~byzantine, stable=True)  # Byzantine rows come first
-  attackers = jnp.sum(byzantine)
-  number = jnp.cumsum(~byzantine) - 1  # of each honest row
-  source = order[number % jnp.maximum(attackers, 1)]
-  missing = ~byzantine & (number >= attackers)
-
-  def repeated(rows):
-    return replace(rows, ~byzantine, jax.tree.map(lambda x: x[source], updates))
-
-  unknown = jax.tree.map(lambda x: jnp.full_like(x[0], jnp.nan), updates)
-  known = replace(repeated(updates), missing, unknown)
-  return known, lambda rows: replace(rows, missing, repeated(updates))
-
-
 def _checked_options(function, options):
   """Returns the options, each converted by its check where it has one."""
   checks = getattr(function, 'checks', {})
@@ -319,29 +301,6 @@ def _checked_options(function, options):
     return value if unset else checks[name](name, value)
 
   return {k: checked(k, v) if k in checks else v for k, v in options.items()}
-
-
-def replace(
-  updates: Updates, byzantine: jax.Array, rows: Update | Updates
-) -> Updates:
-  """Replaces the rows of the Byzantine clients.
-
-  Args:
-    updates: stacked pytree, leaves `[n, ...]`.
-    byzantine: `[n]` mask.
-    rows: a single update, leaves `[...]`, that all Byzantine clients send; or
-      stacked updates, leaves `[n, ...]`, whose Byzantine rows are the new rows.
-
-  Returns:
-    Stacked updates in the dtypes of `updates`. Honest rows are unchanged bit
-    for bit.
-  """
-
-  def replace_in_leaf(leaf, new):
-    mask = byzantine.reshape((-1,) + (1,) * (leaf.ndim - 1))
-    return jnp.where(mask, jnp.asarray(new).astype(leaf.dtype), leaf)
-
-  return jax.tree.map(replace_in_leaf, updates, rows)
 
 
 def draw_rows(

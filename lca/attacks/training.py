@@ -266,7 +266,7 @@ def with_training(attack: Attack, **training) -> Attack:
         f'{share}'
       )
   return attack._replace(
-    training=None if given == Training() else given,
+    training=None if given == Training() and not attack.adaptive else given,
     needs_last_change=given.needs_last_change,
   )
 

@@ -195,11 +195,11 @@ class Checkpoints(contextlib.AbstractContextManager):
 def _as_saved(state: ServerState) -> dict[str, PyTree]:
   """Returns the fields of a state as a checkpoint holds them.
 
-  Checkpoints from before `last_change` lack that field.
+  Checkpoints from before the field `attack` lack it.
   """
   fields = state._asdict()
-  if not jax.tree.leaves(state.last_change):
-    del fields['last_change']
+  if not state.attack:
+    del fields['attack']
   return fields
 
 

@@ -6,6 +6,7 @@ pay for an attacker's steps: the first program gives them no examples.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from lca.attacks import Attack, Training
 from lca.data import ClientData, Dataset
 from lca.federated.clients import LocalTraining
 from lca.federated.placement import chunk_width
+from lca.models import Classifier
 from lca.stacked.sharding import AXIS
 from lca.typing import PyTree
 
@@ -48,6 +50,7 @@ class AttackersTraining(LocalTraining):
     attack: has a `training`, and changes the attacker's examples.
     num_classes: of the data.
     input_range: the smallest and the largest value of an input.
+    logits: computes the logits of inputs.
     start: the server's parameters, while a client trains.
     kept: the coordinates in which a client's model may change, while it trains.
   """
@@ -55,6 +58,7 @@ class AttackersTraining(LocalTraining):
   attack: Attack
   num_classes: int
   input_range: tuple[float, float] | None
+  logits: Callable[[PyTree, jax.Array], jax.Array] | None = None
   start: PyTree = None
   kept: PyTree = None
 
@@ -85,7 +89,7 @@ class AttackersTraining(LocalTraining):
     attacker: jax.Array,
     key: jax.Array,
     examples_key: jax.Array,
-    last_change: PyTree,
+    kept: dict[str, PyTree],
   ) -> tuple[PyTree, jax.Array]:
     """Computes an attacker's update.
 
@@ -96,8 +100,7 @@ class AttackersTraining(LocalTraining):
       attacker: `[]` number of the attacker.
       key: PRNG key of the training.
       examples_key: PRNG key of `Attack.on_examples`.
-      last_change: the server's last change of the model; `()` if the attack
-        does not need it.
+      kept: what the attackers keep; see `ServerState.attack`.
 
     Returns:
       See `LocalGradient.__call__`.
@@ -110,6 +113,7 @@ class AttackersTraining(LocalTraining):
       num_classes=self.num_classes,
       input_range=self.input_range,
       key=examples_key,
+      **{name: x for name, x in kept.items() if name == 'memory'},
       **self.attack.numbers,
     )
     data = clean._replace(inputs=inputs, labels=labels)
@@ -122,12 +126,51 @@ class AttackersTraining(LocalTraining):
     if self._how.ranks_gradient:
       ranked = self._whole_gradient(variables, clean, key)
     elif self._how.needs_last_change:
-      ranked = last_change['params']
+      ranked = kept['last_change']['params']
     part = dataclasses.replace(
       self, start=variables['params'], kept=self._how.kept(ranked)
     )
     update, loss = part(variables, data, key)
     return self._how.at_the_end(update), loss
+
+  def adapt(
+    self,
+    variables: PyTree,
+    data: ClientData,
+    attackers: Attackers,
+    memory: PyTree,
+  ) -> PyTree:
+    """Lets the first attacker of a round adapt the memory of all.
+
+    All devices of a mesh make the same steps.
+
+    Args:
+      variables: the server's model.
+      data: the examples of the device's clients.
+      attackers: those of the device.
+      memory: before the round; it stays as it is in a round without attackers.
+    """
+    adaptive = self.attack.adaptive
+    assert adaptive is not None
+    attacks = attackers.rows[0] < len(data.labels)
+    first = jnp.where(attacks, lax.axis_index(AXIS), _NOBODY)
+    nobody = lax.pmin(first, AXIS) == _NOBODY
+    mine = first == lax.pmin(first, AXIS)
+    row = jnp.minimum(attackers.rows[0], len(data.labels) - 1)
+    own = jax.tree.map(lambda x: x[row], data)
+    own = own._replace(num_examples=attackers.num_examples[0])
+    own = jax.tree.map(
+      lambda x: lax.psum(jnp.where(mine, x, 0), AXIS).astype(x.dtype), own
+    )
+    adapt = functools.partial(
+      adaptive.adapt,
+      losses=self.losses,
+      logits=self.logits,
+      variables=variables,
+      data=own,
+      input_range=self.input_range,
+    )
+    return lax.cond(nobody, lambda memory: memory, adapt, memory)
 
   def _whole_gradient(self, variables, clean, key):
     """Returns the gradient of the sum of a client's losses."""
@@ -170,8 +213,22 @@ class AttackersTraining(LocalTraining):
     return self._how.after(what, params, self.start)
 
 
+_NOBODY = 2**30  # more than there are devices
+
+
+def memory_of(attack: Attack, dataset: Dataset) -> dict[str, PyTree]:
+  """Returns the first memory of an attack by its name; {} if it has none."""
+  if attack.adaptive is None:
+    return {}
+  shape = dataset.train.input_spec.shape
+  return {'memory': attack.adaptive.init(shape, dataset.input_range)}
+
+
 def attackers_training(
-  train: LocalTraining, attack: Attack, dataset: Dataset
+  train: LocalTraining,
+  attack: Attack,
+  dataset: Dataset,
+  classifier: Classifier,
 ) -> AttackersTraining:
   """Returns an attacker's part of a round.
 
@@ -179,6 +236,7 @@ def attackers_training(
     train: the training of a client with the attackers' optimiser.
     attack: what the attackers do.
     dataset: the data.
+    classifier: the model.
   """
   fields = {
     field.name: getattr(train, field.name)
@@ -189,6 +247,7 @@ def attackers_training(
     attack=attack,
     num_classes=dataset.num_classes,
     input_range=dataset.input_range,
+    logits=classifier.logits,
   )
 
 
@@ -203,18 +262,19 @@ def train_attackers(
 
   Returns:
     A jitted function `(variables, data, client_ids, attackers, keys,
-    last_change, updates, losses, numbers) -> (updates, losses)`. `data` and
+    kept, updates, losses, numbers) -> (updates, losses, kept)`. `data` and
     `client_ids` are stacked over all rows, `attackers` over the places of all
-    devices. `keys` are those of the training and of the examples. The results
-    are written into the attackers' rows of `updates` and `losses`, whose memory
-    is used again.
+    devices. `keys` are those of the training and of the examples, `kept` is
+    `ServerState.attack`. The results are written into the attackers' rows of
+    `updates` and `losses`, whose memory is used again. The `kept` that is
+    returned has the new memory of an attack that adapts; else it is `{}`.
   """
 
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
     in_specs=(P(), *(P(AXIS),) * 3, P(), P(), P(AXIS), P(AXIS), P()),
-    out_specs=P(AXIS),
+    out_specs=(P(AXIS), P(AXIS), P()),
     check_vma=False,  # see `train_clients`
   )
   def on_each_device(
@@ -223,12 +283,12 @@ def train_attackers(
     client_ids,
     attackers,
     keys,
-    last_change,
+    kept,
     updates,
     losses,
     numbers,
   ):
-    part = train.with_numbers(numbers)
+    part, kept = train.with_numbers(numbers), dict(kept)
     clients, places = len(client_ids), len(attackers.rows)
     train_key, examples_key = keys
 
@@ -242,7 +302,7 @@ def train_attackers(
         number,
         jax.random.fold_in(train_key, client_id),
         examples_key,
-        last_change,
+        kept,
       )
 
     width = chunk_width(places, chunk_size)
@@ -267,7 +327,10 @@ def train_attackers(
       )
 
     attacking = jnp.sum(attackers.rows < clients)
+    if part.attack.adaptive is not None:
+      kept['memory'] = part.adapt(variables, data, attackers, kept['memory'])
     chunks = -(-attacking // width)
-    return lax.fori_loop(0, chunks, train_chunk, (updates, losses))
+    results = lax.fori_loop(0, chunks, train_chunk, (updates, losses))
+    return *results, {k: x for k, x in kept.items() if k == 'memory'}
 
   return jax.jit(on_each_device, donate_argnums=6)

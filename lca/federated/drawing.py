@@ -8,7 +8,7 @@ import numpy as np
 from lca.attacks import Attack
 from lca.attacks.base import keep_examples
 from lca.data import ClientData, FederatedDataset
-from lca.federated.attackers import Attackers
+from lca.federated.attackers import Attackers, memory_of
 from lca.federated.population import Population
 from lca.federated.randomness import Purpose, key_for
 from lca.federated.server import Round
@@ -22,6 +22,7 @@ class Drawing:
 
   Attributes:
     examples_key: PRNG key of `Attack.on_examples`.
+    memory: the first memory of an attack that adapts; None if it does not.
 
   Args:
     data: the examples of every client.
@@ -53,7 +54,9 @@ class Drawing:
       lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
       data.gathered_shapes(1),
     )
-    jax.eval_shape(self._attacked, one.inputs, one.labels, 0, 0)
+    known = memory_of(attack, data.dataset)
+    self.memory = known.get('memory')
+    jax.eval_shape(self._attacked, one.inputs, one.labels, 0, 0, known)
 
   def draw(self, round_idx: int) -> Round:
     """Draws the clients of a round, and the keys of attack and rule."""
@@ -125,6 +128,7 @@ class Drawing:
           data.labels[row],
           client_id,
           self._attackers[client_id],
+          {},
         )
     return data, client_ids, attackers
 
@@ -151,7 +155,7 @@ class Drawing:
     rows = slice(i * width, (i + 1) * width)
     return ids[rows], np.flatnonzero(byzantine[rows])
 
-  def _attacked(self, inputs, labels, client_id, attacker):
+  def _attacked(self, inputs, labels, client_id, attacker, known):
     """Returns the examples of an attacker as the attack changes them."""
     return self._on_examples(
       inputs,
@@ -159,6 +163,7 @@ class Drawing:
       client_id=client_id,
       attacker=attacker,
       key=self.examples_key,
+      **known,
       **self._attack.numbers,
     )
 

@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from lca.attacks import NO_ATTACK, Attack
 from lca.data import FederatedDataset, Split
+from lca.federated.attackers import memory_of
 from lca.federated.placement import Placement, pad_rows
 from lca.models import Classifier
 from lca.stacked.sharding import AXIS
@@ -98,6 +99,7 @@ class Evaluation:
         jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype),
         jax.ShapeDtypeStruct((1,), dataset.test.labels.dtype),
         **attack.numbers,
+        **memory_of(attack, dataset),
       )
 
   def _add(self, name: str, split: Split, indices: np.ndarray) -> None:
@@ -123,11 +125,14 @@ class Evaluation:
       other._add('validation', data.dataset.train, data.validation_indices)
     return other
 
-  def evaluate(self, variables: PyTree) -> dict[str, float]:
+  def evaluate(
+    self, variables: PyTree, known: Mapping[str, PyTree] | None = None
+  ) -> dict[str, float]:
     """Tests a model on every set.
 
     Args:
       variables: the model, with a copy on every device.
+      known: arguments of the attack's `on_test`, such as its memory.
 
     Returns:
       `test_loss`, the mean loss in nats, and `test_accuracy`, the fraction of
@@ -151,7 +156,7 @@ class Evaluation:
         shares = np.diagonal(counts) / counts.sum(axis=1)
       measured |= zip(self._by_class, shares.tolist(), strict=True)
     if self._test_attacked is not None:
-      numbers = dict(self._attack.numbers)
+      numbers = dict(self._attack.numbers) | dict(known or {})
       test = functools.partial(self._test_attacked, numbers)
       counted, *hits = _sum_blocks(test, variables, self._blocks['test'])
       for name, sum_ in zip(_OF_ATTACK, hits, strict=True):

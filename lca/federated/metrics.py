@@ -281,3 +281,25 @@ def columns(
       )
     names += [f'{name}/{layer}' for layer in layers] if x.shape else [name]
   return names
+
+
+def as_numbers(
+  measured: Mapping[str, Any], names: Sequence[str], ids: Any
+) -> dict[str, Any]:
+  """Returns the metrics of a round by the names of its columns.
+
+  Args:
+    measured: the metrics as host arrays `[]` or `[layers]`, and maybe the
+      evidence `'forensics'`.
+    names: of all numbers, from `columns`.
+    ids: `[n]` ids of the round's clients.
+
+  Returns:
+    The numbers, and the evidence with the ids.
+  """
+  rest = {name: x for name, x in measured.items() if name != 'forensics'}
+  numbers = [x for metric in rest.values() for x in metric.reshape(-1).tolist()]
+  result: dict[str, Any] = dict(zip(names, numbers, strict=True))
+  if 'forensics' in measured:
+    result['forensics'] = measured['forensics'] | {'ids': np.asarray(ids)}
+  return result

@@ -78,7 +78,7 @@ def receive(
 def known_to_attackers(server: Server, state: ServerState) -> dict[str, PyTree]:
   """Returns what an attack on the updates is given of the server's state."""
   if server.attack.needs_last_change:
-    return {'last_change': state.last_change}
+    return {'last_change': state.attack['last_change']}
   return {}
 
 
@@ -196,7 +196,8 @@ def apply_update(
   )
   if server.attack.needs_last_change:
     last_change = jax.tree.map(jnp.subtract, variables, state.variables)
-    state = state._replace(last_change=last_change)
+    kept = {**state.attack, 'last_change': last_change}
+    state = state._replace(attack=kept)
   state = state._replace(variables=variables, opt_state=opt_state)
   measured: OrderedDict[str, Any] = metrics.measure(result)
   if server.forensics:

@@ -102,12 +102,14 @@ class SeedsSimulation(Simulation):
     Args:
       states: the stacked states.
       i: position of the run.
-      whole: False returns the model alone, and `()` for the rest.
+      whole: False returns the model and what the attackers keep, and `()` for
+        the rest.
     """
     shardings = _shardings(self.runs[i].abstract_state)
     if not whole:
       states, shardings = (
-        ServerState(tree.variables, (), (), ()) for tree in (states, shardings)
+        ServerState(tree.variables, (), (), (), tree.attack)
+        for tree in (states, shardings)
       )
     return jax.device_put(_of(states, i), shardings)
 
@@ -138,10 +140,10 @@ class SeedsSimulation(Simulation):
       attack
       and self._lower(
         attack,
-        training.attackers_arguments(self._shapes.last_change),
+        training.attackers_arguments(self._shapes.attack),
         1,
         training.attackers_donated,
-        self._by_seed(AXIS),
+        (*[self._by_seed(AXIS)] * 2, self._by_seed()),
       ),
       on_server.receive
       and self._lower(on_server.receive, receiving, 1, changes, received),

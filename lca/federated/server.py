@@ -121,15 +121,22 @@ class ServerState(NamedTuple):
     aggregator: state of the aggregator.
     momenta: the clients' momenta, like `'params'` but stacked, `[num_clients,
       ...]`; `()` without momentum.
-    last_change: the model less the one before, like `variables`, zeros before
-      the first round; `()` if the attack does not need it.
+    attack: what the attackers keep from round to round: `'last_change'`, the
+      model less the one before, like `variables`, and zeros before the first
+      round, if the attack needs it; and `'memory'`, if the attack adapts (see
+      `lca.attacks.Attack`).
   """
 
   variables: PyTree
   opt_state: optax.OptState
   aggregator: PyTree
   momenta: PyTree
-  last_change: PyTree = ()
+  attack: Mapping[str, PyTree] = {}
+
+  @property
+  def memory(self) -> dict[str, PyTree]:
+    """The memory of an attack that adapts, by its name; {} if it does not."""
+    return {name: x for name, x in self.attack.items() if name == 'memory'}
 
 
 class Sent(NamedTuple):
@@ -171,7 +178,11 @@ class Round(NamedTuple):
 
 
 def server_init(
-  server: Server, variables: PyTree, update: Update, num_clients: int
+  server: Server,
+  variables: PyTree,
+  update: Update,
+  num_clients: int,
+  memory: PyTree = None,
 ) -> ServerState:
   """Returns the server's state before the first round.
 
@@ -180,19 +191,22 @@ def server_init(
     variables: the initial model.
     update: a tree shaped like one client's update; its values are not used.
     num_clients: number of clients in the population.
+    memory: of an attack that adapts; None if it does not.
   """
   momenta = ()
   if server.momentum:
     momenta = jax.tree.map(
       lambda x: jnp.zeros((num_clients, *x.shape), x.dtype), variables['params']
     )
-  last_change = ()
+  attack = {}
   if server.attack.needs_last_change:
-    last_change = jax.tree.map(jnp.zeros_like, variables)
+    attack['last_change'] = jax.tree.map(jnp.zeros_like, variables)
+  if memory is not None:
+    attack['memory'] = memory
   return ServerState(
     variables=variables,
     opt_state=server.optimizer.init(variables['params']),
     aggregator=server.aggregator.init(server.for_rule(update)),
     momenta=momenta,
-    last_change=last_change,
+    attack=attack,
   )

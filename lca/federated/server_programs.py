@@ -53,8 +53,11 @@ class ServerPrograms:
     self._server, self._placement = server, placement
     self._clients, self._server_trains = clients, server_trains
     self._changes_updates = server.changes_updates or clients_drop
-    self.shardings = placement.by_coordinate(state)._replace(
-      momenta=placement.by_coordinate(state.momenta, lead=1)
+    shardings = placement.by_coordinate(state)
+    memory = jax.tree.map(lambda _: placement.everywhere, state.memory)
+    self.shardings = shardings._replace(
+      momenta=placement.by_coordinate(state.momenta, lead=1),
+      attack={**shardings.attack, **memory},
     )
     in_place = (_UPDATES,) if placement.devices == 1 else ()
     self.donated = (_MOMENTA, *in_place), (_AGGREGATOR, _MOMENTA)
@@ -63,8 +66,8 @@ class ServerPrograms:
   def receive(self) -> jax.stages.Wrapped | None:
     """A jitted function that makes what the server receives.
 
-    `(variables, opt_state, aggregator, momenta, last_change, updates, losses,
-    drawn, numbers) -> (updates, momenta)`: the fields of the state, the results
+    `(variables, opt_state, aggregator, momenta, attack, updates, losses, drawn,
+    numbers) -> (updates, momenta)`: the fields of the state, the results
     of all rows that have trained (the clients, maybe the server, and rows that
     fill up the last devices), the draws of the round, and `Server.numbers`. The
     momenta are donated, so that XLA updates them in place. So are the updates
@@ -79,8 +82,8 @@ class ServerPrograms:
   def step(self) -> jax.stages.Wrapped:
     """A jitted function that makes the next model.
 
-    `(variables, opt_state, aggregator, momenta, last_change, updates, losses,
-    drawn, numbers) -> (state, metrics)`, with the updates and the momenta of
+    `(variables, opt_state, aggregator, momenta, attack, updates, losses, drawn,
+    numbers) -> (state, metrics)`, with the updates and the momenta of
     `receive` if there is one. The aggregator's state and the momenta are
     donated.
     """
@@ -153,7 +156,7 @@ class ServerPrograms:
     opt_state,
     aggregator,
     momenta,
-    last_change,
+    attack,
     updates,
     losses,
     drawn,
@@ -168,7 +171,7 @@ class ServerPrograms:
       The server with its numbers, the state, the updates of all rows spread by
       coordinate, the clients' part of them, and the draws.
     """
-    state = ServerState(variables, opt_state, aggregator, momenta, last_change)
+    state = ServerState(variables, opt_state, aggregator, momenta, attack)
     updates = spread(updates)
     sent = self._sent(updates, losses)
     return self._server.with_numbers(numbers), state, updates, sent, drawn

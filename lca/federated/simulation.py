@@ -132,7 +132,10 @@ class Simulation:
       placement,
       self._shapes.variables,
       data.gathered_shapes(self.clients_per_device * placement.devices),
-      attackers and attackers_training(attackers, server.attack, data.dataset),
+      attackers
+      and attackers_training(
+        attackers, server.attack, data.dataset, classifier
+      ),
       self.drawing.places(self.clients_per_device),
     )
     self._evaluation = Evaluation(
@@ -179,7 +182,8 @@ class Simulation:
   def _initial_state(self, variables):
     update = self._train.to_update_dtype(variables)
     num_clients = self._population.num_clients
-    return server_init(self._server, variables, update, num_clients)
+    memory = self.drawing.memory
+    return server_init(self._server, variables, update, num_clients, memory)
 
   @functools.cached_property
   def abstract_state(self) -> ServerState:
@@ -261,7 +265,7 @@ class Simulation:
     """The programs of a round before their compilation."""
     return Programs(
       self.lower_training(self.placement.chunk_size),
-      self._training.lower_attackers(self._shapes.last_change),
+      self._training.lower_attackers(self._shapes.attack),
       *self._on_server.lower(
         self.abstract_state, self._training.results, self._draw(0)
       ),
@@ -318,7 +322,10 @@ class Simulation:
 
     # 3. Clients train, from a copy of the model on every device.
     start, clients = self._start(state, round_idx), prepared.clients.result()
-    updates, losses = self._training.enqueue(*programs[:2], start, clients)
+    updates, losses, kept = self._training.enqueue(
+      *programs[:2], start, clients
+    )
+    state = state._replace(attack={**state.attack, **kept})
 
     # 4. Byzantine clients attack, and the server makes the next model.
     drawn, numbers = prepared.drawn, self._server.numbers
@@ -339,22 +346,13 @@ class Simulation:
     """Returns what all clients of a round start from."""
     return Start(
       *(self.everywhere(state), *self._training_keys(round_idx)),
-      self._on_every_device(state.last_change),
+      self._on_every_device(state.attack),
     )
 
   def _as_numbers(self, measured, drawn) -> Any:
     """Returns the metrics of a round as `run_round` returns them."""
     measured = jax.device_get(measured)
-    evidence = measured.pop('forensics', None)
-    numbers = [
-      number
-      for metric in measured.values()
-      for number in metric.reshape(-1).tolist()  # `[]` or `[layers]`
-    ]
-    result = dict(zip(self._metric_names, numbers, strict=True))
-    if evidence is not None:
-      result['forensics'] = evidence | {'ids': np.asarray(drawn.ids)}
-    return result
+    return metrics.as_numbers(measured, self._metric_names, drawn.ids)
 
   def _training_keys(self, round_idx: int) -> tuple[jax.Array, jax.Array]:
     """Returns the keys of the training, and of the attackers' examples."""
@@ -386,7 +384,8 @@ class Simulation:
 
   def evaluate(self, state: ServerState) -> dict[str, float]:
     """Tests the model of a state; see `Evaluation.evaluate`."""
-    return self._evaluation.evaluate(self.everywhere(state))
+    model, memory = self.everywhere(state), state.memory
+    return self._evaluation.evaluate(model, self._on_every_device(memory))
 
   def confusion(self, state: ServerState) -> np.ndarray:
     """Counts predictions of a state's model; see `Evaluation.confusion`."""

@@ -73,6 +73,10 @@ def _obstacles(server, has_root):
   )
   yield server.forensics, 'eval.forensics compares all coordinates of all rows'
   yield server.attack.reads == 'all', _ATTACK_READS
+  yield (
+    server.attack.adaptive is not None,
+    'the attack adapts before all clients train',
+  )
   given: dict[str, Any] = dict.fromkeys(ROUND_BRINGS, 0)
   why = ''
   try:
@@ -208,7 +212,7 @@ class StreamedSimulation(Simulation):
 
     pending = []
     for start, clients in self._groups(drawn, group):
-      updates, losses = self._training.enqueue(
+      updates, losses, _ = self._training.enqueue(
         self.programs.train,
         self.programs.attack,
         start_from,

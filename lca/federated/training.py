@@ -56,13 +56,13 @@ class Start(NamedTuple):
     variables: the model.
     key: PRNG key of the training.
     examples_key: PRNG key of `Attack.on_examples`.
-    last_change: the model's last change; `()` if the attack does not need it.
+    attack: what the attackers keep; see `ServerState`.
   """
 
   variables: PyTree
   key: jax.Array
   examples_key: jax.Array
-  last_change: PyTree
+  attack: PyTree
 
 
 class RoundTraining:
@@ -128,22 +128,22 @@ class RoundTraining:
       self._attackers, placement.mesh, placement.chunk_size
     )
 
-  def lower_attackers(self, last_change: PyTree) -> jax.stages.Lowered | None:
+  def lower_attackers(self, kept: PyTree) -> jax.stages.Lowered | None:
     """Lowers `attackers_function`, unless it is None.
 
     Args:
-      last_change: see `attackers_arguments`.
+      kept: see `attackers_arguments`.
     """
     function = self.attackers_function
     if function is None:
       return None
-    return function.lower(*self.attackers_arguments(last_change))
+    return function.lower(*self.attackers_arguments(kept))
 
-  def attackers_arguments(self, last_change: PyTree) -> tuple[PyTree, ...]:
+  def attackers_arguments(self, kept: PyTree) -> tuple[PyTree, ...]:
     """Returns the shapes of the arguments of `attackers_function`.
 
     Args:
-      last_change: the shapes of the model's last change, or `()`.
+      kept: the shapes of what the attackers keep; see `ServerState`.
     """
     assert self._attackers is not None
     variables, data, ids, key, updates, losses, *_ = self.arguments
@@ -153,7 +153,7 @@ class RoundTraining:
       *(variables, data, ids),
       with_shardings(attackers, self._placement.by_client),
       (key, key),
-      with_shardings(last_change, self._placement.everywhere),
+      with_shardings(kept, self._placement.everywhere),
       *(updates, losses, self._attackers.numbers),
     )
 
@@ -179,7 +179,7 @@ class RoundTraining:
     start: Start,
     clients: Clients,
     calls: int | None = None,
-  ) -> tuple[Updates, jax.Array]:
+  ) -> tuple[Updates, jax.Array, dict[str, PyTree]]:
     """Enqueues the training of all clients, and does not wait for it.
 
     The first round of a process, and a round after one of more than `SECONDS`,
@@ -194,7 +194,8 @@ class RoundTraining:
       calls: the number of calls, if it is not to be chosen here.
 
     Returns:
-      The updates and the losses of all clients.
+      The updates and the losses of all clients, and what the attackers keep in
+      the place of `Start.attack`: `{}`, or the memory of an attack that adapts.
     """
     rows, devices = len(self._data.num_examples), self._placement.devices
     width = chunk_width(rows // devices, self._placement.chunk_size)
@@ -206,6 +207,7 @@ class RoundTraining:
     bounds = np.linspace(0, chunks, 1 + calls)
     self._calls, self._begun = [], time.monotonic()
     updates, losses = self.blank_results()
+    kept: dict[str, PyTree] = {}
     data, client_ids, attackers = clients
     numbers = self._train.numbers
     for first, stop in itertools.pairwise(bounds.astype(np.int32)):
@@ -215,13 +217,13 @@ class RoundTraining:
       )
       self._calls.append((min(int(stop) * width * devices, rows), losses))
     if self._attackers is not None and attack is not None:
-      updates, losses = attack(
+      updates, losses, kept = attack(
         *(start.variables, data, client_ids, attackers),
-        *((start.key, start.examples_key), start.last_change),
+        *((start.key, start.examples_key), start.attack),
         *(updates, losses, self._attackers.numbers),
       )
       self._calls[-1] = rows, losses
-    return updates, losses
+    return updates, losses, kept
 
   def wait(self, report: Callable[[int], object]) -> None:
     """Waits for the calls of `enqueue`, one after the other.

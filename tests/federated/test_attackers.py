@@ -206,12 +206,12 @@ def test_the_last_change_is_that_of_the_model(data):
   own = attacks.with_training(POISON, keep=0.5, keep_from='last_change')
   sim = simulation(data, attack=own, attackers=TRAIN)
   state = sim.init()
-  assert not any(x.any() for x in jax.tree.leaves(state.last_change))
+  assert not any(x.any() for x in jax.tree.leaves(state.attack['last_change']))
   for round_idx in range(2):
     before = jax.device_get(state.variables)
     state, _ = sim.run_round(state, round_idx)
     change = jax.tree.map(np.subtract, jax.device_get(state.variables), before)
-    close(state.last_change, change, atol=1e-7)
+    close(state.attack['last_change'], change, atol=1e-7)
 
 
 def test_neurotoxin_leaves_the_coordinates_of_the_last_change(data):
@@ -221,9 +221,9 @@ def test_neurotoxin_leaves_the_coordinates_of_the_last_change(data):
   # In round 1 the same clients are honest.
   sim = simulation(data, attack=own, attackers=TRAIN, population=population)
   state, _ = sim.run_round(sim.init(), 0)
-  before = abs(flat(state.last_change))
+  before = abs(flat(state.attack['last_change']))
   state, _ = sim.run_round(state, 1)
-  moved = flat(state.last_change) != 0
+  moved = flat(state.attack['last_change']) != 0
   limit = np.sort(before)[round(len(before) * 0.5) - 1]
   assert moved.any() and not moved[before > limit].any()
 
@@ -242,10 +242,12 @@ def test_free_riders_send_the_last_change(data, kind):
   attack = attacks.from_function(attacks.free_rider, noise=0.0)
   sim = kind(**parts(data, 2, attack=attack, population=population))
   state, _ = sim.run_round(sim.init(), 0)
-  change = flat(state.last_change)
+  change = flat(state.attack['last_change'])
   assert change.any()
   state, _ = sim.run_round(state, 1)
-  np.testing.assert_allclose(flat(state.last_change), change, atol=1e-6)
+  np.testing.assert_allclose(
+    flat(state.attack['last_change']), change, atol=1e-6
+  )
 
 
 # Errors -----------------------------------------------------------------------
