@@ -80,6 +80,7 @@ RULES = {
   'flame': Spec(without),
   'align_ins': Spec(without, promise='finite'),
   'multi_metrics': Spec(without, promise='finite'),
+  'rflbat': Spec(without, promise='finite'),
   'fltrust': Spec(without),
   'sign_guard': Spec(lambda n, f: {'fraction': 1.0}),
   'lasa': Spec(without),
@@ -225,7 +226,7 @@ ROBUST = [
   case
   for case in SHORT
   if case in FULL
-  or case.name in ('dnc', 'foolsgold', 'align_ins', 'multi_metrics')
+  or case.name in ('dnc', 'foolsgold', 'align_ins', 'multi_metrics', 'rflbat')
 ]
 SELECTING = [*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan']
 

@@ -24,7 +24,9 @@ ratios = pytest.mark.parametrize('ratio', RATIOS)
 # These rules compare norms, which agree in all digits of float32 here.
 BY_NORM = ['cge', 'lasa']
 # These rules select rows by distances, or by other functions of differences.
-SELECTS = {*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan'} - {*BY_NORM}
+SELECTS = {*oracles.SCORES, *oracles.OBJECTIVES, 'bulyan', 'rflbat'} - {
+  *BY_NORM
+}
 # These rules give every row a weight, by differences of rows.
 WEIGHS = {'caf', 'geometric_median', 'foolsgold'}
 DECIDES = [case for case in SHORT if case.name in SELECTS | WEIGHS]
@@ -129,13 +131,14 @@ def test_follows_float64(case, ratio):
 
 
 # The row far away has a square 1e24 times the others'. Eigenvectors (dnc, smea,
-# caf) and logarithms (FoolsGold) beside it have no digits left in float32. The
-# medoid by Euclidean distances, and multi-metrics, add the distances to that
-# row to their scores.
+# caf, rflbat) and logarithms (FoolsGold) beside it have no digits left in
+# float32. The medoid by Euclidean distances, and multi-metrics, add the
+# distances to that row to their scores.
 FAR = [
   case
   for case in DECIDES
-  if case.name not in ('dnc', 'smea', 'caf', 'foolsgold', 'multi_metrics')
+  if case.name
+  not in ('dnc', 'smea', 'caf', 'foolsgold', 'multi_metrics', 'rflbat')
   and (case.name, case.kind) != ('medoid', 'euclidean')
 ]
 

@@ -33,7 +33,7 @@ AVERAGES_THE_FEW = [
 ]
 # These rules follow the float64 oracle for rows up to 1e3 times the others'
 # norm. Beyond that, only the bounds below are tested.
-CONTINUOUS = ('geometric_median', 'caf', 'dnc', 'multi_metrics')
+CONTINUOUS = ('geometric_median', 'caf', 'dnc', 'multi_metrics', 'rflbat')
 HULL = cases_of('model', names=['median', 'trimmed_mean'])
 NEAREST = cases_of('model', names=['meamed', 'phocas'])
 

@@ -45,6 +45,7 @@ GOOD = [
   'lca.align_ins(x, params=x[0], lambda_s=2.0)',
   'lca.flame(x, params=x[0], noise=0.1, key=key)',
   'lca.multi_metrics(x, fraction=0.5)',
+  'lca.rflbat(x, max_clusters=3)',
   'lca.bucketing(x, key=key)',
   'lca.layerwise(lca.krum)(x, f=2)',
   "lca.layerwise(lca.cosine(lca.krum), by='module')(x, f=2)",

@@ -25,6 +25,7 @@ from .lasa import *
 from .legato import *
 from .mixing import *
 from .multi_metrics import *
+from .rflbat import *
 from .rows import *
 from .rules import *
 from .spectral import *

@@ -9,6 +9,7 @@ from oracles.flame import flame_weights
 from oracles.geometric import geometric_median_weights
 from oracles.krum import krum_scores, medoid_scores
 from oracles.multi_metrics import multi_metrics_scores
+from oracles.rflbat import rflbat_weights
 from oracles.rows import rejected, select
 from oracles.spectral import caf_weights, outlyingness
 from oracles.subsets import OBJECTIVES, best_subset
@@ -34,6 +35,7 @@ WEIGHTS = {
   'foolsgold': foolsgold_weights,
   'flame': flame_weights,
   'fltrust': fltrust_weights,
+  'rflbat': rflbat_weights,
 }
 
 

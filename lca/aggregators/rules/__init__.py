@@ -34,6 +34,7 @@ from lca.aggregators.rules.legato import legato
 from lca.aggregators.rules.mean import mean
 from lca.aggregators.rules.mixing import bucketing, nnm
 from lca.aggregators.rules.multi_metrics import multi_metrics
+from lca.aggregators.rules.rflbat import rflbat
 from lca.aggregators.rules.spectral import caf, dnc
 from lca.aggregators.rules.subsets import mda, smea
 from lca.aggregators.rules.trust import fltrust, foolsgold
@@ -63,6 +64,7 @@ RULES = Registry(
     multi_krum,
     multi_metrics,
     phocas,
+    rflbat,
     sign_guard,
     sign_majority,
     smea,
@@ -118,6 +120,7 @@ __all__ = [
   'multi_metrics',
   'nnm',
   'phocas',
+  'rflbat',
   'sign_guard',
   'sign_majority',
   'smea',

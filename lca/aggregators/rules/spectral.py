@@ -24,6 +24,22 @@ from lca.stacked import eigen, geometry, sums
 from lca.typing import Gram, Update, Updates
 
 
+def centred_gram(
+  gram: Gram, share: jax.Array, included: jax.Array
+) -> jax.Array:
+  """Returns the inner products of the rows less their weighted mean.
+
+  Args:
+    gram: `[n, n]` inner products, without rejected rows.
+    share: `[n]` weights of the mean, which sum to 1.
+    included: `[n]` mask. The others' rows and columns are 0, as they may be
+      enormous and would hide the rest.
+  """
+  mixed = sums.dot(gram, share)
+  centred = gram - mixed[:, None] - mixed + sums.dot(share, mixed)
+  return jnp.where(included[:, None] & included, centred, 0)
+
+
 def _deviations(
   gram: Gram, weights: jax.Array, included: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -43,10 +59,7 @@ def _deviations(
     not included.
   """
   share = weights / jnp.sum(weights)
-  mixed = sums.dot(gram, share)
-  centred = gram - mixed[:, None] - mixed + sums.dot(share, mixed)
-  # Rows that are not included may be enormous: they would hide the others.
-  centred = jnp.where(included[:, None] & included, centred, 0)
+  centred = centred_gram(gram, share, included)
   # Scaled to magnitude 1, so that squares of large updates do not overflow.
   size = jnp.maximum(jnp.max(jnp.diagonal(centred)), jnp.finfo(gram.dtype).tiny)
   centred, root = centred / size, jnp.sqrt(share)
