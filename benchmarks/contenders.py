@@ -110,7 +110,7 @@ class Case:
       difference of this case follow.
     hyper: hyper-parameters, which are bound when the rule is compiled.
     brings: the names of those arguments that the round passes to the rule:
-      `'key'`, `'server_update'` or neither.
+      `'key'`, `'server_update'`, `'params'` or none.
     kind: `'rule'`; `'pre'`, a rule that returns stacked updates;
       `'aggregator'`, a factory; or `'chain'`, a pre-aggregator and Krum.
     most_layers: the largest number of layers with which the layerwise forms are
@@ -161,6 +161,8 @@ def cases(n: int) -> list[Case]:
     ),
     Case('foolsgold'),
     Case('fltrust', {}, ('server_update',)),
+    Case('flame', {}, ('params',)),
+    Case('align_ins', {}, ('params',)),
     Case('sign_guard', {}, ('key',)),
     Case('lasa'),
     Case('centered_clip', threshold, kind='aggregator'),
@@ -234,7 +236,11 @@ def _or_error(make, rule):
 def ours(case: Case, rule: Callable[..., Any], updates: Any) -> list[Contender]:
   """Compiles all forms of a rule on these updates."""
   first = jax.tree.map(lambda leaf: leaf[0], updates)
-  per_round = {'key': jax.random.key(1), 'server_update': first}
+  per_round = {
+    'key': jax.random.key(1),
+    'server_update': first,
+    'params': first,
+  }
   brought = {name: per_round[name] for name in case.brings}
   kind = 'rule' if case.kind == 'chain' else case.kind
   facts = {'kind': kind, 'hyper': dict(case.hyper)}
