@@ -82,6 +82,7 @@ def runs(config):
       weights=jnp.ones(11),
       server_update=one,
       params=one,
+      client_ids=jnp.arange(11),
     )
 
   update, _ = aggregate(updates)

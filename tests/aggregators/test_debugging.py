@@ -34,6 +34,8 @@ AGGREGATORS = {
   'centered_clip': lca.centered_clip(threshold=1.0, num_iters=2),
   'clipped_clustering': lca.clipped_clustering(window=2 * N),
   'layerwise': lca.layerwise(lca.clipped_clustering(window=2 * N)),
+  'crfl': lca.crfl(),
+  'fl_detector': lca.fl_detector(num_clients=N, window=1, start=3),
   'legato': lca.legato(window=3),
   'spectral': lca.legato(window=3, norm='spectral'),
 }
@@ -104,10 +106,12 @@ def test_aggregators(name, mode):
   aggregator = AGGREGATORS[name]
 
   def rounds(x):
-    state = aggregator.init(jax.tree.map(lambda leaf: leaf[0], x))
+    one = jax.tree.map(lambda leaf: leaf[0], x)
+    state, given = aggregator.init(one), {'key': jax.random.key(0)}
+    given |= {'params': one, 'client_ids': jnp.arange(N)}
     for power in (1, 2, 3):  # the layers' shares of the norm vary
       rows = jax.tree.map(lambda leaf, by=power: leaf**by, x)
-      update, state = aggregator.update(rows, state)
+      update, state = aggregator.update(rows, state, **given)
     return update
 
   same(mode, rounds)

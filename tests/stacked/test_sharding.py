@@ -149,6 +149,8 @@ AGGREGATORS = {
   'adaptive_clip': lca.adaptive_clip(threshold=2.0),
   'centered_clip': lca.centered_clip(threshold=2.0, num_iters=3),
   'clipped_clustering': lca.clipped_clustering(window=2 * N),
+  'crfl': lca.crfl(),
+  'fl_detector': lca.fl_detector(num_clients=N),
 }
 
 
@@ -159,9 +161,10 @@ def test_aggregators_agree_with_one_device(name):
   one = jax.tree.map(lambda x: x[0], rounds[0])
 
   def both(updates, again):
-    state = agg.init(one)
-    _, state = agg.update(updates, state)
-    return agg.update(again, state)[0]
+    state, given = agg.init(one), {'key': jax.random.key(0), 'params': one}
+    given['client_ids'] = jnp.arange(N)
+    _, state = agg.update(updates, state, **given)
+    return agg.update(again, state, **given)[0]
 
   check_agrees(both, *rounds, rtol=2e-4, atol=1e-5)
 

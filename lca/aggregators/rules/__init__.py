@@ -26,6 +26,7 @@ from lca.aggregators.rules.coordinates import (
   trimmed_mean,
 )
 from lca.aggregators.rules.crfl import crfl
+from lca.aggregators.rules.fl_detector import fl_detector
 from lca.aggregators.rules.flame import flame
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
@@ -77,7 +78,14 @@ RULES = Registry(
 
 AGGREGATORS = Registry(
   'aggregator with a state',
-  (adaptive_clip, centered_clip, clipped_clustering, crfl, legato),
+  (
+    adaptive_clip,
+    centered_clip,
+    clipped_clustering,
+    crfl,
+    fl_detector,
+    legato,
+  ),
 )
 """Functions from hyper-parameters to an Aggregator with a state."""
 
@@ -103,6 +111,7 @@ __all__ = [
   'clipped_clustering',
   'crfl',
   'dnc',
+  'fl_detector',
   'flame',
   'fltrust',
   'foolsgold',
