@@ -6,9 +6,9 @@
 
 Fashion-MNIST over 600 clients by Dirichlet shares of alpha 0.5 and 0.1. The
 runs of --scale=start train a model for each alpha, 120 rounds without an
-attack. All other runs start from that model. Each of their 30 rounds draws 20 of
-the clients, 4 of them Byzantine, and the rules tolerate 4. A client trains for
-one epoch. The model is a CNN of 407,000 parameters. A run is named
+attack. All other runs start from that model. Each of their 30 rounds draws 20
+of the clients, 4 of them Byzantine, and the rules tolerate 4. A client trains
+for one epoch. The model is a CNN of 407,000 parameters. A run is named
 `backdoors/ALPHA/ATTACK x RULE`.
 
 Time: a run takes about 20 seconds on two CPU cores.

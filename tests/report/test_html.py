@@ -226,6 +226,23 @@ def test_a_run_that_breaks(tmp_path):
   assert 'in all 2 rejected, 7 nonfinite' in alts(page)['Irregular']
 
 
+def test_a_backdoor_s_success_is_drawn(tmp_path):
+  """In the rounds with a test; there is no chart without such an attack."""
+  html_runs.write_run(tmp_path, 'median,badnets', [0.5] * 3)
+  file = tmp_path / 'metrics.csv'
+  header, *lines = file.read_text().splitlines()
+  rates = ['0.25,0.5', ',', '0.75,0.125']
+  lines = [f'{line},{rate}' for line, rate in zip(lines, rates, strict=True)]
+  header += ',attack_success_rate,backdoor_accuracy'
+  file.write_text('\n'.join([header, *lines]) + '\n')
+  page = parse(pages.write_run(tmp_path))
+  check_alone(page)
+  assert alts(page)['Attack'] == (
+    'Line chart of attack success: attack success from 0.25 in round 1 to 0.75 '
+    'in round 3; true label from 0.5 in round 1 to 0.125 in round 3.'
+  )
+
+
 def test_a_run_without_a_finite_loss(tmp_path):
   html_runs.write_run(tmp_path, 'median', [0.5] * 2, finish=False)
   file = tmp_path / 'metrics.csv'

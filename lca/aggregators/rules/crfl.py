@@ -45,7 +45,8 @@ def crfl(
   Batch statistics that the rule aggregates (`model.batch_stats='rule'`) belong
   to the model that is clipped and receives noise.
 
-  Promise (docs/rules.md): full, f < n.
+  Promise (docs/rules.md): full, f < n: no longer than the clip and the model
+  together.
 
   Args:
     sigma: :math:`\sigma`, the standard deviation of the noise; 0 adds none.

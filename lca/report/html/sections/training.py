@@ -33,6 +33,8 @@ def training(run: Run) -> Section:
     return Section(title, 'the run has not finished its first round yet.')
   metrics = run.metrics
   shown = [_accuracy(run), _loss(run)]
+  if 'attack_success_rate' in metrics:
+    shown.append(_success(run))
   if run.times:
     shown.append(_seconds(run.times['round'], run.times['seconds']))
   attackers = metrics['byzantine']
@@ -104,6 +106,28 @@ def _loss(run: Run) -> Chart:
     f'{"; logarithmic scale" if log else ""}.'
   )
   return Chart('Loss', charts.to_svg(figure, 'loss', alt), caption)
+
+
+def _success(run: Run) -> Chart:
+  series = {
+    'attack success': run.metrics['attack_success_rate'],
+    'true label': run.metrics['backdoor_accuracy'],
+  }
+  figure, axes = charts.panel()
+  charts.curves(
+    axes,
+    run.rounds,
+    series,
+    **{'attack success': {'color': charts.ATTACKER}},
+    **{'true label': _LINES['test']},
+  )
+  axes.set_ylim(0, 1)
+  alt = f'Line chart of attack success: {_courses(run.rounds, series)}.'
+  caption = (
+    'Share of the test examples of the attack for which the model predicts the '
+    "attackers' target, and their true label."
+  )
+  return Chart('Attack', charts.to_svg(figure, 'attack', alt), caption)
 
 
 def _seconds(rounds: np.ndarray, seconds: np.ndarray) -> Chart:
