@@ -192,7 +192,12 @@ def rule_name(section: Mapping[str, Any]) -> str | None:
   name, scope = section.get('name'), section.get('scope', 'model')
   if name is None:
     return None
-  rule = PRESET_NAMES.get(name, name)
+  rule, steps = PRESET_NAMES.get(name, name), [*(section.get('pre') or ())]
+  # Two presets are rules with certain options.
+  if name == 'adaptive_clip' and section.get('rate') == 0:
+    rule = 'dp_fedavg'
+  if (name, steps) == ('mean', ['static_clip']) and section.get('sigma'):
+    rule, steps = 'norm_clipping', []
   if section.get('distance') == 'cosine':
     unclipped = 'clip' in section and section['clip'] is None
     rule = f'cosine_{rule}{"_noclip" if unclipped else ""}'
@@ -200,7 +205,7 @@ def rule_name(section: Mapping[str, Any]) -> str | None:
   # LEGATO works by layer itself.
   if (name, scope) != ('legato', 'leaf'):
     rule = forms.get(scope, f'{scope}wise_') + rule
-  return '+'.join([*(section.get('pre') or ()), rule])
+  return '+'.join([*steps, rule])
 
 
 def attack_name(section: Mapping[str, Any]) -> str:

@@ -128,6 +128,16 @@ def test_no_finished_run_is_an_error(tmp_path):
     ({'name': 'median', 'scope': 'block'}, 'blockwise_median'),
     ({'name': 'trimmed_mean', 'pre': ['nnm']}, 'nnm+trimmed_mean'),
     ({'name': 'mean', 'pre': ['static_clip', 'arc']}, 'static_clip+arc+fedavg'),
+    (
+      {'name': 'mean', 'pre': ['static_clip'], 'sigma': 0.0},
+      'static_clip+fedavg',
+    ),
+    ({'name': 'mean', 'pre': ['static_clip'], 'sigma': 0.1}, 'norm_clipping'),
+    ({'name': 'adaptive_clip', 'rate': 0.2}, 'adaptive_clip'),
+    (
+      {'name': 'adaptive_clip', 'rate': 0.0, 'scope': 'leaf'},
+      'layerwise_dp_fedavg',
+    ),
     ({'name': 'legato', 'scope': 'leaf'}, 'legato'),
     ({}, None),
   ],
