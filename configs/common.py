@@ -130,7 +130,7 @@ def compose(
     # Each pre-aggregator has its own reference, so that its f can be set alone.
     f = _tolerated(config.attack)
     config.aggregator[name] = ConfigDict(presets_of.pre_aggregators(f)[name])
-  if 'num_clients' in config.aggregator:
+  if config.aggregator.get('num_clients', 0) is None:
     config.aggregator.num_clients = config.data.get_oneway_ref('num_clients')
   if 'f' in config.attack and 'f' in config.aggregator:
     # An attack that takes the server's f into account follows it.

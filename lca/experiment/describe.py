@@ -97,21 +97,17 @@ def noise_multiplier(config: Mapping[str, Any], n: int) -> float | None:
     n: clients in a round.
   """
   rule = config['aggregator']
-  if (rule.get('scope'), config['model'].get('batch_stats', 'rule')) != (
-    'model',
-    'rule',
-  ):
+  statistics = config['model'].get('batch_stats', 'rule')
+  if (rule.get('scope'), statistics) != ('model', 'rule'):
     return None
-  noise, steps = rule.get('sigma'), tuple(rule.get('pre', ()))
+  sigma, steps = rule.get('sigma'), tuple(rule.get('pre', ()))
   if rule['name'] == 'adaptive_clip' and not steps:
     return rule['noise_multiplier'] or None
-  if (rule['name'], rule.get('weights'), steps) == (
-    'mean',
-    'uniform',
-    ('static_clip',),
-  ):
-    return noise * n / rule['static_clip']['threshold'] if noise else None
-  return None
+  uniform = (rule['name'], rule.get('weights')) == ('mean', 'uniform')
+  if not (uniform and steps == ('static_clip',) and sigma):
+    return None
+  # The options of a pre-aggregator may stand among those of the rule.
+  return sigma * n / (rule.get('static_clip') or rule)['threshold']
 
 
 def _privacy(z, config, population):

@@ -92,7 +92,8 @@ def fl_detector(
   clusters, or if attackers are easier to foretell than honest clients.
 
   Args:
-    num_clients: C, the number of clients in the population.
+    num_clients: C, the number of clients in the population. The update is NaN
+      in a round with an id of C or more.
     window: N.
     start: rounds before attackers are looked for, at least 2 N + 1: N for the
       first differences, and N for the scores.
@@ -213,6 +214,10 @@ def fl_detector(
     found, excluded = jnp.any(attackers), state.excluded | attackers
 
     verdict = average(gram, ~excluded[ids])
+    unknown = jnp.any(ids >= num_clients)
+    verdict = verdict._replace(
+      weights=jnp.where(unknown, jnp.nan, verdict.weights)
+    )
     update = geometry.mix(updates, verdict.weights)
     aggregate = _wide(lax.stop_gradient(update))
     turned = jax.tree.map(jnp.subtract, aggregate, state.aggregate)

@@ -286,6 +286,9 @@ def test_a_round_has_no_more_clients_than_the_population():
   given = {'key': KEY, 'params': x[0], 'client_ids': jnp.arange(3)}
   with pytest.raises(ValueError, match='num_clients=2, n=3'):
     pair.update(x, pair.init(x[0]), **given)
+  given['client_ids'] = jnp.array([0, 2])
+  out, _ = pair.update(x[:2], pair.init(x[0]), **given)
+  assert np.all(np.isnan(out))
 
 
 def test_a_config_follows_the_population():
