@@ -6,8 +6,8 @@ Both calls of a row are Python expressions. They are evaluated as printed, on
 the same random float32 updates, and their results are compared. If two results
 that should be equal differ, or if two that should differ are equal, the row is
 marked and the program fails. The row of a system that is not installed says so.
-Systems without a package (Blades, LASA, FoolsGold, the published code of the
-layerwise cosine paper) are used if their source is on PYTHONPATH.
+Systems without a package (Blades, LASA, FoolsGold, AlignIns, the published code
+of the layerwise cosine paper) are used if their source is on PYTHONPATH.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import platform
 import textwrap
@@ -311,6 +312,34 @@ def foolsgold_names(trial: Trial) -> Names:
     **trial._asdict(),
     'foolsgold': module.foolsgold,
     'average': lambda weights: np.average(trial.x, axis=0, weights=weights),
+  }
+
+
+def alignins_names(trial: Trial) -> Names:
+  module = importlib.import_module('aggregation')
+  updates = dict(enumerate(_tensors(trial.x)))
+
+  def made(**options):
+    args = types.SimpleNamespace(
+      aggr='', server_lr=1, num_corrupt=trial.f, **options
+    )
+    sizes = dict(enumerate(trial.examples.tolist()))
+    return module.Aggregation(sizes, trial.x.shape[1], args)
+
+  def align_ins(**options):
+    # AlignIns was written for NumPy before 2.4.
+    with mock.patch.object(module.np, 'argwhere', np.flatnonzero):
+      (w,) = _tensors(trial.y[:1])
+      return np.asarray(made(**options).agg_alignins(updates, w))
+
+  def multi_metrics():
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its scores
+      return np.asarray(made().agg_mul_metric(updates, None, None))
+
+  return {
+    **trial._asdict(),
+    'align_ins': align_ins,
+    'multi_metrics': multi_metrics,
   }
 
 
@@ -632,6 +661,19 @@ FOOLSGOLD = [
   ),
 ]
 
+ALIGNINS = [
+  Pair(
+    'align_ins(sparsity=0.3, lambda_s=1.0, lambda_c=1.0)',
+    'lca.align_ins(x, params=y[0], weights=examples)',
+  ),
+  Pair(
+    'align_ins(sparsity=0.1, lambda_s=1.5, lambda_c=0.8)',
+    'lca.align_ins(x, params=y[0], weights=examples, top_fraction=0.1, '
+    'lambda_s=1.5, lambda_c=0.8)',
+  ),
+  Pair('multi_metrics()', 'lca.multi_metrics(x, weights=examples)'),
+]
+
 SYSTEMS = {
   'byzfl': System('byzfl', byzfl_names, BYZFL, 'byzfl'),
   'byzpy': System('byzpy', byzpy_names, BYZPY, 'byzpy'),
@@ -641,6 +683,7 @@ SYSTEMS = {
   'layerwise cosine paper': System('aggregators', paper_names, PAPER),
   'LASA': System('algorithms.defense.lasa', lasa_names, LASA),
   'FoolsGold': System('fg.foolsgold', foolsgold_names, FOOLSGOLD),
+  'AlignIns': System('aggregation', alignins_names, ALIGNINS),
 }
 
 
