@@ -8,6 +8,8 @@ registers (see `lca.registry`) becomes a preset in the same way.
 """
 
 import inspect
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -116,18 +118,30 @@ def _defaults(
   """Returns a function's options and defaults.
 
   An option that is None becomes a placeholder, which takes values of the
-  option's type.
+  option's type. An option of several types, such as a number or a name, takes
+  values of any type.
 
   Args:
     registry: of the function.
     name: of the function.
     required: options without a default that the caller will set.
   """
-  types = {k: type_of(p) for k, p in registry.parameters(name).items()}
-  return {
-    key: placeholder(types[key] or object) if value is None else value
-    for key, value in registry.options(name, required).items()
-  }
+  parameters = registry.parameters(name)
+
+  def default(key, value):
+    kind = type_of(parameters[key])
+    if value is None:
+      return placeholder(kind or object)
+    several = typing.get_origin(parameters[key].annotation) in _UNIONS
+    if several and kind is None:
+      return FieldReference(value, field_type=object)
+    return value
+
+  options = registry.options(name, required)
+  return {key: default(key, value) for key, value in options.items()}
+
+
+_UNIONS = (typing.Union, types.UnionType)
 
 
 def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:

@@ -26,7 +26,7 @@ from configs import (
 from configs import presets as preset_table
 from lca import aggregators, attacks
 from lca.data import partitions
-from lca.experiment import optimizers
+from lca.experiment import optimizers, settings
 from lca.federated.population import population_from
 
 FORMS = ['', 'layerwise_', 'cosine_', 'layerwise_cosine_']
@@ -240,6 +240,26 @@ def test_model_replacement_is_boosted_label_flipping():
 
 
 @pytest.mark.quick
+def test_a_boost_may_be_a_number_or_a_name():
+  """Both can be set on the command line."""
+  config = digits.get_config('krum,badnets')
+  assert config.attack.boost == 1.0
+  for boost in ('replace', 'n', 3.5):
+    config.attack.boost = boost
+    attacks.make(config.attack)
+
+
+@pytest.mark.parametrize(
+  'schedule', [{'first_round': 11}, {'rounds': (12, 14)}]
+)
+def test_an_attack_in_no_round_is_an_error(schedule):
+  config = digits.get_config('krum,badnets')
+  config.num_rounds = 10
+  config.attack.update(schedule)
+  with pytest.raises(ValueError, match='nobody attacks in rounds 1 to'):
+    settings.from_config(config)
+
+
 def test_fashion_mnist_is_the_papers():
   config = fashion_mnist.get_config('layerwise_cosine_bulyan')
   assert config.data.num_clients == 200

@@ -16,6 +16,7 @@ from lca.aggregators import Aggregator
 from lca.aggregators.base import Info
 from lca.data import Dataset
 from lca.federated.population import Population
+from lca.federated.schedule import Schedule
 from lca.models import Classifier
 from lca.typing import PyTree, Update, Updates
 
@@ -228,4 +229,17 @@ def check_dropouts(
       f'client.drop_rate={rate}: {rule["name"]} returns an aggregate that is '
       f'not finite when {missing} of {n} clients do not answer, as in round '
       f'{worst + 1}; choose a smaller client.drop_rate or {remedy}'
+    )
+
+
+def check_schedule(schedule: Schedule, num_rounds: int) -> None:
+  """Checks that attackers attack in some round of a run.
+
+  Raises:
+    ValueError: they do not.
+  """
+  if not any(schedule.attacks(i + 1) for i in range(num_rounds)):
+    raise ValueError(
+      f'nobody attacks in rounds 1 to num_rounds={num_rounds}: raise '
+      'num_rounds, or change attack.first_round or attack.rounds'
     )

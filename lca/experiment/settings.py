@@ -274,6 +274,8 @@ def make(
   # here: only numbers that fit no population at all are refused.
   expected = population(data.num_clients or sys.maxsize)
 
+  checks.check_schedule(expected.schedule, run.num_rounds)
+
   # The server's part of a round.
   checks.check_layers(evaluation.layers, config['aggregator'])
   has_root = data.root_examples > 0
