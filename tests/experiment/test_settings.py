@@ -39,7 +39,7 @@ def test_a_partition_without_its_keys_is_told_its_preset():
   for preset, partition, others in (
     ('iid', 'dirichlet', 'examples_per_client'),
     ('iid', 'natural', 'examples_per_client'),
-    ('dirichlet', 'iid', 'alpha'),
+    ('dirichlet', 'iid', 'alpha, redraw_below'),
   ):
     changed = config(preset, **{'data.partition': partition})
     said = (
