@@ -4,6 +4,8 @@ Everything is deterministic and works under `jax.jit`, with the number of
 clusters as a traced value: the centres that are not used are masked.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ _ITERATIONS = 100
 _LEAST = 1e-6  # of the squared size of the points: a smaller sum counts as this
 
 
+@functools.partial(jax.jit, static_argnames='most')
 def clusters_by_gap(
   points: jax.Array, present: jax.Array, most: int
 ) -> jax.Array:

@@ -1,6 +1,5 @@
 """Tests of k-means and of the gap statistic."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,8 +7,6 @@ from oracles.rflbat import gap_clusters
 
 from lca.stacked import k_means
 from lca.stacked.k_means import clusters_by_gap
-
-find = jax.jit(clusters_by_gap, static_argnums=2)
 
 
 def blobs(seed, count, n=40, spread=0.3):
@@ -31,7 +28,7 @@ def same_partition(labels, others):
 def test_the_gap_statistic_finds_the_blobs(count):
   for seed in range(5):
     points, truth = blobs(seed, count)
-    labels = find(points, jnp.ones(40, bool), 9)
+    labels = clusters_by_gap(points, jnp.ones(40, bool), 9)
     assert same_partition(labels, truth)
 
 
@@ -40,7 +37,7 @@ def test_it_follows_the_oracle_without_clear_clusters():
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(25, 2)) * [3, 1] + 4 * (rng.random((25, 1)) < 0.4)
     points = points.astype(np.float32)
-    labels = find(points, jnp.ones(25, bool), 6)
+    labels = clusters_by_gap(points, jnp.ones(25, bool), 6)
     want = gap_clusters(points.astype(float), 6, 25)
     assert same_partition(labels, want)
 
@@ -62,21 +59,21 @@ def test_the_clusters_are_those_of_scikit_learn_from_the_same_start(k):
 def test_points_that_are_absent_and_the_place_do_not_matter():
   points, _ = blobs(0, 3)
   present = np.arange(40) % 4 > 0
-  labels = find(points, present, 9)
+  labels = clusters_by_gap(points, present, 9)
   moved = np.where(present[:, None], 1e6 * (points - 7), np.nan)
-  others = find(moved.astype(np.float32), present, 9)
+  others = clusters_by_gap(moved.astype(np.float32), present, 9)
   np.testing.assert_array_equal(labels[present], others[present])
 
 
 @pytest.mark.parametrize('count', [0, 1, 5])
 def test_equal_points_are_one_cluster(count):
   points = jnp.full((5, 2), 3.0)
-  labels = find(points, np.arange(5) < count, 4)
+  labels = clusters_by_gap(points, np.arange(5) < count, 4)
   assert not np.any(labels[:count])
 
 
 def test_three_places_are_three_clusters():
   """All points of a place are equal, so that nothing is left within."""
   points = jnp.array([[0.0, 0], [9, 0], [0, 8]])[jnp.arange(12) % 3]
-  labels = find(points, jnp.ones(12, bool), 9)
+  labels = clusters_by_gap(points, jnp.ones(12, bool), 9)
   assert same_partition(labels, np.arange(12) % 3)

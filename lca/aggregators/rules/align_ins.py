@@ -152,7 +152,5 @@ def _disagreement(
     sums.over_columns(count, leaf, whole=(last, voters)) for leaf in leaves
   ]
   above, wrong, tied, tied_wrong = functools.reduce(jnp.add, counts)
-  # Zeros that fill up a device's part of a leaf count as tied with 0.
-  tied = jnp.where(last > 0, tied, size - above)
   places = (k - above) / jnp.maximum(tied, 1)  # of an entry that ties
   return (wrong + places * tied_wrong) / k

@@ -120,8 +120,7 @@ def _near_others(
     bound: in medians of the sums.
   """
   sums = jnp.sum(jnp.where(present, between, 0), axis=1)
-  median = jnp.nanmedian(jnp.where(present, sums, jnp.nan))
-  return present & (sums <= bound * median)
+  return present & (sums <= bound * _median(sums, present))
 
 
 def _median_unlikeness(distances: jax.Array, members: jax.Array) -> jax.Array:
@@ -131,5 +130,11 @@ def _median_unlikeness(distances: jax.Array, members: jax.Array) -> jax.Array:
   """
   total = jnp.sum(jnp.where(members, distances, 0), axis=1)
   means = total / jnp.maximum(jnp.sum(members), 1)
-  median = jnp.nanmedian(jnp.where(members, means, jnp.nan))
-  return jnp.where(jnp.any(members), median, -1)
+  return jnp.where(jnp.any(members), _median(means, members), -1)
+
+
+def _median(values: jax.Array, present: jax.Array) -> jax.Array:
+  """Returns the median of the values in a mask; +inf if there are none."""
+  ordered = jnp.sort(jnp.where(present, values, jnp.inf))
+  last = jnp.sum(present) - 1
+  return ordered[last // 2] / 2 + ordered[(last + 1) // 2] / 2
