@@ -154,15 +154,19 @@ def test_attackers_take_the_steps_of_the_definition(data, how):
 # The program ------------------------------------------------------------------
 
 
+@pytest.fixture(scope='module')
+def plain(data):
+  return trained(data, POISON, part=None)
+
+
 @pytest.mark.parametrize(
   ('devices', 'options'),
-  [(1, {}), (1, {'chunk_size': 3}), (2, {}), (4, {'chunk_size': 2})],
+  [(1, {'chunk_size': 3}), (2, {}), (4, {'chunk_size': 2})],
 )
 def test_attackers_with_the_training_of_all_send_the_same(
-  data, devices, options
+  data, plain, devices, options
 ):
   """A radius that is never reached changes nothing, on any devices."""
-  plain = trained(data, POISON, part=None)
   own = attacks.with_training(POISON, radius=1e6)
   change, _, metrics = trained(data, own, devices, **options)
   close(change, plain[0])
