@@ -54,7 +54,8 @@ from lca.attacks.noise import (
   zero,
 )
 from lca.attacks.optimized import optimized
-from lca.attacks.training import Training, gradient_ascent, with_training
+from lca.attacks.trained import gradient_ascent, with_training
+from lca.attacks.training import Training
 from lca.attacks.white_box import white_box
 
 __all__ = [

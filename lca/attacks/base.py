@@ -6,14 +6,7 @@ import itertools
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import (
-  TYPE_CHECKING,
-  Any,
-  Literal,
-  NamedTuple,
-  ParamSpec,
-  get_args,
-)
+from typing import Any, Literal, NamedTuple, ParamSpec, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +14,11 @@ from jax import lax
 
 from lca.aggregators.base import rule_name
 from lca.attacks.rows import own_knowledge, replace
+from lca.attacks.training import Training
 from lca.options import Check, may_be_traced, one_of
 from lca.registry import check_options, options_of
 from lca.stacked import geometry, sharding, sums
 from lca.typing import Updates
-
-if TYPE_CHECKING:
-  from lca.attacks.training import Training
 
 P = ParamSpec('P')
 
@@ -92,7 +83,7 @@ class Attack(NamedTuple):
   reads: 'Reads' = 'all'
   on_test: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None
   made_by: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
-  training: 'Training | None' = None
+  training: Training | None = None
   needs_last_change: bool = False
   adaptive: 'Adaptive | None' = None
 

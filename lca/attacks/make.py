@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lca.attacks.base import NO_ATTACK, ROUND_BRINGS, Attack, from_function
-from lca.attacks.training import with_training
+from lca.attacks.trained import with_training
 from lca.registry import Registry, unknown
 
 ATTACKS: Registry[Callable[..., Any]] = Registry(

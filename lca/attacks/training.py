@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from lca import options
-from lca.attacks.base import Attack, keep_examples, makes_attack
-from lca.attacks.labels import Boost, training_attack
 from lca.stacked import sums
 from lca.typing import PyTree
 
@@ -212,63 +210,6 @@ _BELONGS_TO = {
   'keep_from': 'keep',
   'anomaly': 'alpha',
 }
-
-
-@makes_attack
-def gradient_ascent(*, boost: Boost = 1.0) -> Attack:
-  """Returns the attack of clients that go up the loss of their examples.
-
-  Args:
-    boost: factor of the updates; see `model_replacement`.
-
-  Raises:
-    ValueError: `boost` is neither a finite number nor `'replace'` or `'n'`.
-
-  References:
-    Fang et al., "On the robustness of federated learning", and Blades (the
-    attack on training with an inverted gradient).
-  """
-  attack = training_attack(keep_examples, boost, {})
-  return attack._replace(training=Training(ascent=True))
-
-
-def with_training(attack: Attack, **training) -> Attack:
-  """Returns an attack whose clients train in their own way.
-
-  Args:
-    attack: an attack that changes examples, or that trains already.
-    **training: the options of `Training`.
-
-  Raises:
-    TypeError: an unknown option, or an attack that replaces what its clients
-      have trained.
-    ValueError: an impossible value; or `batch_share`, and an attack that
-      poisons only a share of the examples.
-
-  Examples:
-    >>> from lca import attacks
-    >>> attacks.with_training(attacks.badnets(), radius=2.0).training.radius
-    2.0
-  """
-  own = attack.training or Training()
-  given = dataclasses.replace(own, **training)
-  if attack.on_examples is keep_examples and attack.training is None:
-    raise TypeError(
-      'training is for attacks that train, such as badnets: this attack '
-      'replaces what its clients have trained'
-    )
-  for name in ('share', 'flip_fraction'):
-    share = attack.numbers.get(name, 1)
-    if given.batch_share is not None and share != 1:
-      raise ValueError(
-        f'training.batch_share={given.batch_share} mixes poisoned and clean '
-        f'examples, so that the attack must poison all: set {name}=1.0, got '
-        f'{share}'
-      )
-  return attack._replace(
-    training=None if given == Training() and not attack.adaptive else given,
-    needs_last_change=given.needs_last_change,
-  )
 
 
 def _smallest(arrays: list[jax.Array], share: float) -> jax.Array:
