@@ -114,7 +114,7 @@ def fl_detector(
     >>> import jax, jax.numpy as jnp, lca
     >>> aggregator = lca.fl_detector(num_clients=3)
     >>> state = aggregator.init(jnp.zeros(1))
-    >>> update, state = aggregator.update(
+    >>> update, state = jax.jit(aggregator.update)(
     ...   jnp.array([[1.], [2.]]), state, key=jax.random.key(0),
     ...   params=jnp.zeros(1), client_ids=jnp.array([0, 2]))
     >>> print(update, state.last_round)

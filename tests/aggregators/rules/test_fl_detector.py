@@ -144,12 +144,12 @@ def test_the_search_waits_after_it_has_found_somebody():
 
 
 def test_rejected_rows_and_absent_clients_keep_their_last_update():
-  pair, _ = update_of()
-  state = pair.init(tree_of(jnp.zeros(D)))
+  pair = lca.fl_detector(num_clients=C)
+  update, state = jax.jit(pair.update), pair.init(tree_of(jnp.zeros(D)))
   rows = World().rows(np.zeros(D), np.arange(6))
   rows[1] = 1e30
   arguments = {'key': KEY, 'params': tree_of(np.zeros(D, np.float32))}
-  out, state = pair.update(
+  out, state = update(
     tree_of(rows), state, client_ids=np.arange(6) + 3, **arguments
   )
   assert state.last_round.tolist() == [0, 0, 0, 1, 0, 1, 1, 1, 1] + [0] * 11
@@ -157,7 +157,7 @@ def test_rejected_rows_and_absent_clients_keep_their_last_update():
   np.testing.assert_array_equal(flat(state.previous)[5], rows[2])
   # A round without a usable row changes nothing.
   rows[:] = np.nan
-  out, after = pair.update(
+  out, after = update(
     tree_of(rows), state, client_ids=np.arange(6), **arguments
   )
   assert np.all(np.isnan(flat(out)))
@@ -205,7 +205,7 @@ def test_the_order_of_the_clients_does_not_matter():
 def test_every_layer_searches_on_its_own():
   made = lca.layerwise(lca.fl_detector(num_clients=C, window=N, start=9))
   state = made.init(tree_of(jnp.zeros(D)))
-  out, state = made.update(
+  out, state = jax.jit(made.update)(
     tree_of(World().rows(np.zeros(D), np.arange(C))),
     state,
     key=KEY,
@@ -219,7 +219,7 @@ def test_the_state_keeps_its_dtypes():
   pair = lca.fl_detector(num_clients=4)
   rows = jnp.ones((3, 5), jnp.bfloat16)
   state = pair.init(rows[0])
-  out, after = pair.update(
+  out, after = jax.jit(pair.update)(
     rows, state, key=KEY, params=jnp.ones(5), client_ids=jnp.arange(3)
   )
   dtypes = functools.partial(jax.tree.map, lambda x: x.dtype)
@@ -287,7 +287,7 @@ def test_a_round_has_no_more_clients_than_the_population():
   with pytest.raises(ValueError, match='num_clients=2, n=3'):
     pair.update(x, pair.init(x[0]), **given)
   given['client_ids'] = jnp.array([0, 2])
-  out, _ = pair.update(x[:2], pair.init(x[0]), **given)
+  out, _ = jax.jit(pair.update)(x[:2], pair.init(x[0]), **given)
   assert np.all(np.isnan(out))
 
 
