@@ -155,11 +155,15 @@ def _adapt(
     images = (inputs.astype(jnp.float32) - low) / (high - low)
     return low + (high - low) * patch(images, value=pixels)
 
-  def loss(params, pixels, labels, i):
-    """Returns the mean loss of batch i with the trigger."""
+  def of_batch(i):
+    """Returns the positions of batch i, and which of them are examples."""
     positions = i * size + jnp.arange(size)
     rows = jnp.minimum(positions, len(data.labels) - 1)
-    counted = positions < data.num_examples
+    return rows, positions < data.num_examples
+
+  def loss(params, pixels, labels, i):
+    """Returns the mean loss of batch i with the trigger."""
+    rows, counted = of_batch(i)
     images = with_trigger(pixels, data.inputs[rows])
     each, _ = losses(
       {**variables, 'params': params}, images, labels[rows], None, counted
@@ -202,13 +206,17 @@ def _adapt(
 
   def success(pixels):
     """Returns the share of examples with the trigger that hit the target."""
-    valid = jnp.arange(len(data.labels)) < data.num_examples
-    counted = valid & (data.labels != target)
-    hits = jnp.argmax(
-      logits(variables, with_trigger(pixels, data.inputs)), axis=-1
-    )
-    hits = counted & (hits == target)
-    return jnp.sum(hits) / jnp.maximum(jnp.sum(counted), 1)
+
+    def add(i, totals):
+      rows, valid = of_batch(i)
+      counted = valid & (data.labels[rows] != target)
+      images = with_trigger(pixels, data.inputs[rows])
+      predicted = jnp.argmax(logits(variables, images), axis=-1)
+      hits = counted & (predicted == target)
+      return totals + jnp.stack([jnp.sum(hits), jnp.sum(counted)])
+
+    hits, counted = lax.fori_loop(0, batches, add, jnp.zeros(2, int))
+    return hits / jnp.maximum(counted, 1)
 
   def goes_on(carry):
     number, *_, rate = carry

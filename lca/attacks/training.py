@@ -41,9 +41,9 @@ class Training:
     learning_rate: step size of the attackers' optimiser.
     local_epochs: passes over the examples in a round.
     batch_size: examples in a batch.
-    batch_share: exactly this share of each batch, rounded to a number of
-      examples, is poisoned, and the rest are clean examples. The attack itself
-      must then poison all examples. None takes a client's examples as the
+    batch_share: the share of each batch, rounded to whole examples, that is
+      poisoned; the rest are clean. The attack itself must then poison all
+      examples. None takes a client's examples as the
       attack has changed them, and leaves the mix of a batch to chance.
     radius: of the ball around w that the model stays in.
     relative: True takes the radius in units of the norm of w.
@@ -97,14 +97,14 @@ class Training:
     for name, check in _CHECKS.items():
       value = getattr(self, name)
       if value is not None:
-        value = check(f'training.{name}', value)
+        value = check(f'attack.training.{name}', value)
         object.__setattr__(self, name, value)
     for name, needed in _BELONGS_TO.items():
       value = getattr(self, name)
       if value != getattr(Training, name) and getattr(self, needed) is None:
         raise ValueError(
-          f'training.{name}={value!r} applies only with training.{needed}: set '
-          f'it, or leave training.{name} out'
+          f'attack.training.{name}={value!r} applies only with '
+          f'attack.training.{needed}: set it, or leave {name} out'
         )
 
   @property
@@ -150,7 +150,7 @@ class Training:
       gradient = jax.tree.map(jnp.negative, gradient)
     if self.alpha is not None:
       alpha = self.alpha
-      anomaly = jax.grad(_ANOMALIES[self.anomaly])(params, start)
+      anomaly = _ANOMALY_GRADIENTS[self.anomaly](params, start)
       gradient = jax.tree.map(
         lambda g, a: alpha * g + (1 - alpha) * a, gradient, anomaly
       )
@@ -189,19 +189,31 @@ class Training:
     return jax.tree.map(lambda x: (factor * x).astype(x.dtype), update)
 
 
+def _share(name, value):
+  return options.positive(name, options.number(high=1)(name, value))
+
+
+def _boolean(name, value):
+  if not isinstance(value, bool):
+    raise ValueError(f'{name} must be True or False, got {value!r}')
+  return value
+
+
 _CHECKS: dict[str, options.Check] = {
   'learning_rate': options.positive,
   'local_epochs': options.whole(1),
   'batch_size': options.whole(1),
-  'batch_share': options.number(0, 1),
+  'batch_share': _share,
   'radius': options.positive,
   'project': options.one_of('step', 'epoch'),
-  'keep': options.number(0, 1),
+  'keep': _share,
   'keep_by': options.one_of('model', 'leaf'),
   'keep_from': options.one_of('gradient', 'last_change'),
   'alpha': options.number(0, 1),
   'anomaly': options.one_of('cosine', 'euclidean'),
   'norm': options.positive,
+  'relative': _boolean,
+  'ascent': _boolean,
 }
 _BELONGS_TO = {
   'relative': 'radius',
@@ -219,13 +231,19 @@ def _smallest(arrays: list[jax.Array], share: float) -> jax.Array:
 
 
 def _norm(tree: PyTree) -> jax.Array:
-  """Returns the norm of a tree; its derivative at 0 is 0."""
-  total = sum(
-    jnp.sum(jnp.square(x.astype(sums.wide(x.dtype))))
-    for x in jax.tree.leaves(tree)
+  """Returns the norm of a tree, without overflow."""
+  leaves = [x.astype(sums.wide(x.dtype)) for x in jax.tree.leaves(tree)]
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in leaves]))
+  unit = jnp.where(largest > 0, largest, 1)
+  return unit * jnp.sqrt(_product(leaves, leaves, unit))
+
+
+def _product(one: PyTree, other: PyTree, unit: jax.Array | float = 1.0):
+  """Returns the inner product of two trees in units of `unit`."""
+  products = jax.tree.map(
+    lambda x, y: jnp.sum((x / unit) * (y / unit)), one, other
   )
-  positive = total > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), 0)
+  return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
 def _ratio(x, y):
@@ -233,19 +251,27 @@ def _ratio(x, y):
   return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 1)
 
 
-def _cosine_distance(params: PyTree, start: PyTree) -> jax.Array:
-  """Returns 1 less the cosine of two models."""
-  product = sum(
-    jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), params, start))
-  )
-  return 1 - _ratio(product, _norm(params) * _norm(start))
+def _of_cosine_distance(params: PyTree, start: PyTree) -> PyTree:
+  """Returns the gradient of 1 less the cosine of two models.
+
+  It is exactly zero at the start, where rounding errors would otherwise become
+  steps of an adaptive optimiser.
+  """
+  along = _ratio(_product(params, start), _product(params, params))
+  size = _norm(params) * _norm(start)
+  size = jnp.where(size > 0, size, 1)
+  return jax.tree.map(lambda w, s: (along * w - s) / size, params, start)
 
 
-def _euclidean_distance(params: PyTree, start: PyTree) -> jax.Array:
-  return _norm(jax.tree.map(jnp.subtract, params, start))
+def _of_euclidean_distance(params: PyTree, start: PyTree) -> PyTree:
+  """Returns the gradient of the distance of two models; zero at the start."""
+  moved = jax.tree.map(jnp.subtract, params, start)
+  size = _norm(moved)
+  size = jnp.where(size > 0, size, 1)
+  return jax.tree.map(lambda x: x / size, moved)
 
 
-_ANOMALIES: dict[str, Callable[[PyTree, PyTree], jax.Array]] = {
-  'cosine': _cosine_distance,
-  'euclidean': _euclidean_distance,
+_ANOMALY_GRADIENTS: dict[str, Callable[[PyTree, PyTree], PyTree]] = {
+  'cosine': _of_cosine_distance,
+  'euclidean': _of_euclidean_distance,
 }

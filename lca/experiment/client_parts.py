@@ -45,7 +45,7 @@ def of_attackers(
 
   Raises:
     ValueError: the attackers train in their own way, but clients send
-      gradients.
+      gradients; or they poison no example of a batch.
   """
   own = attack.training
   if own is None:
@@ -54,12 +54,19 @@ def of_attackers(
     part, clients.LocalTraining
   ):
     raise ValueError(
-      "attack.training applies only with client.mode='training': with "
-      f'client.mode={client.mode!r} clients send one gradient and take no steps'
+      'an attack whose clients train in their own way (attack.training, a3fl) '
+      f"needs client.mode='training': with client.mode={client.mode!r} clients "
+      'send one gradient and take no steps'
+    )
+  batch_size = own.batch_size or client.batch_size
+  if own.batch_share is not None and not round(own.batch_share * batch_size):
+    raise ValueError(
+      f'attack.training.batch_share={own.batch_share} of a batch of '
+      f'{batch_size} is no example: raise it, or attack.training.batch_size'
     )
   return dataclasses.replace(
     part,
-    batch_size=own.batch_size or client.batch_size,
+    batch_size=batch_size,
     local_epochs=own.local_epochs or client.local_epochs,
     optimizer=optimizers.make(
       own.optimizer or client.optimizer,

@@ -40,7 +40,7 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
     keys = _options(attack, [*ATTACKERS, 'num_byzantine', 'training', *plain])
     changed = {k: attack[k] for k in SCHEDULE if attack[k] != SCHEDULE[k]}
     own = attack.get('training', {})
-    own = {k: v for k, v in own.items() if v != getattr(Training, k)}
+    own = {k: v for k, v in own.items() if v != getattr(Training, k, None)}
     attacks = (
       f'{attack["name"]}{keys} by {population.num_attackers} clients, '
       f'{in_a_round} in a round{_options(changed, ())}'
@@ -74,7 +74,14 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
       f'note: aggregator.f={f} is less than the {attackers:g} attackers of a '
       'round'
     )
-  if attack.get('z', 0) is None and population.num_byzantine:
+  own_alone = attack.get('knowledge') == 'byzantine'
+  if own_alone and not _moves(parts.server.attack, population):
+    yield (
+      f'note: {attack["name"]} of one attacker that knows its own update alone '
+      'sends just that update, which is no attack; let more attackers take '
+      "part, or set attack.knowledge='all'"
+    )
+  if attack.get('z', 0) is None and population.num_byzantine and not own_alone:
     z = _deviations(parts.server.attack, population)
     if z < 0.05:
       yield (
@@ -164,6 +171,27 @@ def _deviations(attack: Attack, population: Population) -> float:
 
   The attack is tried on random updates.
   """
+  rows, sent, m = _tried(attack, population)
+  honest = rows[m:]
+  below = jnp.mean(honest, axis=0) - sent[0]
+  return float(jnp.mean(below / jnp.std(honest, axis=0)))
+
+
+def _moves(attack: Attack, population: Population) -> bool:
+  """Returns False if a single attacker sends its own update unchanged."""
+  if population.num_byzantine != 1:
+    return True
+  rows, sent, _ = _tried(attack, population)
+  return not bool(jnp.allclose(rows[0], sent[0], atol=1e-3))
+
+
+def _tried(attack: Attack, population: Population):
+  """Tries an attack on random updates.
+
+  Returns:
+    The updates before and after it, `[n, 2]`, and the number of attackers, who
+    have the first rows.
+  """
   n, m = population.clients_per_round, population.num_byzantine
   rows = jax.random.normal(jax.random.key(0), (n, 2))
   sent = attack.on_updates(
@@ -172,6 +200,4 @@ def _deviations(attack: Attack, population: Population) -> float:
     key=jax.random.key(1),
     aggregate=lambda rows: jnp.mean(rows, axis=0),
   )
-  honest = rows[m:]
-  below = jnp.mean(honest, axis=0) - sent[0]
-  return float(jnp.mean(below / jnp.std(honest, axis=0)))
+  return rows, sent, m

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lca.aggregators import Aggregator
-from lca.attacks import Attack
+from lca.attacks import Attack, Training
 from lca.attacks.base import ROUND_BRINGS, keep_examples, keep_updates
 from lca.registry import REQUIRED, options_of
 
@@ -92,6 +92,8 @@ def of_attack(attack: Attack) -> Keys:
     keys = plain(defaults | dict(options)) | _named(maker)
     if attack.training is not None:
       keys['training'] = plain(dataclasses.asdict(attack.training))
+      if type(attack.training) is not Training:
+        keys['training'] |= _named(type(attack.training))
     return keys
   both = attack.on_updates, attack.on_examples
   hooks = [hook for hook in both if hook not in (keep_updates, keep_examples)]

@@ -199,9 +199,11 @@ class AttackersTraining(LocalTraining):
       return super().order(key, data)
     size = len(data.labels) // 2
     half = data._replace(labels=data.labels[:size])
-    poisoned = jnp.arange(size) % self.batch_size < round(
-      share * self.batch_size
-    )
+    place = jnp.arange(size) % self.batch_size
+    # The last batch may be smaller.
+    left = data.num_examples - (jnp.arange(size) - place)
+    in_batch = jnp.minimum(self.batch_size, left)
+    poisoned = place < jnp.round(share * in_batch)
     return super().order(key, half) + jnp.where(poisoned, 0, size)
 
   def change_gradient(self, gradient: PyTree, params: PyTree) -> PyTree:

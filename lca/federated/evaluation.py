@@ -69,8 +69,8 @@ class Evaluation:
   ):
     dataset = data.dataset
     self._classifier, self._placement = classifier, placement
-    self._num_classes = dataset.num_classes
     self._test = make_tester(classifier, placement.mesh)
+    self._count = make_counter(classifier, placement.mesh, dataset.num_classes)
     self._sizes: dict[str, int] = {}
     self._blocks: dict[str, list[Block]] = {}
     self._add('test', dataset.test, np.arange(len(dataset.test)))
@@ -174,10 +174,7 @@ class Evaluation:
       examples of class i for which the j-th logit is the largest. A model has
       one logit for each class, or more.
     """
-    count = make_counter(
-      self._classifier, self._placement.mesh, self._num_classes
-    )
-    counts = _sum_blocks(count, variables, self._blocks['test'])
+    counts = _sum_blocks(self._count, variables, self._blocks['test'])
     return counts.astype(np.int64)
 
 

@@ -1,5 +1,6 @@
 """Descriptions of objects tell apart what computes different things."""
 
+import dataclasses
 import itertools
 import json
 
@@ -35,3 +36,18 @@ def test_a_backdoor_is_described_with_its_trigger():
   triggers = [keys['trigger'], *(each['trigger'] for each in described)]
   assert all(a != b for a, b in itertools.combinations(triggers, 2))
   assert json.loads(json.dumps(triggers)) == triggers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine(attacks.Training):
+  strength: float = 3.0
+
+
+def test_an_attack_s_own_training_is_described():
+  """With its class, so that a run is not continued with another one."""
+  plain = attacks.with_training(attacks.badnets(), radius=2.0)
+  assert names.of_attack(plain)['training']['radius'] == 2.0
+  own = attacks.with_training(attacks.badnets(), Mine(), strength=4.0)
+  described = names.of_attack(own)['training']
+  assert described['name'] == 'Mine' and described['strength'] == 4.0
+  assert 'training' not in names.of_attack(attacks.badnets())

@@ -319,6 +319,33 @@ def test_an_attack_that_is_none_is_said(clients):
   assert len(lines_of(weak)) == 1
 
 
+def test_an_attacker_that_knows_itself_alone_is_said():
+  own = config('median,min_max', **{'attack.knowledge': 'byzantine'})
+  _, note = lines_of(own)
+  assert 'min_max of one attacker that knows its own update alone' in note
+  own.attack.num_byzantine = 2
+  assert len(lines_of(own)) == 1
+  falls = {'attack.knowledge': 'byzantine', 'attack.epsilon': 1.0}
+  assert len(lines_of(config('median,fall_of_empires', **falls))) == 1
+
+
+def test_attackers_that_train_in_their_own_way_are_said():
+  (line,) = lines_of(config('median,pgd'))
+  assert '1 in a round, trained in their own way (radius=0.25); cnn' in line
+
+
+def test_impossible_trainings_of_attackers():
+  few = {'attack.training.batch_share': 0.001}
+  with pytest.raises(ValueError, match=r'of a batch of .* is no example'):
+    settings.from_config(config('median,flip_source', **few))
+  with pytest.raises(ValueError, match=r'set attack\.share=1\.0, got 0\.3125'):
+    settings.from_config(config('median,badnets', **few))
+  gradients = config('median,a3fl')
+  common.federated_sgd(gradients, batch_size=4)
+  with pytest.raises(ValueError, match=r"a3fl.* needs client\.mode='training'"):
+    settings.from_config(gradients)
+
+
 def broken(**changes):
   changes = {'eval.every': 2} | changes
   return config('fedavg,constant', **{'attack.value': 1e30} | changes)

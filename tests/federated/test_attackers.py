@@ -96,7 +96,7 @@ def by_steps(sim, data, client, how):
       rows = order[first : first + size]
       x, y = poisoned[rows], labels[rows]
       if 'batch_share' in how:
-        rest = slice(round(how['batch_share'] * size), None)
+        rest = slice(round(how['batch_share'] * len(rows)), None)
         x[rest], y[rest] = clean.inputs[rows][rest], clean.labels[rows][rest]
       g = sign * gradient(w, x, y)
       if 'alpha' in how:
@@ -260,12 +260,17 @@ def test_free_riders_send_the_last_change(data, kind):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'radius': 0}, r'training\.radius must be above 0, got 0'),
-    ({'keep': 1.5}, r'training\.keep must be .* \[0, 1\], got 1\.5'),
+    ({'radius': 0}, r'attack\.training\.radius must be above 0, got 0'),
+    ({'keep': 1.5}, r'training\.keep must be .* 1\], got 1\.5'),
     ({'local_epochs': 0}, r'training\.local_epochs must be at least 1'),
     ({'anomaly': 'l2', 'alpha': 0.5}, r'training\.anomaly must be one of'),
-    ({'project': 'epoch'}, r"project='epoch' applies only with training\.rad"),
-    ({'keep_by': 'leaf'}, r'applies only with training\.keep'),
+    (
+      {'project': 'epoch'},
+      r'applies only with attack\.training\.radius',
+    ),
+    ({'keep': 0.0}, r'training\.keep must be above 0'),
+    ({'ascent': 'no'}, r"training\.ascent must be True or False, got 'no'"),
+    ({'keep_by': 'leaf'}, r'applies only with attack\.training\.keep'),
   ],
 )
 def test_impossible_options(options, message):
@@ -274,9 +279,9 @@ def test_impossible_options(options, message):
 
 
 def test_a_share_of_each_batch_needs_an_attack_on_all_examples():
-  with pytest.raises(ValueError, match=r'set share=1\.0, got 0\.3125'):
+  with pytest.raises(ValueError, match=r'set attack\.share=1\.0, got 0\.3'):
     attacks.with_training(attacks.badnets(), batch_share=0.5)
-  with pytest.raises(ValueError, match=r'set flip_fraction=1\.0, got 0\.5'):
+  with pytest.raises(ValueError, match=r'set attack\.flip_fraction=1\.0, got'):
     attacks.with_training(
       attacks.label_flipping(flip_fraction=0.5), batch_share=0.5
     )
