@@ -41,6 +41,12 @@ PRESET_NAMES = {
 """The rules whose presets have another name, as in `configs/presets.py`."""
 
 
+REPLACEMENTS = {
+  'badnets': 'badnets_replacement',
+  'label_flipping': 'model_replacement',
+}
+"""The attacks whose presets with the boost `'replace'` have another name."""
+
 TRAINING = {
   'alpha': 'constrain_and_scale',
   'keep': 'neurotoxin',
@@ -211,9 +217,9 @@ def rule_name(section: Mapping[str, Any]) -> str | None:
 def attack_name(section: Mapping[str, Any]) -> str:
   """Returns the name of an attack; `'none'` if there is none.
 
-  Label flipping whose updates are boosted by `'replace'` is
-  `'model_replacement'`, like its preset. The name of an attack with a training
-  of its own begins with that of the training.
+  An attack whose updates are boosted by `'replace'` has the name of its preset,
+  such as `'model_replacement'` for label flipping. The name of an attack with a
+  training of its own begins with that of the training.
 
   Args:
     section: the section `attack` of a config.
@@ -223,8 +229,8 @@ def attack_name(section: Mapping[str, Any]) -> str:
     'neurotoxin+badnets'
   """
   name = section.get('name', 'none')
-  if name == 'label_flipping' and section.get('boost') == 'replace':
-    name = 'model_replacement'
+  if section.get('boost') == 'replace':
+    name = REPLACEMENTS.get(name, name)
   training = section.get('training', {})
   own = [form for key, form in TRAINING.items() if training.get(key)]
   return '+'.join([*own, name])

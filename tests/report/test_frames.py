@@ -158,6 +158,8 @@ def test_names_of_attacks():
   flips = {'name': 'label_flipping', 'boost': 1.0}
   assert frames.attack_name(flips) == 'label_flipping'
   assert frames.attack_name(flips | {'boost': 'replace'}) == 'model_replacement'
+  carried = {'name': 'badnets', 'boost': 'replace'}
+  assert frames.attack_name(carried) == 'badnets_replacement'
 
 
 def test_an_option_of_a_pre_aggregator_is_also_one_of_the_rule(tmp_path):
