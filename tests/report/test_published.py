@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lca.experiment import packing
-from lca.report import figures, formats, pivot, runs, tables
+from lca.report import figures, formats, heatmaps, pivot, runs, tables
 from lca.report.requests import Request
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
@@ -36,7 +36,7 @@ def unpacked(tmp_path_factory):
 def test_every_figure_has_its_picture():
   pictures = {path.with_suffix('') for path in RESULTS.glob('*/figures/*.png')}
   numbers = {path.with_suffix('') for path in RESULTS.glob('*/figures/*.md')}
-  assert pictures == numbers and len(numbers) == 18
+  assert pictures == numbers and len(numbers) == 20
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,33 @@ def test_a_heat_map_by_config_keys_has_the_published_numbers():
     for rule, number in zip(rules, numbers, strict=True)
   }
   assert len(cells) == 176
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'attacks'),
+  [
+    ('accuracy', 'test_accuracy', ()),
+    (
+      'success',
+      'attack_success_rate',
+      (
+        *('a3fl', 'badnets', 'badnets_replacement'),
+        *('constrain_and_scale+badnets', 'dba', 'edge_case', 'flip_source'),
+        *('neurotoxin+badnets', 'pgd+edge_case'),
+      ),
+    ),
+  ],
+)
+def test_heat_maps_of_backdoors(
+  name, value, attacks, unpacked, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(figures.Figure, 'savefig', lambda *_, **__: None)
+  where = {'attack': attacks} if attacks else {}
+  request = Request('aggregator', 'attack', value, where=where, name=name)
+  filled = pivot.make(unpacked / 'backdoors', request)
+  heatmaps.draw(filled, request, tmp_path, 2)
+  published = RESULTS / 'backdoors' / 'figures' / f'{name}.md'
+  assert (tmp_path / f'{name}.md').read_text() == published.read_text()
 
 
 def test_accuracies_of_the_fashion_mnist_check():
