@@ -79,7 +79,7 @@ def _config(alpha, presets):
     }
   )
   if 'norm_clipping' in presets:
-    # Honest updates of this small model have norms of about 0.5.
+    # Honest updates of this small model have norms of 0.3 to 0.7.
     config.aggregator.static_clip.threshold = 0.5
     config.aggregator.sigma = 2e-4
   return config
