@@ -10,7 +10,7 @@ registers (see `lca.registry`) becomes a preset in the same way.
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
@@ -127,18 +127,20 @@ def _defaults(
     required: options without a default that the caller will set.
   """
   parameters = registry.parameters(name)
+  return {
+    key: _value(parameters[key], value)
+    for key, value in registry.options(name, required).items()
+  }
 
-  def default(key, value):
-    kind = type_of(parameters[key])
-    if value is None:
-      return placeholder(kind or object)
-    several = typing.get_origin(parameters[key].annotation) in _UNIONS
-    if several and kind is None:
-      return FieldReference(value, field_type=object)
-    return value
 
-  options = registry.options(name, required)
-  return {key: default(key, value) for key, value in options.items()}
+def _value(option: inspect.Parameter, value: Any) -> Any:
+  """Returns the value of an option in a config; see `_defaults`."""
+  kind = type_of(option)
+  if value is None or value is REQUIRED:
+    return placeholder(kind or object)
+  if kind is None and typing.get_origin(option.annotation) in _UNIONS:
+    return FieldReference(value, field_type=object)
+  return value
 
 
 _UNIONS = (typing.Union, types.UnionType)
@@ -244,12 +246,12 @@ def data_options(name: str) -> dict[str, Any]:
   Raises:
     ValueError: there is no data set of this name.
   """
-  return {
-    key: placeholder(type_of(option) or object)
-    if option.default is None or option.default is REQUIRED
-    else option.default
-    for key, option in options_of(find_source(name)).items()
-  }
+  return _own_defaults(find_source(name))
+
+
+def _own_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+  """Returns the options and defaults of a function of no registry."""
+  return {k: _value(p, p.default) for k, p in options_of(function).items()}
 
 
 # Keys of models beside the fields of their modules.
@@ -356,13 +358,12 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   num_byzantine = _in_a_round(config, share)
   fixed = sampled | {'num_byzantine': num_byzantine, 'sampled': False}
   options = {}  # by attack, without the keys that say who attacks
-  for name in ATTACKS:
+  for name, function in ATTACKS.items():
     changed = ATTACK_OPTIONS.get(name, {})
     options[name] = {'name': name} | _defaults(ATTACKS, name, changed) | changed
-  for name, function in ATTACKS.items():
     # An attack that takes no updates makes its clients train.
     if 'byzantine' not in inspect.signature(function).parameters:
-      options[name]['training'] = _training()
+      options[name]['training'] = _own_defaults(Training)
     elif getattr(function, 'reads', 'all') != 'row':
       options[name]['knowledge'] = 'all'
   options['model_replacement'] = options['label_flipping'] | {
@@ -370,7 +371,7 @@ def attacks(config: ConfigDict) -> dict[str, dict]:
   }
   options['badnets_replacement'] = options['badnets'] | {'boost': 'replace'}
   for name, (attack, changed, training) in TRAINING.items():
-    training = {'training': _training() | training}
+    training = {'training': _own_defaults(Training) | training}
     options[name] = options[attack] | changed | training
   return {name: keys | fixed for name, keys in options.items()} | {
     f'{name}_sampled': keys | sampled for name, keys in options.items()
@@ -386,16 +387,6 @@ TRAINING = {
   'neurotoxin': ('badnets', {}, {'keep': 0.95}),
   'pgd': ('edge_case', {'boost': 'replace'}, {'radius': 0.25}),
 }
-
-
-def _training() -> dict[str, Any]:
-  """Returns the options of `Training`; None becomes a placeholder."""
-  return {
-    key: placeholder(type_of(option) or object)
-    if option.default is None
-    else option.default
-    for key, option in options_of(Training).items()
-  }
 
 
 def _in_a_round(

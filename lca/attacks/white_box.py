@@ -123,14 +123,11 @@ def white_box(
     value = jnp.where(jnp.isnan(value), jnp.inf, value)
     better = value > most
     best = jax.tree.map(lambda x, y: jnp.where(better, x, y), rows, best)
-    lengths = jnp.sqrt(jnp.diagonal(geometry.norms_gram(gradient)))
+    lengths = geometry.norms(geometry.norms_gram(gradient))
     climbing = jnp.isfinite(lengths) & (lengths > 0)
     factors = jnp.where(climbing, step_size * spread / lengths, 0)
-    rows = jax.tree.map(
-      lambda x, g: x + jnp.where(_rows(climbing, g), _rows(factors, g) * g, 0),
-      rows,
-      gradient,
-    )
+    steps = geometry.scale(gradient, factors)
+    rows = jax.tree.map(jnp.add, rows, steps)
     return rows, best, jnp.maximum(value, most)
 
   def climb(carry, start):
@@ -164,8 +161,3 @@ def _near(start, mean, std, spread, updates, byzantine, key):
   wide = [x.astype(sums.wide(x.dtype)) for x in leaves]
   rows = draw_rows(wide, byzantine, key, jax.random.normal, row)
   return jax.tree.unflatten(structure, rows)
-
-
-def _rows(numbers, like):
-  """Returns numbers `[n]` in a shape that multiplies the rows of a leaf."""
-  return numbers.reshape(-1, *[1] * (like.ndim - 1)).astype(like.dtype)

@@ -36,8 +36,7 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
     in_a_round = 'as drawn'
   attacks = 'no attack'
   if attack['name'] != 'none':
-    plain = ['knowledge'] if attack.get('knowledge') == 'all' else []
-    keys = _options(attack, [*ATTACKERS, 'num_byzantine', 'training', *plain])
+    keys = _options(attack, [*ATTACKERS, 'num_byzantine', 'training'], 'attack')
     changed = {k: attack[k] for k in SCHEDULE if attack[k] != SCHEDULE[k]}
     own = attack.get('training', {})
     own = {k: v for k, v in own.items() if v != getattr(Training, k, None)}
@@ -53,16 +52,13 @@ def lines(config: Mapping[str, Any], parts: Parts) -> Iterator[str]:
   then = f'{", ".join(before)}, then ' if before else ''
   # A rule that was given as a function, not by a config, has no scope.
   of = {None: '', 'model': ' of the model'}.get(scope, f' of each {scope}')
-  silent = [] if rule.get('sigma') else ['sigma']
-  keys = _options(rule, ['scope', 'pre', *steps, *silent])
+  keys = _options(rule, ['scope', 'pre', *steps], 'aggregator')
   of_data = {k: data[k] for k in data if k in source_keys(data['name'])}
   of_partition = {k: data[k] for k in data if k not in of_data}
-  if not of_partition.get('redraw_below'):
-    of_partition.pop('redraw_below', None)
   yield (
     f'{then}{rule["name"]}{of}{keys}; {attacks}; {config["model"]["name"]} '
     f'on {data["name"]}{_options(of_data, _FOLDERS)}, '
-    f'{data["partition"]}{_options(of_partition, _NOT_PARTITION)}; '
+    f'{data["partition"]}{_options(of_partition, _NOT_PARTITION, "data")}; '
     f'{population.clients_per_round} of {population.num_clients} clients a '
     f'round{", one gradient each" if gradient else ""}'
   )
@@ -152,16 +148,28 @@ _FOLDERS = ('archive_dir', 'data_dir')
 _NOT_PARTITION = (*options_of(Data), 'checksum')
 
 
-def _options(keys: Mapping[str, Any], without: Iterable[str]) -> str:
+# Options that are named only if they have another value.
+_AS_EVER = (
+  ('aggregator.sigma', 0),
+  ('attack.knowledge', 'all'),
+  ('data.redraw_below', 0),
+)
+
+
+def _options(
+  keys: Mapping[str, Any], without: Iterable[str], section: str = ''
+) -> str:
   """Returns the keys that are set, in brackets, such as ' (f=1)'.
 
-  Returns '' if none is set. Leaves out the names of functions and modules, and
-  the keys of `without`.
+  Returns '' if none is set. Leaves out the names of functions and modules, the
+  keys of `without`, and those of a section that have their usual value.
   """
   texts = [
     f'{k}={v}'
     for k, v in keys.items()
-    if v is not None and k not in ('name', 'module', *without)
+    if v is not None
+    and k not in ('name', 'module', *without)
+    and (f'{section}.{k}', v) not in _AS_EVER
   ]
   return f' ({", ".join(texts)})' if texts else ''
 

@@ -19,6 +19,7 @@ from lca.attacks import Attack, Training
 from lca.data import ClientData, Dataset
 from lca.federated.clients import LocalTraining
 from lca.federated.placement import chunk_width
+from lca.federated.server import memory_in
 from lca.models import Classifier
 from lca.stacked.sharding import AXIS
 from lca.typing import PyTree
@@ -113,7 +114,7 @@ class AttackersTraining(LocalTraining):
       num_classes=self.num_classes,
       input_range=self.input_range,
       key=examples_key,
-      **{name: x for name, x in kept.items() if name == 'memory'},
+      **memory_in(kept),
       **self.attack.numbers,
     )
     data = clean._replace(inputs=inputs, labels=labels)
@@ -154,8 +155,8 @@ class AttackersTraining(LocalTraining):
     assert adaptive is not None
     attacks = attackers.rows[0] < len(data.labels)
     first = jnp.where(attacks, lax.axis_index(AXIS), _NOBODY)
-    nobody = lax.pmin(first, AXIS) == _NOBODY
-    mine = first == lax.pmin(first, AXIS)
+    leader = lax.pmin(first, AXIS)
+    nobody, mine = leader == _NOBODY, leader == first
     row = jnp.minimum(attackers.rows[0], len(data.labels) - 1)
     own = jax.tree.map(lambda x: x[row], data)
     own = own._replace(num_examples=attackers.num_examples[0])
@@ -333,6 +334,6 @@ def train_attackers(
       kept['memory'] = part.adapt(variables, data, attackers, kept['memory'])
     chunks = -(-attacking // width)
     results = lax.fori_loop(0, chunks, train_chunk, (updates, losses))
-    return *results, {k: x for k, x in kept.items() if k == 'memory'}
+    return *results, memory_in(kept)
 
   return jax.jit(on_each_device, donate_argnums=6)

@@ -136,7 +136,12 @@ class ServerState(NamedTuple):
   @property
   def memory(self) -> dict[str, PyTree]:
     """The memory of an attack that adapts, by its name; {} if it does not."""
-    return {name: x for name, x in self.attack.items() if name == 'memory'}
+    return memory_in(self.attack)
+
+
+def memory_in(kept: Mapping[str, PyTree]) -> dict[str, PyTree]:
+  """Returns the memory among what attackers keep (`ServerState.attack`)."""
+  return {name: x for name, x in kept.items() if name == 'memory'}
 
 
 class Sent(NamedTuple):
