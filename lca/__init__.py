@@ -41,6 +41,7 @@ if TYPE_CHECKING:
   from lca import models as models
   from lca import privacy as privacy
   from lca import report as report
+  from lca import testing as testing
 
 __all__ = [
   'Aggregator',
@@ -73,6 +74,7 @@ _IMPORTED_LATER = (
   'models',
   'privacy',
   'report',
+  'testing',
 )
 
 

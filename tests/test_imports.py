@@ -54,6 +54,7 @@ ROOMS = {
   'lca.aggregators': RULES,
   'lca.attacks': (*RULES, 'lca.attacks'),
   'lca.models': (*WORDS, 'lca.stacked', 'lca.models'),
+  'lca.testing': (*RULES, 'lca.attacks', 'lca.testing'),
   'lca.privacy': WORDS,
   'lca.certificates': (*WORDS, 'lca.stacked'),
   'lca.progress': (),

@@ -1,0 +1,50 @@
+"""Comparisons of trees of arrays."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lca.typing import PyTree
+
+RTOL = 1e-5  # of the largest number of a tree
+
+
+def flat(stacked: PyTree) -> np.ndarray:
+  """Returns stacked arrays as float64 rows `[n, d]`."""
+  leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(stacked)]
+  return np.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1)
+
+
+def vector(tree: PyTree) -> np.ndarray:
+  """Returns all numbers of a tree as a float64 array `[d]`."""
+  leaves = jax.tree.leaves(tree)
+  return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in leaves])
+
+
+def bits(tree: PyTree) -> list[bytes]:
+  """Returns the bytes of all arrays of a tree."""
+  return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def assert_close(
+  got: Any, want: Any, *, rtol: float = RTOL, what: str = ''
+) -> None:
+  """Asserts that two trees differ by a share of their largest number.
+
+  Args:
+    got: has the numbers under test.
+    want: has the numbers that are expected.
+    rtol: the share.
+    what: the start of the message.
+
+  Raises:
+    AssertionError: they differ by more, or where one of them is not finite.
+  """
+  one, other = vector(got), vector(want)
+  size = np.max(np.abs(other[np.isfinite(other)]), initial=0)
+  close = np.isclose(one, other, rtol=0, atol=rtol * size, equal_nan=True)
+  assert np.all(close), (
+    f'{what}number {np.argmin(close)} is {one[~close][0]:.6g} instead of '
+    f'{other[~close][0]:.6g}'
+  )
