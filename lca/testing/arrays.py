@@ -28,21 +28,23 @@ def bits(tree: PyTree) -> list[bytes]:
 
 
 def assert_close(
-  got: Any, want: Any, *, rtol: float = RTOL, what: str = ''
+  got: Any, want: Any, like: PyTree, *, rtol: float = RTOL, what: str = ''
 ) -> None:
-  """Asserts that two trees differ by a share of their largest number.
+  """Asserts that two trees are equal up to rounding.
 
   Args:
     got: has the numbers under test.
     want: has the numbers that are expected.
-    rtol: the share.
+    like: the updates that they were made of. Their largest number is the unit
+      of the tolerance.
+    rtol: the tolerance in this unit.
     what: the start of the message.
 
   Raises:
     AssertionError: they differ by more, or where one of them is not finite.
   """
-  one, other = vector(got), vector(want)
-  size = np.max(np.abs(other[np.isfinite(other)]), initial=0)
+  one, other, unit = vector(got), vector(want), vector(like)
+  size = np.max(np.abs(unit[np.isfinite(unit)]), initial=0)
   close = np.isclose(one, other, rtol=0, atol=rtol * size, equal_nan=True)
   assert np.all(close), (
     f'{what}number {np.argmin(close)} is {one[~close][0]:.6g} instead of '

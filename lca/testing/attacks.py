@@ -62,7 +62,7 @@ def check_attack(
     ['honest_rows']
   """
   options.one_of('raise', 'return')('on_failure', on_failure)
-  report = _subject(
+  report = attack_subject(
     attack,
     f=f,
     n=n,
@@ -84,10 +84,10 @@ def attack_tests(
     attack: see `check_attack`.
     **about: see `check_attack`.
   """
-  return _subject(attack, **about).tests()
+  return attack_subject(attack, **about).tests()
 
 
-def _subject(
+def attack_subject(
   attack: Attack | Callable[..., Updates],
   *,
   f: int = 3,

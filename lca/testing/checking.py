@@ -98,9 +98,9 @@ class Subject:
     """
     self.noun, self.setting, self._call, self._bind = noun, setting, call, bind
     self.name = getattr(function, '__name__', None) or repr(function)
-    self._except_for = dict(except_for)
+    self.except_for = dict(except_for)
     names = [each.name for each in properties]
-    for name in self._except_for:
+    for name in self.except_for:
       if name not in names:
         known = {f'properties of {noun}s': names}
         raise ValueError(registry.unknown('property', name, known))
@@ -154,7 +154,7 @@ class Subject:
 
   def test(self, each: Property) -> Result:
     """Tests one property."""
-    excepted = self._except_for.get(each.name)
+    excepted = self.except_for.get(each.name)
     result = functools.partial(Result, each.name, each.says)
     try:
       for example in each.examples(self.setting):

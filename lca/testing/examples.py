@@ -87,13 +87,12 @@ def layers(n: int, seed: int = 0) -> dict[str, np.ndarray]:
   return {'bias': rows[:, 35:], 'kernel': rows[:, :35].reshape(n, 5, 7)}
 
 
-def trees(n: int) -> Iterator[PyTree]:
-  """Returns updates of several structures."""
-  yield random_rows(n, 7)
-  yield layers(n)
-  yield {
+def nested(n: int) -> PyTree:
+  """Returns updates of several containers, dtypes and shapes."""
+  return {
     'block': (random_rows(n, 2, 3), [random_rows(n)]),  # one scalar per client
     'empty': np.zeros((n, 0), np.float32),
+    'half': halved(random_rows(n, 4)),
   }
 
 

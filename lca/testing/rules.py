@@ -65,7 +65,7 @@ def check_rule(
     lca.testing.checking.PropertyFailed: shrunken (n=11, f=0, promise='none')...
   """
   options.one_of('raise', 'return')('on_failure', on_failure)
-  report = _subject(
+  report = rule_subject(
     rule, f=f, n=n, promise=promise, except_for=except_for, brings=brings
   ).report()
   if report.failures and on_failure == 'raise':
@@ -84,10 +84,10 @@ def rule_tests(rule: Callable[..., Any], **about: Any) -> Callable[..., None]:
     rule: see `check_rule`.
     **about: see `check_rule`.
   """
-  return _subject(rule, **about).tests()
+  return rule_subject(rule, **about).tests()
 
 
-def _subject(
+def rule_subject(
   rule: Callable[..., Any],
   *,
   f: int = 0,

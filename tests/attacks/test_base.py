@@ -59,43 +59,6 @@ def test_every_attack_is_here():
   assert sorted([*OPTIONS, *ON_EXAMPLES]) == sorted(attacks.ATTACKS)
 
 
-@every
-@pytest.mark.parametrize('m', [0, 3, 11])
-def test_honest_rows_come_back_bit_for_bit(name, m):
-  tree = stack()
-  tree['params']['Conv_0']['kernel'][:, 0, 0, :3] = [-0.0, 1e-40, 0.0]
-  byzantine = mask(11, m)
-  out = compiled(name, tree, byzantine)
-  assert jax.tree.structure(out) == jax.tree.structure(tree)
-  for before, after in zip(
-    jax.tree.leaves(tree), jax.tree.leaves(out), strict=True
-  ):
-    assert after.dtype == before.dtype and after.shape == before.shape
-    assert (
-      np.asarray(after)[~byzantine].tobytes() == before[~byzantine].tobytes()
-    )
-    if name != 'non_finite':
-      assert np.all(np.isfinite(np.asarray(after, np.float32)))
-
-
-@every
-def test_vmap_is_a_loop(name):
-  trees = [stack(seed=seed) for seed in range(3)]
-  masks = [mask(11, m, seed=m) for m in (2, 0, 4)]
-  keys = jax.random.split(KEY, 3)
-  batch = jax.tree.map(lambda *x: np.stack(x), *trees)
-  outs = jax.jit(jax.vmap(functools.partial(plain, name)))(
-    batch, np.stack(masks), keys
-  )
-  for i, (tree, byzantine) in enumerate(zip(trees, masks, strict=True)):
-    np.testing.assert_allclose(
-      flat(jax.tree.map(lambda x, i=i: x[i], outs)),
-      flat(compiled(name, tree, byzantine, keys[i])),
-      rtol=1e-5,
-      atol=1e-6,
-    )
-
-
 @colluding
 @pytest.mark.parametrize('value', [np.nan, np.inf, 1e30])
 def test_what_attackers_computed_does_not_show(name, value):

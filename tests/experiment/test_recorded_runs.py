@@ -7,12 +7,19 @@ import zipfile
 
 import pytest
 
-from configs import attacks, forensics, legato_figures, tables
+from configs import attacks, backdoors, forensics, legato_figures, tables
 from lca.experiment import packing, sweep
 from lca.experiment.identity import check_same_run, run_id
 
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
-RECORDED = ('attacks', 'fashion_mnist_check', 'forensics', 'legato', 'tables')
+RUNS = {
+  'attacks': 176,
+  'backdoors': 195,
+  'fashion_mnist_check': 3,
+  'forensics': 12,
+  'legato': 100,
+  'tables': 80,
+}
 
 
 def members(name):
@@ -26,17 +33,17 @@ def members(name):
 
 
 def test_all_recorded_sweeps_are_known():
-  assert sorted(path.stem for path in RESULTS.glob('*.zip')) == [*RECORDED]
+  assert sorted(path.stem for path in RESULTS.glob('*.zip')) == [*RUNS]
   assert not list(RESULTS.glob('**/config.json'))
 
 
 def test_ids_are_the_names_of_the_recorded_runs():
   found = {
     run: run_id(config)
-    for name in RECORDED
+    for name in RUNS
     for run, config in members(name)['configs'].items()
   }
-  assert len(found) == 176 + 3 + 12 + 100 + 80
+  assert len(found) == sum(RUNS.values())
   assert all(name == run for name, run in found.items())
 
 
@@ -44,6 +51,7 @@ def test_ids_are_the_names_of_the_recorded_runs():
   ('name', 'runs', 'values'),
   [
     ('attacks', attacks.get_runs(), {}),
+    ('backdoors', backdoors.get_runs(), {}),
     ('forensics', forensics.get_runs(), {}),
     ('legato', legato_figures.get_runs(), {'data.name': 'fashion_mnist'}),
     ('tables', tables.get_runs('reduced'), {}),
@@ -61,7 +69,7 @@ def test_todays_sweeps_lead_to_the_recorded_runs(name, runs, values):
     check_same_run(run, configs[run], new)
 
 
-@pytest.mark.parametrize('name', RECORDED)
+@pytest.mark.parametrize('name', RUNS)
 def test_recorded_runs_are_finished_and_named(name, tmp_path):
   """Packing what comes out of a file gives the file again."""
   packing.unpack(RESULTS / f'{name}.zip', tmp_path / 'runs')
