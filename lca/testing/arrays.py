@@ -35,15 +35,15 @@ def assert_close(
   Args:
     got: has the numbers under test.
     want: has the numbers that are expected.
-    like: the updates that they were made of. Their largest number is the unit
-      of the tolerance.
+    like: the updates that they were made of. The largest number among these
+      and `want` is the unit of the tolerance.
     rtol: the tolerance in this unit.
     what: the start of the message.
 
   Raises:
     AssertionError: they differ by more, or where one of them is not finite.
   """
-  one, other, unit = vector(got), vector(want), vector(like)
+  one, other, unit = vector(got), vector(want), vector((want, like))
   size = np.max(np.abs(unit[np.isfinite(unit)]), initial=0)
   close = np.isclose(one, other, rtol=0, atol=rtol * size, equal_nan=True)
   assert np.all(close), (

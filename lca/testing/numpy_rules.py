@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lca.typing import Update, Updates
 
@@ -49,7 +50,7 @@ def from_numpy(function: Callable[[Any], Any]) -> Callable[[Updates], Update]:
     def on_host(rows):
       return np.asarray(function(np.array(rows)), dtype).reshape(rows.shape[1])
 
-    if isinstance(rows, jax.core.Tracer):
+    if isinstance(rows, Tracer):
       shape = jax.ShapeDtypeStruct(rows.shape[1:], dtype)
       update = jax.pure_callback(on_host, shape, rows, vmap_method='sequential')
     else:
