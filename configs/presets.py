@@ -39,7 +39,9 @@ RULE_OPTIONS = {
   'align_ins': {'weights': 'uniform'},
   'bulyan_trimmed': {'m': 5},
   'centered_clip': {'threshold': 10.0},
-  'fl_detector': {'num_clients': None},  # `compose` follows data.num_clients
+  # `compose` makes num_clients follow data.num_clients.
+  'fl_detector': {'num_clients': None},
+  'flanders': {'num_clients': None},
   'medoid': {'power': 1},
   'mean': {'weights': 'uniform'},  # or 'examples', the clients' sizes
   'multi_krum': {'m': 5},

@@ -61,8 +61,9 @@ which keys they have. A preset (`configs/presets.py`) fills in such a section:
     (`lca.noisy`), in the updates' unit; 0, the default, adds none. After
     `static_clip` and `mean`, sigma = z C / n is the differential privacy of
     DP-FedAvg.
-  - `num_clients`, of `fl_detector`: clients in the population. Presets make it
-    follow `data.num_clients`; it must be set where the data decide that number.
+  - `num_clients`, of `fl_detector` and `flanders`: clients in the population.
+    Presets make it follow `data.num_clients`; it must be set where the data
+    decide that number.
 
 `attack`
   - `name`: a name in `lca.attacks.ATTACKS`, or `'none'`, which allows no other

@@ -36,6 +36,7 @@ AGGREGATORS = {
   'layerwise': lca.layerwise(lca.clipped_clustering(window=2 * N)),
   'crfl': lca.crfl(),
   'fl_detector': lca.fl_detector(num_clients=N, window=1, start=3),
+  'flanders': lca.flanders(f=2, num_clients=N, num_iters=3, subsample_dim=9),
   'legato': lca.legato(window=3),
   'spectral': lca.legato(window=3, norm='spectral'),
 }

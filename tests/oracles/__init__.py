@@ -19,6 +19,7 @@ from .clustering import *
 from .coordinates import *
 from .fl_detector import *
 from .flame import *
+from .flanders import *
 from .forms import *
 from .geometric import *
 from .krum import *

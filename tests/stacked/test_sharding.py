@@ -151,6 +151,7 @@ AGGREGATORS = {
   'clipped_clustering': lca.clipped_clustering(window=2 * N),
   'crfl': lca.crfl(),
   'fl_detector': lca.fl_detector(num_clients=N),
+  'flanders': lca.flanders(f=2, num_clients=N),
 }
 
 

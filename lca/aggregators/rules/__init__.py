@@ -28,6 +28,7 @@ from lca.aggregators.rules.coordinates import (
 from lca.aggregators.rules.crfl import crfl
 from lca.aggregators.rules.fl_detector import fl_detector
 from lca.aggregators.rules.flame import flame
+from lca.aggregators.rules.flanders import flanders
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
 from lca.aggregators.rules.lasa import lasa
@@ -84,6 +85,7 @@ AGGREGATORS = Registry(
     clipped_clustering,
     crfl,
     fl_detector,
+    flanders,
     legato,
   ),
 )
@@ -113,6 +115,7 @@ __all__ = [
   'dnc',
   'fl_detector',
   'flame',
+  'flanders',
   'fltrust',
   'foolsgold',
   'geometric_median',

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from lca.aggregators.base import Aggregator, ExplainedUpdate
-from lca.aggregators.rules.selection import average, check_integers
+from lca.aggregators.rules.selection import (
+  average,
+  check_brought,
+  check_integers,
+  check_population,
+  of_population,
+)
 from lca.stacked import geometry, sums
 from lca.stacked.trees import check_one_update
 from lca.typing import PyTree, Update, Updates
@@ -158,17 +164,11 @@ def fl_detector(
     )
 
   def explain(updates, state, **brought):
-    for name in ('key', 'params', 'client_ids'):
-      if brought.get(name) is None:
-        raise ValueError(f'fl_detector needs {name}: pass {name}=')
+    check_brought('fl_detector', brought, 'key', 'params', 'client_ids')
     params, ids = lax.stop_gradient(brought['params']), brought['client_ids']
     check_one_update('params', params, updates)
     n = geometry.num_clients(updates)
-    if n > num_clients:
-      raise ValueError(
-        'fl_detector needs num_clients, the clients of the population, of at '
-        f'least n, got num_clients={num_clients}, n={n}'
-      )
+    check_population('fl_detector', n, num_clients)
     rows = lax.stop_gradient(updates)
     gram = geometry.norms_gram(rows)
     rejected = geometry.rejected_rows(gram)
@@ -214,10 +214,7 @@ def fl_detector(
     found, excluded = jnp.any(attackers), state.excluded | attackers
 
     verdict = average(gram, ~excluded[ids])
-    unknown = jnp.any(ids >= num_clients)
-    verdict = verdict._replace(
-      weights=jnp.where(unknown, jnp.nan, verdict.weights)
-    )
+    verdict = of_population(verdict, ids, num_clients)
     update = geometry.mix(updates, verdict.weights)
     aggregate = _wide(lax.stop_gradient(update))
     turned = jax.tree.map(jnp.subtract, aggregate, state.aggregate)

@@ -1,5 +1,8 @@
 """Selection of clients by score, their average, and checks of arguments."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +96,31 @@ def check_weights(rule: str, n: int, weights: jax.Array | None) -> jax.Array:
       f'shape {weights.shape}'
     )
   return weights
+
+
+def of_population(
+  verdict: Verdict, ids: jax.Array, num_clients: int
+) -> Verdict:
+  """Returns the verdict, with NaN weights if an id is `num_clients` or more."""
+  unknown = jnp.any(ids >= num_clients)
+  weights = jnp.where(unknown, jnp.nan, verdict.weights)
+  return verdict._replace(weights=weights)
+
+
+def check_population(rule: str, n: int, num_clients: int) -> None:
+  """Raises a ValueError if the population is less than a round's n clients."""
+  if n > num_clients:
+    raise ValueError(
+      f'{rule} needs num_clients, the clients of the population, of at least '
+      f'n, got num_clients={num_clients}, n={n}'
+    )
+
+
+def check_brought(rule: str, brought: Mapping[str, Any], *names: str) -> None:
+  """Raises a ValueError unless the round brings these arguments."""
+  for name in names:
+    if brought.get(name) is None:
+      raise ValueError(f'{rule} needs {name}: pass {name}=')
 
 
 def check_integers(rule: str, **counts: int) -> None:

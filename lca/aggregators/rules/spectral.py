@@ -6,11 +6,11 @@ sum of them. Its coefficients follow from an eigenvector of the centred
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from lca.aggregators.base import FunctionRule, Info, Verdict, gram_rule
@@ -21,6 +21,7 @@ from lca.aggregators.rules.selection import (
   select_lowest,
 )
 from lca.stacked import eigen, geometry, sums
+from lca.stacked.subsample import Subsample
 from lca.typing import Gram, Update, Updates
 
 
@@ -247,9 +248,6 @@ def _draws(
   updates: Updates, num_iters: int, dim: int, key: jax.Array | None
 ) -> list[Updates]:
   """Returns `num_iters` draws of about `dim` coordinates, lists of leaves."""
-  leaves = [sums.flat(jnp.asarray(leaf)) for leaf in jax.tree.leaves(updates)]
-  sizes = [leaf.shape[1] for leaf in leaves]
-  ends = np.cumsum(sizes)
   if key is None:
     raise ValueError(
       'dnc needs a key to draw subsample_dim coordinates: pass key='
@@ -260,21 +258,7 @@ def _draws(
       'dnc needs num_iters >= 1 and subsample_dim >= 1, got '
       f'num_iters={num_iters}, subsample_dim={dim}'
     )
-  part = min(1, dim / max(ends[-1], 1))
-  stops = np.rint(ends * part).astype(int)
-  shares = np.diff(stops, prepend=0)
-  # Each leaf is cut into as many stretches as it contributes coordinates, and
-  # one coordinate is drawn from each stretch: so no coordinate is drawn twice,
-  # without a sort. One draw serves all leaves, as XLA compiles every call anew.
-  bounds = [
-    np.arange(share + 1) * size // max(share, 1)
-    for size, share in zip(sizes, shares, strict=True)
-  ]
-  lowest = np.concatenate([b[:-1] for b in bounds])
-  above = np.concatenate([b[1:] for b in bounds])
-  drawn = jax.random.randint(key, (num_iters, len(lowest)), lowest, above)
-  chosen = jnp.split(drawn, stops[:-1], axis=1)
-  return [
-    [leaf[:, columns[i]] for leaf, columns in zip(leaves, chosen, strict=True)]
-    for i in range(num_iters)
-  ]
+  sizes = [math.prod(x.shape[1:]) for x in jax.tree.leaves(updates)]
+  sample = Subsample(sizes, dim)
+  drawn = sample.draw(key, (num_iters,))
+  return [sample.take(updates, columns) for columns in drawn]
