@@ -19,6 +19,7 @@ mean, krum = (lca.mean, {'weights': None}), (lca.krum, {'f': 2})
 flip = attacks.label_flipping
 noise = functools.partial(attacks.from_function, attacks.gaussian, sigma=2.0)
 empires = attacks.from_function(attacks.fall_of_empires, epsilon=0.5)
+constant = attacks.from_function(attacks.constant, value=1.0)
 alie = attacks.from_function(attacks.alie, z=1.5)
 
 # By what a round does: one pass or two, with an attack before or in the passes.
@@ -31,6 +32,8 @@ ROUNDS = {
   'norms by column': (lca.cge, {'f': 2}, empires),
   'products': (*krum, attacks.from_function(attacks.non_finite)),
   'products by column': (*krum, alie),
+  # RFLBAT leaves out the two attackers, who send the same.
+  'products, clusters': (lca.rflbat, {}, constant),
   'layers': (lca.layerwise(lca.cosine(lca.bulyan)), {'f': 1}, noise()),
   'layers by column': (lca.layerwise(lca.cosine(lca.krum)), {'f': 2}, alie),
   'columns': (lca.median, {}, noise()),
