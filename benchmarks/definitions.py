@@ -6,16 +6,19 @@ Both calls of a row are Python expressions. They are evaluated as printed, on
 the same random float32 updates, and their results are compared. If two results
 that should be equal differ, or if two that should differ are equal, the row is
 marked and the program fails. The row of a system that is not installed says so.
-Systems without a package (Blades, LASA, FoolsGold, AlignIns, the published code
-of the layerwise cosine paper) are used if their source is on PYTHONPATH.
+Systems without a package (Blades, LASA, FoolsGold, AlignIns, CRFL, FLDetector,
+FLANDERS, the published code of the layerwise cosine paper) are used if their
+source is on PYTHONPATH.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import logging
 import platform
 import textwrap
@@ -115,8 +118,42 @@ def leaves_of(x: np.ndarray) -> list[np.ndarray]:
   return [kernel.reshape(*x.shape[:-1], *KERNEL), bias]
 
 
+def descent(trial: Trial, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns models and updates of rounds in which clients descend parabolas.
+
+  The first 100 columns of `x` are the clients' optima. The curvatures differ
+  from client to client and by coordinate, so that updates are not foretold
+  exactly.
+  """
+  best = trial.x[:, :100]
+  rates = 0.1 + 0.2 * np.abs(np.sin(trial.y[:, :100] / 9 + np.arange(100)))
+  model, rounds = np.zeros(100, np.float32), []
+  for _ in range(count):
+    rows = rates * (best - model)
+    rounds.append((model, rows))
+    model = model + rows.mean(axis=0)
+  return rounds
+
+
+def models(trial: Trial) -> Names:
+  """Returns the clients' models of three rounds, which have no entry below 0.
+
+  The least entry of each is 0.
+  """
+  rounds = trial.x[:, :100], trial.y[:, :100], trial.x[:, 100:200]
+  return {name: x - x.min() for name, x in zip('uvw', rounds, strict=True)}
+
+
 def our_names(trial: Trial) -> Names:
   """Returns the names that the expressions of this library may use."""
+
+  def scores(aggregator, rounds):
+    state = aggregator.init(rounds[0][0])
+    explain = jax.jit(lca.explain(aggregator))
+    given = {'key': trial.key, 'client_ids': jnp.arange(trial.n)}
+    for params, x in rounds:
+      _, state, info = explain(x, state, params=params, **given)
+    return info['scores']
 
   def rounds(aggregator, *updates):
     state = aggregator.init(trial.x[0])
@@ -133,6 +170,10 @@ def our_names(trial: Trial) -> Names:
     'leaves': [jnp.asarray(leaf) for leaf in leaves_of(trial.x)],
     'once': lambda aggregator: rounds(aggregator, trial.x),
     'twice': lambda aggregator: rounds(aggregator, trial.x, trial.y),
+    'descent': functools.partial(descent, trial),
+    'scores': scores,
+    'sent': lambda *models: [(jnp.zeros(100), x) for x in models],
+    **models(trial),
   }
 
 
@@ -341,6 +382,85 @@ def alignins_names(trial: Trial) -> Names:
     'align_ins': align_ins,
     'multi_metrics': multi_metrics,
   }
+
+
+def crfl_names(trial: Trial) -> Names:
+  import torch
+
+  helper = importlib.import_module('utils.helper').Helper
+
+  class Model(torch.nn.Module):
+    def __init__(self, row):
+      super().__init__()
+      kernel, bias = map(torch.nn.Parameter, _tensors(leaves_of(row)))
+      self.kernel, self.bias = kernel, bias
+
+    def flat(self):
+      return np.concatenate(
+        [x.detach().numpy().ravel() for x in self.parameters()]
+      )
+
+  def crfl(norm):
+    model = Model(trial.y[0])
+    before = model.flat()
+    server = types.SimpleNamespace(params={'num_models': trial.n})
+    with torch.no_grad():
+      rows = {i: Model(row).state_dict() for i, row in enumerate(trial.x)}
+      helper.average_models_params(server, rows, list(rows), model)
+    helper.clip_weight_norm(model, norm)
+    return model.flat() - before
+
+  return {**trial._asdict(), 'crfl': crfl}
+
+
+def fl_detector_names(trial: Trial) -> Names:
+  import mxnet
+
+  script = importlib.import_module('train_mnist')
+  rules = importlib.import_module('nd_aggregation')
+  net = types.SimpleNamespace(collect_params=dict)  # without parameters
+
+  def column(x):
+    return mxnet.nd.array(x.reshape(-1, 1))
+
+  def last_scores(rounds):
+    models = [column(model) for model, _ in rounds]
+    sent = [[column(-row) for row in rows] for _, rows in rounds]  # gradients
+    means = [rules.simple_mean(None, rows, net, 0)[0] for rows in sent]
+    # It runs on a GPU, and its measure of a detection needs 100 clients.
+    with (
+      mock.patch.object(mxnet, 'gpu', lambda index: mxnet.cpu()),
+      mock.patch.object(rules, 'roc_auc_score', lambda *_: 0),
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      moved, turned = (
+        [b - a for a, b in itertools.pairwise(x)] for x in (models, means)
+      )
+      change = script.lbfgs(
+        types.SimpleNamespace(gpu=0), moved[:-1], turned[:-1], moved[-1]
+      )
+      _, scores = rules.simple_mean(sent[-2], sent[-1], net, 0, 1, change)
+    return scores
+
+  return {
+    **trial._asdict(),
+    'descent': functools.partial(descent, trial),
+    'last_scores': last_scores,
+  }
+
+
+def flanders_names(trial: Trial) -> Names:
+  strategy = importlib.import_module('flanders.strategy')
+  utils = importlib.import_module('flanders.utils')
+
+  def scores(*models, **options):
+    series = np.stack(models, axis=-1)
+    # Its A and B start at random.
+    with mock.patch('numpy.random.randn', np.eye):
+      expected = strategy.mar(series[..., :-1], 1, **options)
+    return utils.l2_norm(series[..., -1], expected[..., 0])
+
+  return {**trial._asdict(), 'scores': scores, **models(trial)}
 
 
 class System(NamedTuple):
@@ -674,6 +794,50 @@ ALIGNINS = [
   Pair('multi_metrics()', 'lca.multi_metrics(x, weights=examples)'),
 ]
 
+CRFL = [
+  Pair(
+    f'crfl(norm={norm})',
+    f'lca.crfl(sigma=0.0).update(x, {t - 1}, params=y[0])[0]',
+    f'round {t}, without noise; theirs adds it after the test',
+  )
+  for t, norm in ((1, 2.1), (100, 12.0), (200, 15))
+]
+
+FLDETECTOR = [
+  Pair(
+    'last_scores(descent(6))',
+    'scores(lca.fl_detector(num_clients=n, window=4, start=9), descent(6))',
+    'the first round with scores, of a window of 4',
+  ),
+]
+
+FLANDERS = [
+  Pair(
+    'scores(u, v)',
+    'scores(lca.flanders(f=0, num_clients=n), sent(u, u, v))',
+    'its window of 2: the last models are regressed on themselves',
+  ),
+  Pair(
+    'scores(u, v)',
+    'scores(lca.flanders(f=0, num_clients=n), sent(u, v))',
+    'ours regresses the last models on those before',
+    equal=False,
+  ),
+  Pair(
+    'scores(u, v, w, alpha=20, beta=20)',
+    'scores(lca.flanders(f=0, num_clients=n, window=3, alpha=20, beta=20), '
+    'sent(v, u, v, w))',
+    'a window of 3: the first models are regressed on the last',
+  ),
+  Pair(
+    'scores(u + 9, v + 9)',
+    'scores(lca.flanders(f=0, num_clients=n), sent(u + 9, u + 9, v + 9))',
+    'theirs fits models less their least entry, and applies the fit to models '
+    'with it',
+    equal=False,
+  ),
+]
+
 SYSTEMS = {
   'byzfl': System('byzfl', byzfl_names, BYZFL, 'byzfl'),
   'byzpy': System('byzpy', byzpy_names, BYZPY, 'byzpy'),
@@ -684,6 +848,9 @@ SYSTEMS = {
   'LASA': System('algorithms.defense.lasa', lasa_names, LASA),
   'FoolsGold': System('fg.foolsgold', foolsgold_names, FOOLSGOLD),
   'AlignIns': System('aggregation', alignins_names, ALIGNINS),
+  'CRFL': System('utils.helper', crfl_names, CRFL),
+  'FLDetector': System('train_mnist', fl_detector_names, FLDETECTOR),
+  'FLANDERS': System('flanders.strategy', flanders_names, FLANDERS),
 }
 
 
@@ -829,7 +996,9 @@ def make_page() -> tuple[str, int]:
     f'n = {sizes} clients, f = {F} of them Byzantine, {len(SEEDS)} seeds each. '
     '`x` is `[n, 1000]`, `leaves` the same in two leaves, a kernel and a bias; '
     '`rows` and `clients` are lists of them, one a client. `tau` is the median '
-    'norm, `examples` what the clients report. A difference is the largest '
+    'norm, `examples` what the clients report. `u`, `v` and `w` are models of '
+    'three rounds without an entry below 0, and `descent` is rounds of clients '
+    'who descend parabolas. A difference is the largest '
     "over the update's entries, relative to its largest entry; up to "
     f'{TOLERANCE:.0e} counts as equal.'
   )
