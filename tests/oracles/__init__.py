@@ -22,6 +22,7 @@ from .flame import *
 from .flanders import *
 from .forms import *
 from .geometric import *
+from .hdbscan import *
 from .krum import *
 from .lasa import *
 from .legato import *

@@ -7,6 +7,7 @@ from jax import lax
 from lca.aggregators.base import FunctionRule, Info
 from lca.aggregators.rules.selection import average
 from lca.stacked import geometry
+from lca.stacked.hdbscan import linkage_order
 from lca.stacked.models_gram import models_gram
 from lca.stacked.noise import with_noise
 from lca.typing import Update, Updates
@@ -108,11 +109,10 @@ def flame(
 def majority_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
   """Returns the first single-linkage cluster of more than half of the clients.
 
-  Clients are visited in the order of Prim's minimum spanning tree: next is
-  always the client nearest to any client visited before. Below a threshold t,
-  the clusters of single linkage are the runs of this order that a step longer
-  than t ends. So the least threshold with a cluster of k clients is the least
-  value of the longest of k - 1 steps in a row.
+  In the order of `linkage_order`, the clusters of single linkage at a threshold
+  t are the runs that a step longer than t ends. So the least threshold with a
+  cluster of k clients is the least value of the longest of k - 1 steps in a
+  row.
 
   Args:
     distances: `[n, n]`, in [0, 2] for the clients that are not absent.
@@ -124,22 +124,10 @@ def majority_cluster(distances: jax.Array, absent: jax.Array) -> jax.Array:
   """
   n = len(distances)
   k = n // 2 + 1
-  # Absent clients are visited last; they are farther away than any other.
-  far = jnp.array(3, distances.dtype)
-  between = jnp.where(absent[:, None] | absent, far, distances)
-
-  def visit(i, carry):
-    order, steps, nearest = carry
-    client = jnp.argmin(nearest)
-    order, steps = order.at[i].set(client), steps.at[i].set(nearest[client])
-    visited = jnp.isinf(nearest).at[client].set(True)
-    nearest = jnp.where(visited, jnp.inf, jnp.minimum(nearest, between[client]))
-    return order, steps, nearest
-
-  # The first client is the first one that is not absent.
-  start = jnp.where(absent, far + 1, far)
-  empty = jnp.zeros(n, int), jnp.zeros(n, distances.dtype), start
-  order, steps, _ = lax.fori_loop(0, n, visit, empty)
+  # Absent clients are farther away than any other.
+  order, steps = linkage_order(
+    jnp.where(absent[:, None] | absent, jnp.inf, distances)
+  )
 
   # Windows of k clients in a row, by the k - 1 steps between them.
   first = jnp.arange(n - k + 1)
