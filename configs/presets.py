@@ -66,8 +66,9 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   There is one for each rule and each aggregator with a state, whether it comes
   with `lca` or a user has registered it. A rule with a `distance` also has the
   forms `cosine_...` and `cosine_..._noclip`. All of these have a form
-  `layerwise_...`, except the mean, which is the same by layer, and LEGATO,
-  which works by layer anyway.
+  `layerwise_...`, except the mean, which is the same by layer, rules that take
+  the model's function, such as DeepSight, and LEGATO, which works by layer
+  anyway.
 
   The operators of the layerwise cosine paper have the paper's names. `geomed`
   is the medoid, as in its text and code. `bulyan` is the mean of the 5 updates
@@ -84,7 +85,9 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
   for name in RULES:
     preset, keys = PRESET_NAMES.get(name, name), _options(RULES, name, f)
     forms = _distances(preset, keys) if 'distance' in keys else {preset: keys}
-    presets |= _scopes(forms, layerwise=name != 'mean')
+    # The mean is the same by layer, and a model's function needs all layers.
+    whole = 'predict' in inspect.signature(RULES[name]).parameters
+    presets |= _scopes(forms, layerwise=name != 'mean' and not whole)
   for name in AGGREGATORS:
     keys = _options(AGGREGATORS, name, f)
     if 'by' in keys:  # it works by layer itself, as LEGATO does

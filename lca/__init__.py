@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lca import aggregators, attacks, geometry
 from lca.aggregators import (
   Aggregator,
+  Predictor,
   Rule,
   Verdict,
   chain,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
   'Aggregator',
+  'Predictor',
   'Rule',
   'Verdict',
   'aggregators',

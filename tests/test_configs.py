@@ -70,8 +70,16 @@ def test_every_aggregator_preset_runs(preset):
 def runs(config):
   """Checks that the config's rule aggregates random updates."""
   aggregator = aggregators.make(config.aggregator)
-  updates = {'a': jax.random.normal(jax.random.key(0), (11, 5))}
-  one = {'a': updates['a'][0]}
+  keys = jax.random.split(jax.random.key(0))
+  updates = {
+    'kernel': jax.random.normal(keys[0], (11, 4, 5)),
+    'bias': jax.random.normal(keys[1], (11, 5)),
+  }
+  one = jax.tree.map(lambda x: x[0], updates)
+  predict = aggregators.Predictor(
+    lambda tree, x: x @ tree['kernel'] + tree['bias'],
+    jax.ShapeDtypeStruct((4,), jnp.float32),
+  )
 
   @jax.jit
   def aggregate(updates):
@@ -83,10 +91,12 @@ def runs(config):
       server_update=one,
       params=one,
       client_ids=jnp.arange(11),
+      predict=predict,
     )
 
   update, _ = aggregate(updates)
-  assert jnp.all(jnp.isfinite(update['a']))
+  for leaf in jax.tree.leaves(update):
+    assert jnp.all(jnp.isfinite(leaf))
 
 
 @pytest.mark.parametrize('before', common.pre_aggregators())

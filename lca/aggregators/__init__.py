@@ -24,7 +24,6 @@ section is given instead.
 
 from lca.aggregators import rules
 from lca.aggregators.base import (
-  ROUND_BRINGS,
   Aggregator,
   FunctionRule,
   GramRule,
@@ -33,6 +32,7 @@ from lca.aggregators.base import (
   explain,
   gram_rule,
 )
+from lca.aggregators.brought import ROUND_BRINGS, Predictor
 from lca.aggregators.forms import cosine, layerwise, noisy, stateless
 from lca.aggregators.forms.chain import chain
 from lca.aggregators.make import make
@@ -51,6 +51,7 @@ __all__ = [
   'FunctionRule',
   'GramRule',
   'LegatoState',
+  'Predictor',
   'Rule',
   'Scope',
   'Verdict',

@@ -18,12 +18,12 @@ from typing import (
   Generic,
   NamedTuple,
   ParamSpec,
-  Protocol,
   overload,
 )
 
 import jax
 
+from lca.aggregators.brought import ROUND_BRINGS, UpdateFn
 from lca.aggregators.verdict import (
   GRAMS,
   Combination,
@@ -38,13 +38,6 @@ from lca.aggregators.verdict import (
 from lca.typing import Gram, PyTree, Update, Updates
 
 P = ParamSpec('P')
-
-ROUND_BRINGS = ('key', 'weights', 'server_update', 'params', 'client_ids')
-"""Names of the arguments that a round of training passes to an aggregation.
-
-These arguments are not options of a config. A rule that names one of them
-receives its value in every round. `UpdateFn` describes each argument.
-"""
 
 
 class Rule(Generic[P]):
@@ -235,46 +228,15 @@ def rule_signature(hyper: Iterable[inspect.Parameter]) -> inspect.Signature:
   return inspect.Signature([updates, *hyper], return_annotation=Update)
 
 
-class UpdateFn(Protocol):
-  """The signature of `Aggregator.update`.
-
-  Args:
-    updates: stacked pytree, leaves `[n, ...]`.
-    state: from `Aggregator.init` or from the round before.
-    key: PRNG key of this round.
-    weights: `[n]`, the clients' numbers of examples; 0 for clients that did not
-      answer.
-    server_update: update that the server computed on its own examples, a tree
-      shaped like one update.
-    params: parameters that the clients started from in this round, a tree
-      shaped like one update.
-    client_ids: `[n]`, indices of the clients in the population.
-
-  Returns:
-    The update and the next state.
-  """
-
-  def __call__(
-    self,
-    updates: Updates,
-    state: PyTree,
-    *,
-    key: jax.Array | None = None,
-    weights: jax.Array | None = None,
-    server_update: Update | None = None,
-    params: Update | None = None,
-    client_ids: jax.Array | None = None,
-  ) -> tuple[Update, PyTree]: ...
-
-
 class Aggregator(NamedTuple):
   """A possibly stateful aggregation: a pair of pure functions, as in optax.
 
   Attributes:
     init: `init(params) -> state`, given a tree shaped like one update.
     update: `update(updates, state, *, key=None, weights=None,
-      server_update=None, params=None, client_ids=None) -> (update, state)`. The
-      function may leave out those keyword arguments that it does not use.
+      server_update=None, params=None, client_ids=None, predict=None) ->
+      (update, state)`. The function may leave out those keyword arguments that
+      it does not use.
   """
 
   init: Callable[[PyTree], PyTree]

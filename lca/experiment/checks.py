@@ -12,13 +12,26 @@ import jax
 import jax.numpy as jnp
 
 from lca import aggregators
-from lca.aggregators import Aggregator
+from lca.aggregators import Aggregator, Predictor
 from lca.aggregators.base import Info
 from lca.data import Dataset
 from lca.federated.population import Population
+from lca.federated.round import without_answer
 from lca.federated.schedule import Schedule
 from lca.models import Classifier
 from lca.typing import PyTree, Update, Updates
+
+# A stand-in for a model that is not known yet: a layer with two outputs.
+_LAYER = {
+  'params': {
+    'kernel': jax.ShapeDtypeStruct((1, 2), jnp.float32),
+    'bias': jax.ShapeDtypeStruct((2,), jnp.float32),
+  }
+}
+_PREDICT = Predictor(
+  lambda tree, x: x @ tree['params']['kernel'] + tree['params']['bias'],
+  jax.ShapeDtypeStruct((1,), jnp.float32),
+)
 
 
 def check_jit() -> None:
@@ -101,6 +114,7 @@ def check_aggregator(
   has_root: bool,
   like: PyTree | None = None,
   detection: bool = False,
+  predict: Predictor | None = None,
 ) -> None:
   """Traces the rule on the shapes of n updates, which raises its own errors.
 
@@ -109,8 +123,9 @@ def check_aggregator(
     n: clients in a round.
     has_root: True if the server trains on examples of its own.
     like: a tree of shapes like one update; None stands for a model with one
-      parameter.
+      layer.
     detection: True if the run measures whom the rule leaves out.
+    predict: the model as a function; None if `like` is None.
 
   Raises:
     ValueError, TypeError: the rule's own errors, such as of an `f` that is too
@@ -120,10 +135,10 @@ def check_aggregator(
 
   def one_round(updates):
     one = jax.tree.map(lambda x: x[0], updates)
-    return _dry_run(aggregator, updates, one, jnp.ones(n), has_root)
+    return _dry_run(aggregator, updates, one, jnp.ones(n), has_root, predict)
 
   if like is None:
-    like = {'params': {'kernel': jax.ShapeDtypeStruct((1,), jnp.float32)}}
+    like, predict = _LAYER, _PREDICT
   updates = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), like
   )
@@ -155,6 +170,7 @@ def _dry_run(
   one: Update,
   weights: jax.Array,
   has_root: bool,
+  predict: Predictor | None,
 ) -> tuple[Update, Info]:
   """Returns the aggregate of a first round, given all that a round brings.
 
@@ -166,6 +182,7 @@ def _dry_run(
     one: a tree like one update; the model and the server's update, too.
     weights: `[n]`, the clients' numbers of examples.
     has_root: True if the server has an update of its own.
+    predict: the model as a function.
   """
   update, _, info = aggregators.explain(aggregator)(
     updates,
@@ -175,6 +192,7 @@ def _dry_run(
     server_update=one if has_root else None,
     params=one,
     client_ids=jnp.arange(len(weights)),
+    predict=predict,
   )
   return update, info
 
@@ -211,18 +229,20 @@ def check_dropouts(
       + (f' and {attack} attack' if attack else '')
       + f'; set aggregator.f to at least {missing + attack}'
     )
-  # Random rows [n, 1]; the first `missing` clients do not answer.
+  # Random rows; the first `missing` clients do not answer.
   answered = jnp.arange(n) >= missing
-  rows = jax.random.normal(jax.random.key(0), (n, 1))
-  one = {'params': {'kernel': rows[0]}}
+  rows = jax.tree.map(
+    lambda x: jax.random.normal(jax.random.key(0), (n, *x.shape)), _LAYER
+  )
   update, _ = _dry_run(
     aggregator,
-    {'params': {'kernel': jnp.where(answered[:, None], rows, jnp.nan)}},
-    one,
+    without_answer(rows, answered),
+    jax.tree.map(lambda x: x[0], rows),
     answered.astype(jnp.float32),
     config['data']['root_examples'] > 0,
+    _PREDICT,
   )
-  if not jnp.all(jnp.isfinite(update['params']['kernel'])):
+  if not all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(update)):
     plain = rule['name'] == 'mean' and rule.get('weights') != 'examples'
     remedy = "aggregator.weights='examples'" if plain else 'another rule'
     raise ValueError(

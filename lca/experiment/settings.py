@@ -312,6 +312,7 @@ def make(
     has_root,
     shapes,
     evaluation.detection,
+    dataset and server.for_model(classifier, dataset).predict,
   )
   part = client_parts.honest(client, classifier, parallel.microbatch_size)
   placement.train_clients(part, mesh, chunk_size)  # called for its checks alone

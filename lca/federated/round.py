@@ -1,5 +1,6 @@
 """The server's part of a round: from the clients' updates to the next model."""
 
+import dataclasses
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -258,6 +259,12 @@ def brought(
   drawn: Round,
 ) -> dict[str, Any]:
   """Returns what a round brings to a rule (`lca.aggregators.ROUND_BRINGS`)."""
+  predict = model = server.predict
+  if model is not None:
+    # Variables that the rule does not work on have the server's values.
+    predict = dataclasses.replace(
+      model, function=lambda tree, x: model({**variables, **tree}, x)
+    )
   # A client that does not answer has weight 0.
   weights = drawn.num_examples
   if drawn.answered is not None:
@@ -270,6 +277,7 @@ def brought(
     'server_update': server_update,
     'params': server.for_rule(variables),
     'client_ids': drawn.ids,
+    'predict': predict,
   }
 
 

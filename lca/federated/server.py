@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lca.aggregators import Aggregator, Scope
+from lca.aggregators import Aggregator, Predictor, Scope
 from lca.attacks import NO_ATTACK, Attack
 from lca.attacks.base import keep_updates
+from lca.data import Dataset
 from lca.federated.optimizer import AnyOptimizer, numbers_of, with_numbers
+from lca.models import Classifier
 from lca.typing import PyTree, Update, Updates
 
 BATCH_STATS = ('rule', 'mean', 'server')
@@ -44,6 +46,8 @@ class Server:
       metrics (see `lca.federated.forensics`).
     detection: True measures how well the rule tells attackers from honest
       clients.
+    predict: the model as a function of its variables, for rules that ask for it
+      (see `for_model`); None if there is none.
 
   Raises:
     ValueError: `batch_stats` is unknown.
@@ -57,6 +61,7 @@ class Server:
   layers: Scope | None = None
   forensics: bool = False
   detection: bool = False
+  predict: Predictor | None = None
 
   def __post_init__(self):
     if self.batch_stats not in BATCH_STATS:
@@ -79,6 +84,13 @@ class Server:
         "model.batch_stats='server' needs examples of the server's own: set "
         'data.root_examples to a positive number'
       )
+
+  def for_model(self, classifier: Classifier, dataset: Dataset) -> 'Server':
+    """Returns these parts with `predict` of a model and its data."""
+    spec, values = dataset.train.input_spec, dataset.input_range
+    assert values is not None  # by `Dataset`
+    predict = Predictor(classifier.logits, spec, values)
+    return dataclasses.replace(self, predict=predict)
 
   @property
   def numbers(self) -> dict[str, Any]:

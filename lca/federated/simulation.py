@@ -116,6 +116,7 @@ class Simulation:
     by_class: bool = False,
   ):
     server.check_examples(data.server_id is not None)
+    server = server.for_model(classifier, data.dataset)
     self.data, self.classifier, self.placement = data, classifier, placement
     self.drawing = Drawing(data, population, server.attack, seed)
     self._population = population

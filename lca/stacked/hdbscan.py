@@ -59,7 +59,7 @@ def hdbscan(
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> x = jnp.array([0., 9., 0.1, 9.1, 0.2, 9.3, 4.])
+    >>> x = jnp.array([0., 9., 0.1, 9.1, 0.2, 9.3, 30.])
     >>> print(hdbscan(abs(x[:, None] - x), min_cluster_size=2))
     [ 0  1  0  1  0  1 -1]
 

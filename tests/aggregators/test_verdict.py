@@ -90,6 +90,9 @@ BROUGHT = {
   'server_update': ONE,
   'params': jax.tree.map(lambda x: 10 + x, ONE),
   'client_ids': jnp.array([7, 5, 6]),
+  'predict': lca.Predictor(
+    lambda params, x: x, jax.ShapeDtypeStruct((1,), jnp.float32)
+  ),
 }
 
 

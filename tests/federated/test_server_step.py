@@ -90,7 +90,11 @@ def test_a_rule_is_given_all_that_a_round_brings():
   variables = VARIABLES | {'batch_stats': {'bn': {'var': jnp.ones(2)}}}
   updates = UPDATES | {'batch_stats': {'bn': {'var': jnp.ones((3, 2))}}}
   server_update = jax.tree.map(lambda u: u[1], updates)
-  one = server(aggregator=rule, batch_stats='server')
+  predict = lca.Predictor(
+    lambda tree, x: tree['params']['a'] + tree['batch_stats']['bn']['var'] * x,
+    jax.ShapeDtypeStruct((), jnp.float32),
+  )
+  one = server(aggregator=rule, batch_stats='server', predict=predict)
   step(
     one,
     updates,
@@ -104,6 +108,7 @@ def test_a_rule_is_given_all_that_a_round_brings():
     'server_update',
     'params',
     'client_ids',
+    'predict',
   }
   assert jnp.all(jax.random.key_data(given['key']) == jnp.array([0, 2]))
   np.testing.assert_array_equal(given['weights'], [1, 0, 2])
@@ -112,6 +117,9 @@ def test_a_rule_is_given_all_that_a_round_brings():
   np.testing.assert_array_equal(given['params']['params']['a'], [1, 2])
   np.testing.assert_array_equal(given['server_update']['params']['b'], 2)
   assert given['params'].keys() == given['server_update'].keys() == {'params'}
+  # The model's function takes its statistics from the server.
+  assert given['predict'].input_spec == predict.input_spec
+  np.testing.assert_array_equal(given['predict'](given['params'], 5), [6, 7])
 
 
 def test_a_stateless_rule_is_given_what_it_names():

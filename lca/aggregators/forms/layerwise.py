@@ -15,10 +15,12 @@ from lca.aggregators.base import (
   P,
   Rule,
   explain,
+  hyper_of,
   rule_name,
 )
 from lca.aggregators.forms.chain import Chain
 from lca.aggregators.forms.noisy import Noisy, noisy
+from lca.aggregators.forms.stateless import RuleUpdate
 from lca.stacked import geometry
 from lca.stacked.trees import Layers, Path, Scope, grouping
 from lca.typing import Update, Updates
@@ -67,7 +69,8 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
     `lca.gram_rule`s, such as `lca.bucketing`, draw the same in all layers.
 
   Raises:
-    TypeError: `rule` is layerwise already, or is not a rule.
+    TypeError: `rule` is layerwise already, is not a rule, or takes `predict`,
+      the function of the whole model.
     ValueError: `by` is unknown.
 
   Examples:
@@ -84,6 +87,8 @@ def layerwise(rule: Any, by: Scope = 'leaf') -> Any:
   """
   key = grouping(by)
   if isinstance(rule, Aggregator):
+    update = rule.update
+    _check_splits(update.rule if isinstance(update, RuleUpdate) else update)
     if getattr(rule.update, 'takes_scope', False):
       raise TypeError(
         'layerwise cannot split the layers of an aggregator that takes by= '
@@ -116,6 +121,7 @@ class Layerwise(Rule[P]):
       raise TypeError(f'{rule} is layerwise already: apply layerwise once')
     if not callable(rule):
       raise TypeError(f'layerwise needs a rule, got {type(rule).__name__}')
+    _check_splits(rule)
     self.rule, self.key = rule, key
     self.__name__ = f'layerwise({rule_name(rule)})'
     self.__doc__ = rule.__doc__
@@ -146,6 +152,15 @@ class Layerwise(Rule[P]):
     ]
     parts, infos = zip(*decisions, strict=True)
     return layers.join(list(parts)), _stacked(infos)
+
+
+def _check_splits(rule: Callable[..., Any]) -> None:
+  """Raises a TypeError for a rule that evaluates the whole model."""
+  if 'predict' in hyper_of(rule):
+    raise TypeError(
+      f'layerwise cannot split the layers of {rule_name(rule)}, which takes '
+      'predict, the function of the whole model'
+    )
 
 
 def _by_layer(

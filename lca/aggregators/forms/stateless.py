@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lca.aggregators.base import (
-  ROUND_BRINGS,
   Aggregator,
   ExplainedUpdate,
   explain,
   hyper_of,
   rule_name,
 )
+from lca.aggregators.brought import ROUND_BRINGS
 from lca.typing import Update
 
 _REMEDIES = {

@@ -6,7 +6,7 @@ hyper-parameters to an Aggregator with a state. A new rule is added to the lists
 of this file only: `lca` and `lca.aggregators` export all names in `__all__`.
 """
 
-from lca.aggregators.base import ROUND_BRINGS
+from lca.aggregators.brought import ROUND_BRINGS
 from lca.aggregators.rules.adaptive_clip import adaptive_clip
 from lca.aggregators.rules.align_ins import align_ins
 from lca.aggregators.rules.averages import cge, monna
