@@ -132,7 +132,8 @@ class Case:
 def cases(n: int) -> list[Case]:
   """Returns a case for every rule of lca, and several for some.
 
-  Rules that are not listed here get `f=1` if they take `f`.
+  Rules that are not listed here get `f=1` if they take `f`. Rules that take the
+  model's function are left out: these updates belong to no model.
   """
   f, many, m = {'f': 1}, {'f': max(1, n // 10)}, {'m': 5}
   threshold = {'threshold': THRESHOLD}
@@ -182,7 +183,7 @@ def cases(n: int) -> list[Case]:
   return known + [
     Case(name, f if 'f' in signature.parameters else {})
     for name, signature in rest.items()
-    if name not in names
+    if name not in names and 'predict' not in signature.parameters
   ]
 
 

@@ -16,6 +16,7 @@ import pool
 import pytest
 from cases import (
   MOST,
+  OF_MODELS,
   ONCE,
   RULES,
   SHORT,
@@ -29,6 +30,7 @@ from pool import with_rows
 
 import lca
 
+EVERY = RULES | OF_MODELS
 # Rules with derivatives of order statistics or of a fixed point.
 SMOOTH = [*oracles.COLUMNS, *STAGES, 'geometric_median']
 # The other rules hold their weights, quotients of norms, constant.
@@ -213,14 +215,14 @@ def test_updates_must_be_stacked(case):
       rule(bad, **extra)
 
 
-@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('name', EVERY)
 def test_rules_without_a_distance_have_no_cosine_form(name):
-  if not RULES[name].cosine:
+  if not EVERY[name].cosine:
     with pytest.raises(TypeError, match=name):
       lca.cosine(getattr(lca, name))
 
 
-@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize('name', EVERY)
 def test_hyper_parameters_are_keywords(name):
   with pytest.raises(TypeError):
     getattr(lca, name)(jnp.zeros((11, 3)), 2)
@@ -243,7 +245,7 @@ def promises():
 
 def test_every_promise_is_in_the_docs():
   aggregators = lca.aggregators.AGGREGATORS
-  assert sorted(promises()) == sorted([*RULES, *aggregators])
+  assert sorted(promises()) == sorted([*EVERY, *aggregators])
 
 
 @pytest.mark.parametrize('name', promises())
@@ -251,5 +253,5 @@ def test_the_docstrings_promise_what_the_docs_do(name):
   text = promises()[name]
   docstring = ' '.join(getattr(lca, name).__doc__.split())
   assert f' Promise (docs/rules.md): {text}. ' in docstring
-  if name in RULES:
-    assert re.match(r'\w+', text)[0] == RULES[name].promise
+  if name in EVERY:
+    assert re.match(r'\w+', text)[0] == EVERY[name].promise

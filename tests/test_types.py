@@ -69,6 +69,7 @@ BAD = {
   'lca.multi_krum(x, f=1)': 'Argument missing for parameter "m"',
   "lca.median(x, median='middle')": "Literal['middle']",
   'lca.trimmed_mean(x, g=2)': 'No parameter named "g"',
+  'lca.deep_sight(x, params=x[0], key=key)': 'for parameter "predict"',
   'lca.fltrust(x)': 'Argument missing for parameter "server_update"',
   'lca.layerwise(lca.krum)(x, g=2)': 'No parameter named "g"',
   "lca.layerwise(lca.krum, by='leafs')": 'No overloads for "layerwise"',

@@ -175,6 +175,14 @@ def whole_on_each_device(x: jax.Array) -> jax.Array:
   return lax.with_sharding_constraint(x, P())
 
 
+def by_row(x: jax.Array) -> jax.Array:
+  """Spreads the rows of an array over the devices, if these divide them."""
+  devices = _num_devices()
+  if devices == 1 or len(x) % devices:
+    return x
+  return lax.with_sharding_constraint(x, P(AXIS))
+
+
 # `check_vma=False` changes gradients that are taken inside of the function (see
 # `lca.federated.placement`). None is: callers differentiate the whole call.
 _shard_map = functools.partial(jax.shard_map, check_vma=False)

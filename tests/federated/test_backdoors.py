@@ -245,6 +245,43 @@ def test_defences_against_backdoors_leave_the_attackers_out(defended, name):
     assert np.sum(info['selected']) >= 3
 
 
+def test_deep_sight_keeps_a_backdoor_out_of_a_trained_model(data):
+  """Half of the attackers' examples have the trigger and one label.
+
+  Without this defence most triggered images get that label after four rounds.
+  """
+  attack = attacks.badnets(height=2, width=2, margin=0, target=3, share=0.5)
+  train = dataclasses.replace(STRONG['train'], optimizer=optax.sgd(0.1))
+  population = Population(12, 12, 4, 4, schedule=Schedule(first_round=26))
+  mean, defence = (
+    simulation(
+      data,
+      attack=attack,
+      population=population,
+      aggregator=aggregator,
+      classifier=LEARNS,
+      train=dataclasses.replace(train, local_epochs=2),
+    )
+    for aggregator in (
+      lca.stateless(lca.mean),
+      lca.stateless(lca.deep_sight, num_inputs=500),
+    )
+  )
+  state = mean.init()
+  for round_idx in range(25):
+    state, _ = mean.run_round(state, round_idx)
+  tested = []
+  for sim in (mean, defence):
+    after = state
+    for round_idx in range(25, 29):
+      after, _ = sim.run_round(after, round_idx)
+    tested.append(sim.evaluate(after))
+  undefended, defended = tested
+  assert undefended['attack_success_rate'] > 0.5
+  assert defended['attack_success_rate'] < 0.05
+  assert defended['test_accuracy'] > 0.95
+
+
 def _rates(data, attack, rounds, **changes):
   """Returns the success rates and accuracies of rounds with 4 of 12 clients."""
   attackers = STRONG['train'] if attack.training else None

@@ -17,6 +17,7 @@ from .bulyan import *
 from .clipping import *
 from .clustering import *
 from .coordinates import *
+from .deep_sight import *
 from .fl_detector import *
 from .flame import *
 from .flanders import *

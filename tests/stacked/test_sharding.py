@@ -144,6 +144,27 @@ def test_rules_agree_with_one_device(case):
   check_agrees(rule, updates, rtol=2e-4, atol=1e-5)
 
 
+def test_a_model_is_evaluated_on_all_devices():
+  """DeepSight's models are whole, and each device has some of the inputs."""
+  updates = {'dense': 0.1 * tree(64)['dense'], 'bias': tree(64)['bias'][:, :9]}
+  predict = lca.Predictor(
+    lambda params, x: x @ params['dense'] + params['bias'],
+    jax.ShapeDtypeStruct((64,), jnp.float32),
+  )
+  rule = functools.partial(
+    lca.explain(lca.deep_sight),
+    params=jax.tree.map(lambda x: x[0], updates),
+    predict=predict,
+    key=jax.random.key(0),
+    num_inputs=40,
+    min_cluster_size=2,
+  )
+  check_agrees(rule, updates, rtol=2e-4, atol=1e-5)
+  with jax.set_mesh(MESH):
+    text = jax.jit(rule).lower(spread(updates)).compile().as_text()
+  assert re.search(r'f32\[10,9\].* dot\(', text)  # a quarter of the inputs
+
+
 AGGREGATORS = {
   'legato': lca.legato(window=3),
   'adaptive_clip': lca.adaptive_clip(threshold=2.0),

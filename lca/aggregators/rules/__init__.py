@@ -26,6 +26,7 @@ from lca.aggregators.rules.coordinates import (
   trimmed_mean,
 )
 from lca.aggregators.rules.crfl import crfl
+from lca.aggregators.rules.deep_sight import deep_sight
 from lca.aggregators.rules.fl_detector import fl_detector
 from lca.aggregators.rules.flame import flame
 from lca.aggregators.rules.flanders import flanders
@@ -50,6 +51,7 @@ RULES = Registry(
     bulyan_trimmed,
     caf,
     cge,
+    deep_sight,
     dnc,
     flame,
     fltrust,
@@ -112,6 +114,7 @@ __all__ = [
   'clip_to_median_norm',
   'clipped_clustering',
   'crfl',
+  'deep_sight',
   'dnc',
   'fl_detector',
   'flame',
