@@ -42,7 +42,9 @@ if TYPE_CHECKING:
   from lca import models as models
   from lca import privacy as privacy
   from lca import report as report
+  from lca import robustness as robustness
   from lca import testing as testing
+  from lca import theory as theory
 
 __all__ = [
   'Aggregator',
@@ -76,7 +78,9 @@ _IMPORTED_LATER = (
   'models',
   'privacy',
   'report',
+  'robustness',
   'testing',
+  'theory',
 )
 
 

@@ -65,6 +65,8 @@ ROOMS = {
   'lca.testing': (*RULES, 'lca.attacks', 'lca.testing'),
   'lca.privacy': WORDS,
   'lca.certificates': (*WORDS, 'lca.stacked'),
+  'lca.theory': (*WORDS, 'lca.theory'),
+  'lca.robustness': (*RULES, 'lca.attacks', 'lca.robustness'),
   'lca.progress': (),
   'lca.data': (*WORDS, 'lca.progress', 'lca.data'),
   'lca.federated': ENGINE,
@@ -135,7 +137,9 @@ def test_rooms_import_downwards_alone():
     assert not {x for x in internal if not within(x, allowed)}, module
 
 
-@pytest.mark.parametrize('room', ['stacked', 'aggregators', 'attacks'])
+@pytest.mark.parametrize(
+  'room', ['stacked', 'aggregators', 'attacks', 'robustness', 'theory']
+)
 def test_rules_and_attacks_need_jax_and_numpy_alone(room):
   allowed = ('lca', 'jax', 'numpy', '__future__', *sys.stdlib_module_names)
   for module in FILES:
