@@ -1,7 +1,7 @@
 """An attack that climbs the gradient of the server's own rule."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from lca import options
 from lca.attacks import stats
 from lca.attacks.base import draw_rows, replace, update_attack
 from lca.stacked import geometry, sums
-from lca.typing import Update, Updates
+from lca.typing import PyTree, Update, Updates
 
 Objective = Literal['deviation', 'inner_product'] | Callable[[Update], Any]
 
@@ -102,11 +102,11 @@ def white_box(
     / jnp.maximum(jnp.sum(honest), 1)
   )
 
-  def harm(rows):
+  def harm(rows: Updates) -> tuple[Any, tuple[()]]:
     """Returns the objective, if the Byzantine clients send these rows."""
     update = aggregate(replace(updates, byzantine, rows))
     if callable(objective):
-      return objective(update)
+      return objective(update), ()
     other = mean
     if objective == 'deviation':
       update = jax.tree.map(lambda x, m: x.astype(m.dtype) - m, update, mean)
@@ -114,33 +114,79 @@ def white_box(
     products = jax.tree.map(
       lambda x, y: jnp.sum(x.astype(sums.wide(x.dtype)) * y), update, other
     )
-    return -sum(jax.tree.leaves(products))
+    return -sum(jax.tree.leaves(products)), ()
 
-  def step(_, carry):
-    rows, best, most = carry
-    value, gradient = jax.value_and_grad(harm)(rows)
-    # An aggregate that is not finite is as harmful as can be.
-    value = jnp.where(jnp.isnan(value), jnp.inf, value)
-    better = value > most
-    best = jax.tree.map(lambda x, y: jnp.where(better, x, y), rows, best)
-    lengths = geometry.norms(geometry.norms_gram(gradient))
-    climbing = jnp.isfinite(lengths) & (lengths > 0)
-    factors = jnp.where(climbing, step_size * spread / lengths, 0)
-    steps = geometry.scale(gradient, factors)
-    rows = jax.tree.map(jnp.add, rows, steps)
-    return rows, best, jnp.maximum(value, most)
-
-  def climb(carry, start):
+  def climb(best, start):
     rows = _near(start, mean, std, spread, updates, byzantine, key)
-    carry = lax.fori_loop(0, num_steps + 1, step, (rows, *carry))
-    return carry[1:], None
+    best, _ = ascend(
+      harm, rows, best, num_steps=num_steps, length=step_size * spread
+    )
+    return best, None
 
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, sums.wide(x.dtype)), updates
   )
-  lowest = jnp.full((), -jnp.inf, jax.eval_shape(harm, zeros).dtype)
-  (best, _), _ = lax.scan(climb, (zeros, lowest), jnp.array(_STARTS))
-  return replace(updates, byzantine, best)
+  lowest = jnp.full((), -jnp.inf, jax.eval_shape(harm, zeros)[0].dtype)
+  best, _ = lax.scan(climb, Peak(zeros, lowest, ()), jnp.array(_STARTS))
+  return replace(updates, byzantine, best.rows)
+
+
+class Peak(NamedTuple):
+  """The best rows of an ascent.
+
+  Attributes:
+    rows: stacked updates.
+    value: the objective.
+    more: what the function of the ascent returned beside the objective.
+  """
+
+  rows: Updates
+  value: jax.Array
+  more: PyTree
+
+
+def ascend(
+  harm: Callable[[Updates], tuple[jax.Array, PyTree]],
+  rows: Updates,
+  best: Peak,
+  *,
+  num_steps: int,
+  length: jax.Array,
+) -> tuple[Peak, jax.Array]:
+  """Moves rows along the gradient of an objective, by steps of one length.
+
+  A row whose gradient is zero or not finite stays where it is.
+
+  Args:
+    harm: function from rows to the objective, and to more that is to be kept
+      with the best rows.
+    rows: where the ascent starts, leaves `[n, ...]`.
+    best: the best rows so far, which the ascent has to exceed.
+    num_steps: number of steps. `harm` is called once more, after the last.
+    length: how far each row moves in a step.
+
+  Returns:
+    The best rows of all steps and of `best`, and the `[num_steps + 1]` values.
+    A value that is NaN counts as infinity: an aggregate that is not finite is
+    as harmful as can be.
+  """
+
+  def step(carry, _):
+    rows, best = carry
+    (value, more), gradient = jax.value_and_grad(harm, has_aux=True)(rows)
+    value = jnp.where(jnp.isnan(value), jnp.inf, value)
+    better = value > best.value
+    best = jax.tree.map(
+      lambda x, y: jnp.where(better, x, y), Peak(rows, value, more), best
+    )
+    lengths = geometry.norms(geometry.norms_gram(gradient))
+    climbing = jnp.isfinite(lengths) & (lengths > 0)
+    factors = jnp.where(climbing, length / lengths, 0)
+    steps = geometry.scale(gradient, factors)
+    return (jax.tree.map(jnp.add, rows, steps), best), value
+
+  (_, best), values = lax.scan(step, (rows, best), length=num_steps + 1)
+  return best, values
 
 
 def _near(start, mean, std, spread, updates, byzantine, key):

@@ -1,0 +1,12 @@
+"""How bad can it get: searches for the worst that attackers do to a rule.
+
+`worst_case` searches for the worst rows of f Byzantine clients, `kappa` gives
+the robustness coefficient that n rows prove, and `breakdown` the worst case
+against the number of attackers. All are lower bounds; `lca.theory` has upper
+bounds.
+"""
+
+from lca.robustness.measures import breakdown, kappa
+from lca.robustness.search import Objective, Worst, worst_case
+
+__all__ = ['Objective', 'Worst', 'breakdown', 'kappa', 'worst_case']
