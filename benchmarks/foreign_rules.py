@@ -16,8 +16,9 @@ import importlib.metadata
 import importlib.util
 import logging
 import pathlib
+import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class Foreign(NamedTuple):
   call: str
   function: Callable[[np.ndarray], Any]
   promise: str = 'full'
-  except_for: dict[str, str] = {}
+  except_for: Mapping[str, str] = types.MappingProxyType({})
   f: int = F
 
 

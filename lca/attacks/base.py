@@ -73,6 +73,9 @@ class Attack(NamedTuple):
     needs_last_change: True if `on_updates` or `training` reads the last change
       of the server's model, which is then an argument `last_change` of
       `on_updates`: a tree like one update, zeros in the first round of a run.
+    needs_loss: True if `on_updates` takes an argument `loss`, a function from
+      an aggregate to the mean loss, in nats, of the model plus this aggregate
+      on the true examples of the round's first attacker.
     adaptive: a memory that the attackers adapt before each round; `on_examples`
       and `on_test` then take it as `memory`. None if there is none.
   """
@@ -85,6 +88,7 @@ class Attack(NamedTuple):
   made_by: tuple[Callable[..., Any], Mapping[str, Any]] | None = None
   training: Training | None = None
   needs_last_change: bool = False
+  needs_loss: bool = False
   adaptive: 'Adaptive | None' = None
 
 
@@ -152,7 +156,8 @@ def update_attack(
       reads == 'coordinate' or 'positions' not in parameters
     )
     whole = reads == 'coordinate' and 'last_change' in parameters
-    if reads != 'all' and (draws or whole or 'aggregate' in parameters):
+    tries = not parameters.keys().isdisjoint(('aggregate', 'loss'))
+    if reads != 'all' and (draws or whole or tries):
       raise TypeError(
         f'{function.__name__} cannot read {reads!r} alone: it tries an '
         "aggregation, reads the model's last change coordinate by coordinate, "
@@ -198,7 +203,9 @@ def makes_attack(maker: Callable[P, Attack]) -> Callable[P, Attack]:
   return made
 
 
-ROUND_BRINGS = ('byzantine', 'key', 'aggregate', 'positions', 'last_change')
+ROUND_BRINGS = (
+  *('byzantine', 'key', 'aggregate', 'positions', 'last_change', 'loss'),
+)
 """Names of the arguments that a round passes to an attack on the updates."""
 
 
@@ -218,9 +225,10 @@ def from_function(
 
   Args:
     function: `(updates, *, byzantine, ...) -> updates`. It may name `key`,
-      `aggregate` (see `Attack.on_updates`), `last_change` (see
-      `Attack.needs_last_change`) and `positions` (see `Attack.reads`), too; a
-      round passes those arguments that the function names.
+      `aggregate` (see `Attack.on_updates`), `last_change` and `loss` (see
+      `Attack.needs_last_change` and `needs_loss`) and `positions` (see
+      `Attack.reads`), too; a round passes those arguments that the function
+      names.
     knowledge: the updates that the attackers know: `'all'`, or those that the
       `'byzantine'` clients have trained themselves (see `own_knowledge`).
     **options: values of the function's other arguments.
@@ -279,6 +287,7 @@ def from_function(
     reads=reads,
     made_by=(function, options | described),
     needs_last_change='last_change' in parameters,
+    needs_loss='loss' in parameters,
   )
 
 

@@ -13,7 +13,9 @@ from lca.attacks.base import draw_rows, replace, update_attack
 from lca.stacked import geometry, sums
 from lca.typing import PyTree, Update, Updates
 
-Objective = Literal['deviation', 'inner_product'] | Callable[[Update], Any]
+Objective = (
+  Literal['deviation', 'inner_product', 'loss'] | Callable[[Update], Any]
+)
 
 # Each start is a times the honest mean plus b times the honest deviations: the
 # mean itself, ALIE, Fall of Empires, and zero.
@@ -24,7 +26,7 @@ _SPREAD = 1e-2  # of the rows at a start, in units of the honest rows' spread
 def _objective(name: str, value: Any) -> Any:
   if callable(value):
     return value
-  return options.one_of('deviation', 'inner_product')(name, value)
+  return options.one_of('deviation', 'inner_product', 'loss')(name, value)
 
 
 @update_attack(
@@ -36,6 +38,7 @@ def white_box(
   byzantine: jax.Array,
   key: jax.Array,
   aggregate: Callable[[Updates], Update],
+  loss: Callable[[Update], jax.Array] | None = None,
   objective: Objective = 'deviation',
   num_steps: int = 20,
   step_size: float = 0.5,
@@ -60,10 +63,12 @@ def white_box(
     key: PRNG key, which moves the rows a little apart at each start.
     aggregate: F, a traceable function from stacked updates to one update. A
       simulation passes the server's own aggregation.
+    loss: function from an aggregate to the mean loss of the model plus this
+      aggregate; for the objective `'loss'` alone. A simulation takes it on the
+      true examples of the round's first attacker.
     objective: J. `'deviation'` is the squared distance of the aggregate from
-      :math:`\mu`, `'inner_product'` minus their inner product. A function maps
-      the aggregate to the number that is to be large, such as the loss of the
-      next model on the attackers' examples.
+      :math:`\mu`, `'inner_product'` minus their inner product, `'loss'` the
+      loss. A function maps the aggregate to the number that is to be large.
     num_steps: steps from each start, at least 1. Each takes the rule and its
       gradient once.
     step_size: :math:`\gamma`, above 0.
@@ -73,7 +78,7 @@ def white_box(
 
   Raises:
     ValueError: `objective` is unknown, or a number is out of its range.
-    TypeError: `aggregate` is no function.
+    TypeError: `aggregate` is no function, or the objective `'loss'` has none.
 
   Examples:
     >>> import jax, jax.numpy as jnp, lca
@@ -94,6 +99,10 @@ def white_box(
       'white_box needs a function aggregate from stacked updates to one '
       f'update, got {aggregate!r}'
     )
+  if objective == 'loss':
+    if loss is None:
+      raise TypeError("white_box needs a function loss with objective='loss'")
+    objective = loss
   honest = stats.honest_rows(updates, byzantine)
   mean = stats.mean(updates, honest)
   std = stats.std(updates, honest, mean)

@@ -66,6 +66,11 @@ class Drawing:
       answered = ~np.asarray(
         self._population.dropped(self._seed, round_idx, byzantine)
       )
+    attacker = None
+    if self._attack.needs_loss:
+      # A row of zeros without examples, if nobody attacks.
+      examples = self._data.gather(ids[byzantine][:1], rows=1)
+      attacker = jax.tree.map(lambda x: x[0], examples)
     return Round(
       ids=ids,
       byzantine=byzantine,
@@ -73,6 +78,7 @@ class Drawing:
       attack_key=key_for(self._seed, Purpose.ATTACK, round_idx),
       rule_key=key_for(self._seed, Purpose.AGGREGATE, round_idx),
       answered=answered,
+      attacker=attacker,
     )
 
   def training_key(self, round_idx: int) -> jax.Array:

@@ -1,6 +1,7 @@
 """The server's part of a round: from the clients' updates to the next model."""
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import optax
 
 from lca.aggregators import explain
 from lca.aggregators.base import Info
+from lca.data import ClientData
 from lca.federated import forensics, metrics
 from lca.federated.clients import with_momentum
 from lca.federated.server import Round, Sent, Server, ServerState
@@ -70,17 +72,52 @@ def receive(
     byzantine=drawn.byzantine,
     key=drawn.attack_key,
     aggregate=lambda updates: aggregate(server, state, updates, sent, drawn)[0],
-    **known_to_attackers(server, state),
+    **known_to_attackers(server, state, drawn),
     **server.attack.numbers,
   )
   return sent._replace(updates=updates), momenta
 
 
-def known_to_attackers(server: Server, state: ServerState) -> dict[str, PyTree]:
-  """Returns what an attack on the updates is given of the server's state."""
+def known_to_attackers(
+  server: Server, state: ServerState, drawn: Round
+) -> dict[str, Any]:
+  """Returns what an attack on the updates is given of model and server."""
+  known: dict[str, Any] = {}
   if server.attack.needs_last_change:
-    return {'last_change': state.attack['last_change']}
-  return {}
+    known['last_change'] = state.attack['last_change']
+  if server.attack.needs_loss:
+    assert drawn.attacker is not None  # by `Drawing.draw`
+    known['loss'] = functools.partial(
+      loss_after, server, state.variables, drawn.attacker
+    )
+  return known
+
+
+def loss_after(
+  server: Server, variables: PyTree, examples: ClientData, update: Update
+) -> jax.Array:
+  """Returns the mean loss, in nats, of the model plus an aggregate.
+
+  Args:
+    server: has `predict`.
+    variables: the model.
+    examples: of one client; the loss is 0 if it has none.
+    update: the aggregate.
+  """
+  assert server.predict is not None  # a `Simulation` sets it
+  moved = {
+    name: _add_statistics(variables[name], x)[0]
+    if name == 'batch_stats'
+    else jax.tree.map(jnp.add, variables[name], x)
+    for name, x in update.items()
+  }
+  logits = server.predict({**variables, **moved}, jnp.asarray(examples.inputs))
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, examples.labels
+  )
+  counted = jnp.arange(len(losses)) < examples.num_examples
+  total = jnp.sum(jnp.where(counted, losses, 0))
+  return total / jnp.maximum(examples.num_examples, 1)
 
 
 def without_answer(

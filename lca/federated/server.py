@@ -12,7 +12,7 @@ import optax
 from lca.aggregators import Aggregator, Predictor, Scope
 from lca.attacks import NO_ATTACK, Attack
 from lca.attacks.base import keep_updates
-from lca.data import Dataset
+from lca.data import ClientData, Dataset
 from lca.federated.optimizer import AnyOptimizer, numbers_of, with_numbers
 from lca.models import Classifier
 from lca.typing import PyTree, Update, Updates
@@ -184,6 +184,8 @@ class Round(NamedTuple):
     rule_key: PRNG key for the aggregation rule.
     answered: `[n]` mask of the clients that answer; None in a run in which
       every client always answers.
+    attacker: the true examples of the first attacker, none if nobody attacks;
+      None unless the attack needs a loss.
   """
 
   ids: jax.Array | np.ndarray
@@ -192,6 +194,7 @@ class Round(NamedTuple):
   attack_key: jax.Array
   rule_key: jax.Array
   answered: jax.Array | np.ndarray | None = None
+  attacker: ClientData | None = None
 
 
 def server_init(

@@ -164,7 +164,7 @@ class StreamedSteps:
     if answered is not None:
       answered = np.asarray(answered)[rows]
     given = {'key': drawn.attack_key, **self._server.numbers['attack']}
-    given |= known_to_attackers(self._server, state)
+    given |= known_to_attackers(self._server, state, drawn)
     return self._arrive(updates, byzantine, answered, positions, given)
 
   @functools.cached_property

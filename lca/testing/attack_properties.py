@@ -7,6 +7,7 @@ lists them all, with the examples that they are tested on.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +40,21 @@ def bound(
     attack = from_function(attack, knowledge=knowledge)
 
   def function(updates: Updates, byzantine: np.ndarray) -> Updates:
-    last = {}
+    known: dict[str, Any] = {}
     if attack.needs_last_change:
-      last['last_change'] = jax.tree.map(lambda x: jnp.ones_like(x[0]), updates)
+      known['last_change'] = jax.tree.map(
+        lambda x: jnp.ones_like(x[0]), updates
+      )
+    if attack.needs_loss:
+      known['loss'] = lambda update: jnp.asarray(
+        sum(jnp.sum(x) for x in jax.tree.leaves(update)), float
+      )
     return attack.on_updates(
       updates,
       byzantine=jnp.asarray(byzantine),
       key=jax.random.key(0),
       aggregate=aggregate,
-      **last,
+      **known,
       **attack.numbers,
     )
 

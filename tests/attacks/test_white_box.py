@@ -81,7 +81,9 @@ def test_impossible_options():
   attack = functools.partial(
     attacks.white_box, stack(), byzantine=BYZANTINE, key=KEY
   )
-  with pytest.raises(ValueError, match=r"objective must be .* 'loss'"):
+  with pytest.raises(ValueError, match=r"objective must be .* 'angle'"):
+    attack(aggregate=lca.mean, objective='angle')
+  with pytest.raises(TypeError, match="a function loss with objective='loss'"):
     attack(aggregate=lca.mean, objective='loss')
   with pytest.raises(ValueError, match='num_steps must be at least 1'):
     attack(aggregate=lca.mean, num_steps=0)
