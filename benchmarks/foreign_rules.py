@@ -1,12 +1,12 @@
 """Examines the rules of other systems with `lca.testing`.
 
-    python -m benchmarks.foreign_rules [--output FILE]
+    python -m benchmarks.foreign_rules [--systems NAME ...] [--output FILE]
 
-Each rule is called as its system documents it, for 11 clients and f = 2, and
-asked for the promise that its paper makes. A property that a rule lacks by
-design is not asked for. The table has a line for each fault, with the smallest
-example that was found. A system that is not installed is left out, with a line
-that says so.
+Each rule is an expression that is evaluated as printed, for 11 clients of which
+f = 2 are Byzantine, and is asked for the promise that its paper makes. `rows`
+are the clients' updates, a float32 array `[n, d]`; `results` are the same rows
+as Flower passes them. A property that a rule lacks by design is not asked for.
+The table has a line for each fault, with the smallest updates that were found.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import importlib.metadata
 import importlib.util
 import logging
 import pathlib
-import types
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,152 +28,133 @@ from lca import testing
 
 F = 2
 FROM_ZERO = {'shifted': 'norms are taken from zero'}
+CLIP = FROM_ZERO | {'scaled': 'the threshold is a length'}
+LENGTH = {'scaled': 'the smallest distance is a length'}
 PIVOT = {'permutation': 'the first client is the pivot'}
 TIES = {'permutation': 'clients with one score are told apart by their places'}
 
-
-class Foreign(NamedTuple):
-  """A rule of another system.
-
-  Attributes:
-    call: expression of the rule, as its system's users write it.
-    function: from float32 rows `[n, d]` to `[d]`.
-    promise: that of the rule's paper; see `lca.testing.check_rule`.
-    except_for: properties that the rule lacks by design.
-    f: the number of Byzantine rows in the examples.
-  """
-
-  call: str
-  function: Callable[[np.ndarray], Any]
-  promise: str = 'full'
-  except_for: Mapping[str, str] = types.MappingProxyType({})
-  f: int = F
-
-
-def byzfl() -> Iterator[Foreign]:
-  """Yields the rules of byzfl, which take arrays `[n, d]`."""
-  made = functools.partial(_made, importlib.import_module('byzfl'))
-  yield made('Average()', promise='none')
-  yield made('Median()', promise='hull')
-  yield made('TrMean(f=2)', promise='hull')
-  yield made('Meamed(f=2)', promise='finite')
-  yield made('Krum(f=2)')
-  yield made('MultiKrum(f=2)')
-  yield made('GeometricMedian()')
-  yield made('MDA(f=2)')
-  yield made('SMEA(f=2)')
-  yield made('CAF(f=2)')
-  yield made('MoNNA(f=2)', promise='none', except_for=PIVOT)
-  yield made(
-    'CenteredClipping(tau=1.0)', except_for=FROM_ZERO | {'scaled': 'tau'}
-  )
-
-
-def byzpy() -> Iterator[Foreign]:
-  """Yields the rules of byzpy, which take lists of vectors."""
-  rules = {
-    'coordinate_wise.median.CoordinateWiseMedian()': ('hull', {}),
-    'coordinate_wise.trimmed_mean.CoordinateWiseTrimmedMean(2)': ('hull', {}),
-    'coordinate_wise.mean_of_medians.MeanOfMedians(2)': ('finite', {}),
-    'geometric_wise.krum.Krum(2)': ('full', {}),
-    'geometric_wise.krum.MultiKrum(2, 5)': ('full', {}),
-    'geometric_wise.geometric_median.GeometricMedian()': ('full', {}),
-    'geometric_wise.minimum_diameter_average.MinimumDiameterAveraging(2)': (
+# The modules whose names the expressions use.
+MODULES = {
+  'byzfl': ['byzfl'],
+  'byzpy': [
+    'byzpy.aggregators.coordinate_wise.mean_of_medians',
+    'byzpy.aggregators.coordinate_wise.median',
+    'byzpy.aggregators.coordinate_wise.trimmed_mean',
+    'byzpy.aggregators.geometric_wise.geometric_median',
+    'byzpy.aggregators.geometric_wise.krum',
+    'byzpy.aggregators.geometric_wise.minimum_diameter_average',
+    'byzpy.aggregators.geometric_wise.monna',
+    'byzpy.aggregators.geometric_wise.smea',
+    'byzpy.aggregators.norm_wise.caf',
+    'byzpy.aggregators.norm_wise.center_clipping',
+    'byzpy.aggregators.norm_wise.comparative_gradient_elimination',
+  ],
+  'flwr': ['flwr.server.strategy.aggregate'],
+  'flexclash': ['flexclash.pool'],
+}
+# Expressions with the promise and the exceptions.
+RULES: dict[str, list[tuple[str, str, Mapping[str, str]]]] = {
+  'byzfl': [
+    ('Average()(rows)', 'none', {}),
+    ('Median()(rows)', 'hull', {}),
+    ('TrMean(f)(rows)', 'hull', {}),
+    ('Meamed(f)(rows)', 'finite', {}),
+    ('Krum(f)(rows)', 'full', {}),
+    ('MultiKrum(f)(rows)', 'full', {}),
+    ('GeometricMedian()(rows)', 'full', LENGTH),
+    ('MDA(f)(rows)', 'full', {}),
+    ('CAF(f)(rows)', 'full', {}),
+    ('MoNNA(f)(rows)', 'none', PIVOT),
+    ('CenteredClipping(tau=1.0)(rows)', 'full', CLIP),
+  ],
+  'byzpy': [
+    ('CoordinateWiseMedian().aggregate([*rows])', 'hull', {}),
+    ('CoordinateWiseTrimmedMean(f).aggregate([*rows])', 'hull', {}),
+    ('MeanOfMedians(f).aggregate([*rows])', 'finite', {}),
+    ('Krum(f).aggregate([*rows])', 'full', {}),
+    ('MultiKrum(f, n - f).aggregate([*rows])', 'full', {}),
+    ('GeometricMedian().aggregate([*rows])', 'full', LENGTH),
+    ('MinimumDiameterAveraging(f).aggregate([*rows])', 'full', {}),
+    ('MoNNA(f).aggregate([*rows])', 'none', PIVOT),
+    ('SMEA(f).aggregate([*rows])', 'full', {}),
+    ('CAF(f).aggregate([*rows])', 'full', {}),
+    (
+      'ComparativeGradientElimination(f).aggregate([*rows])',
       'full',
-      {},
+      FROM_ZERO,
     ),
-    'geometric_wise.monna.MoNNA(2)': ('none', PIVOT),
-    'geometric_wise.smea.SMEA(2)': ('full', {}),
-    'norm_wise.caf.CAF(2)': ('full', {}),
-    'norm_wise.comparative_gradient_elimination.'
-    'ComparativeGradientElimination(2)': ('full', FROM_ZERO),
-    'norm_wise.center_clipping.CenteredClipping(c_tau=1.0, M=1, init="zero")': (
+    (
+      "CenteredClipping(c_tau=1.0, M=1, init='zero').aggregate([*rows])",
       'full',
-      FROM_ZERO | {'scaled': 'tau'},
+      CLIP,
     ),
-  }
-  for call, (promise, except_for) in rules.items():
-    path, _, made = call.partition('(')
-    module, _, name = path.rpartition('.')
-    where = importlib.import_module(f'byzpy.aggregators.{module}')
-    rule = eval(f'where.{name}({made}', {'where': where})
-
-    def function(rows, rule=rule):
-      return np.asarray(rule.aggregate([*rows]))
-
-    yield Foreign(f'{name}({made}', function, promise, except_for)
-
-
-def flwr() -> Iterator[Foreign]:
-  """Yields Flower's functions, which take the clients' lists of arrays."""
-  where = importlib.import_module('flwr.server.strategy.aggregate')
-
-  def call(text: str, promise: str = 'full', **more: Any) -> Foreign:
-    def function(rows):
-      names = {'results': [([row], 1) for row in rows]}
-      return eval(f'where.{text}', {'where': where} | names)[0]
-
-    return Foreign(text, function, promise, **more)
-
-  yield call('aggregate(results)', 'none')
-  yield call('aggregate_median(results)', 'hull')
-  yield call('aggregate_trimmed_avg(results, 0.2)', 'hull')
-  yield call('aggregate_krum(results, 2, 0)')
-  yield call('aggregate_krum(results, 2, 5)')
-  yield call(
-    'aggregate_bulyan(results, 2, where.aggregate_krum, to_keep=0)',
-    except_for=TIES,
-  )
+  ],
+  'flwr': [
+    ('aggregate(results)[0]', 'none', {}),
+    ('aggregate_median(results)[0]', 'hull', {}),
+    ('aggregate_trimmed_avg(results, f / n)[0]', 'hull', {}),
+    ('aggregate_krum(results, f, 0)[0]', 'full', {}),
+    ('aggregate_krum(results, f, n - f)[0]', 'full', {}),
+    (
+      'aggregate_bulyan(results, f, aggregate_krum, to_keep=0)[0]',
+      'full',
+      TIES,
+    ),
+  ],
+  'flexclash': [
+    ('aggregated(median)', 'hull', {}),
+    ('aggregated(trimmed_mean, trim_proportion=f / n)', 'hull', {}),
+    ('aggregated(multikrum, f=f, m=1)', 'full', {}),
+    ('aggregated(multikrum, f=f, m=n - f)', 'full', {}),
+    ('aggregated(bulyan, f=f, m=f)', 'full', TIES),
+  ],
+}
 
 
-def flexclash() -> Iterator[Foreign]:
-  """Yields flex-clash's functions, which write into the server's dict."""
-  where = importlib.import_module('flexclash.pool')
+def rule_of(system: str, expression: str) -> Callable[..., np.ndarray]:
+  """Returns the rule of an expression: `(rows, f)`, or `(rows)` without f."""
+  names: dict[str, Any] = {}
+  for module in MODULES[system]:
+    names |= vars(importlib.import_module(module))
 
-  def call(text: str, promise: str = 'full', **more: Any) -> Foreign:
-    name, _, options = text.partition('(')
-
-    def function(rows):
+  def with_f(rows: np.ndarray, f: int) -> np.ndarray:
+    def aggregated(rule, **options):
+      # flex-clash's rules read the server's dict, and write into it.
       server = {'weights': [[row] for row in rows]}
-      options_ = f'dict({options}'
-      getattr(where, name)(server, None, **eval(options_))
-      return np.asarray(server['aggregated_weights'][0])
+      rule(server, None, **options)
+      return server['aggregated_weights'][0]
 
-    return Foreign(text, function, promise, **more)
-
-  yield call('median()', 'hull')
-  yield call('trimmed_mean(trim_proportion=0.2)', 'hull')
-  yield call('multikrum(f=2, m=1)')
-  yield call('multikrum(f=2, m=5)')
-  yield call('bulyan(f=2, m=5)', except_for=TIES)
-  yield call('geomed()')
-  yield call('clip(clip_threshold=1.0)', 'none')
-
-
-def _made(module: Any, call: str, **more: Any) -> Foreign:
-  """Returns a rule that is an object of a module."""
-  return Foreign(call, eval(f'module.{call}', {'module': module}), **more)
-
-
-SYSTEMS = {'byzfl': byzfl, 'byzpy': byzpy, 'flwr': flwr, 'flexclash': flexclash}
-
-
-def examine(foreign: Foreign) -> testing.Report:
-  """Returns the report on a rule, whose name becomes its expression."""
-
-  def function(rows):
+    known = {
+      'rows': rows,
+      'results': [([row], 1) for row in rows],
+      'aggregated': aggregated,
+      'n': len(rows),
+      'f': f,
+    }
     with warnings.catch_warnings(), np.errstate(all='ignore'):
       warnings.simplefilter('ignore')
-      return np.asarray(foreign.function(rows))
+      # All names are global, as comprehensions need them.
+      return np.asarray(eval(expression, names | known))
 
-  function.__name__ = foreign.call
-  return testing.check_rule(
-    testing.from_numpy(function),
-    f=foreign.f if foreign.promise != 'none' else 0,
-    promise=foreign.promise,
-    except_for=foreign.except_for,
-    on_failure='return',
-  )
+  if re.search(r'\bf\b', expression):
+    return with_f
+  return lambda rows: with_f(rows, F)
+
+
+def examine(system: str) -> Iterator[tuple[str, str, testing.Report]]:
+  """Yields each rule's expression, its promise, and the report on it."""
+  for expression, promise, except_for in RULES[system]:
+    yield (
+      expression,
+      promise,
+      testing.check_rule(
+        testing.from_numpy(rule_of(system, expression)),
+        f=0 if promise == 'none' else F,
+        promise=promise,
+        except_for=except_for,
+        on_failure='return',
+      ),
+    )
 
 
 def lines(system: str) -> Iterator[str]:
@@ -182,35 +163,38 @@ def lines(system: str) -> Iterator[str]:
     yield f'| {system} | not installed | | | |'
     return
   version = importlib.metadata.version(system)
-  for foreign in SYSTEMS[system]():
-    report = examine(foreign)
-    start = f'| {system} {version} | `{foreign.call}` | {foreign.promise} |'
+  for expression, promise, report in examine(system):
+    start = f'| {system} {version} | `{expression}` | {promise} |'
     if not report.failures:
       yield f'{start} none | |'
     for fault in report.failures:
       shown = fault.code.split('updates = ')[1].rpartition('\n')[0]
-      shown = ' '.join(shown.split())
-      yield f'{start} {fault.name}: {fault.message} | `{shown}` |'
+      shown = ' '.join(shown.split()).replace('np.', '')
+      message = fault.message.replace('|', '/')[:150]
+      yield f'{start} {fault.name}: {message} | `{shown}` |'
 
 
 def main() -> None:
   """Prints the table, and writes it to a file if one is named."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  summary, *_ = (__doc__ or '').splitlines()
+  parser = argparse.ArgumentParser(description=summary)
   parser.add_argument('--output', type=pathlib.Path)
-  parser.add_argument('--systems', nargs='+', default=[*SYSTEMS])
+  parser.add_argument('--systems', nargs='+', default=[*RULES], choices=RULES)
   args = parser.parse_args()
   logging.disable(logging.WARNING)
   table = [
+    f'# Rules of other systems under `lca.testing` of lca {lca.__version__}',
+    '',
     '| system | rule | promise | fault | updates |',
     '| --- | --- | --- | --- | --- |',
   ]
+  show = functools.partial(print, flush=True)
   for system in args.systems:
     for line in lines(system):
-      print(line, flush=True)
+      show(line)
       table.append(line)
-  title = f'Rules of other systems under `lca.testing` of lca {lca.__version__}'
   if args.output:
-    args.output.write_text('\n'.join([f'# {title}', '', *table, '']))
+    args.output.write_text('\n'.join([*table, '']))
 
 
 if __name__ == '__main__':

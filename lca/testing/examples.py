@@ -55,12 +55,12 @@ class Setting:
   chooses_f: bool = False
 
   def smaller(self) -> Iterator['Setting']:
-    """Returns settings with fewer clients, the smallest first.
+    """Yields settings with fewer clients, the smallest first.
 
     A rule that works for n > a f + b clients, where a is at least 2, also works
-    for these.
+    for these. There are none for a rule that cannot be told another f.
     """
-    for f in range(min(self.f, 1), self.f):
+    for f in range(min(self.f, 1), self.f if self.chooses_f else 0):
       yield dataclasses.replace(self, n=self.n - 2 * (self.f - f), f=f)
 
   def example(self, updates: Updates, *byzantine: int) -> Example:

@@ -1,5 +1,7 @@
 """Rules of NumPy arrays as functions of stacked pytrees."""
 
+import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from jax.core import Tracer
 from lca.typing import Update, Updates
 
 
-def from_numpy(function: Callable[[Any], Any]) -> Callable[[Updates], Update]:
+def from_numpy(function: Callable[..., Any]) -> Callable[..., Update]:
   """Makes a rule from a function of NumPy arrays, such as another system's.
 
   The rule can be used like those of this library: `lca.testing.check_rule`
@@ -19,12 +21,13 @@ def from_numpy(function: Callable[[Any], Any]) -> Callable[[Updates], Update]:
   call it back on the host, also under `jit` and `vmap`. It has no derivative.
 
   Args:
-    function: from a float32 or float64 array `[n, d]`, whose rows are the
-      clients' updates, to an array `[d]`. The arrays may be changed.
+    function: `(rows, **options) -> update`, from a float32 or float64 array
+      `[n, d]`, whose rows are the clients' updates, to an array `[d]`. The
+      array may be changed.
 
   Returns:
-    A rule `(updates) -> update`. Updates in narrower dtypes are passed as
-    float32.
+    A rule `(updates, **options) -> update`. Updates in narrower dtypes are
+    passed as float32.
 
   Examples:
     >>> import numpy as np
@@ -34,7 +37,7 @@ def from_numpy(function: Callable[[Any], Any]) -> Callable[[Updates], Update]:
     {'w': Array([2., 4.], dtype=float32)}
   """
 
-  def rule(updates: Updates) -> Update:
+  def rule(updates: Updates, **options: Any) -> Update:
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
     counts = {leaf.shape[:1] for leaf in leaves}
     if len(counts) != 1 or counts == {()}:
@@ -48,7 +51,9 @@ def from_numpy(function: Callable[[Any], Any]) -> Callable[[Updates], Update]:
     )
 
     def on_host(rows):
-      return np.asarray(function(np.array(rows)), dtype).reshape(rows.shape[1])
+      return np.asarray(function(np.array(rows), **options), dtype).reshape(
+        rows.shape[1]
+      )
 
     if isinstance(rows, Tracer):
       shape = jax.ShapeDtypeStruct(rows.shape[1:], dtype)
@@ -66,4 +71,7 @@ def from_numpy(function: Callable[[Any], Any]) -> Callable[[Updates], Update]:
     )
 
   rule.__name__ = getattr(function, '__name__', None) or repr(function)
+  with contextlib.suppress(TypeError, ValueError):  # it has no signature
+    rule.__signature__ = inspect.signature(function)
+  vars(rule)['on_host'] = True
   return rule

@@ -27,6 +27,8 @@ class Property:
       property belongs to; None if all should have it.
     compiled: True if the subject may be compiled for the test. False gives it
       as it is.
+    traced: True if the property is one of functions that JAX traces, which a
+      function of NumPy arrays is not.
     about: names of the attributes of an `Example` that `check` takes by name.
   """
 
@@ -34,6 +36,7 @@ class Property:
   examples: Callable[[Setting], Iterable[Example]]
   promises: tuple[str, ...] | None = None
   compiled: bool = True
+  traced: bool = False
   about: tuple[str, ...] = ()
 
   @property

@@ -287,26 +287,32 @@ def _with_bad_rows(setting: Setting) -> Iterator[Example]:
 
 
 def _few_clients(setting: Setting) -> Iterator[Example]:
+  impossible = []
   for n in (1, 2, 3, 4, 7):
     rows = examples.random_rows(n, 3)
     told = {-1, 0, 1, 2, (n - 1) // 2, n // 2, n} if setting.chooses_f else {0}
     for f in sorted(told):
-      yield Example(rows, (), f, setting.promise)
-      if 0 < f < n:
+      example = Example(rows, (), f, setting.promise)
+      if not 0 <= f < n:
+        impossible.append(example)
+        continue
+      yield example
+      if f:
         # The bad rows agree with each other.
         spoilt = examples.with_rows(rows, slice(f), np.float32(1e6))
-        yield Example(spoilt, tuple(range(f)), f, setting.promise)
+        yield example._replace(updates=spoilt, byzantine=tuple(range(f)))
+  yield from impossible
 
 
 RULE_PROPERTIES = (
   Property(structure, _trees),
   Property(pure, _layers, compiled=False),
-  Property(jit, _layers, compiled=False),
-  Property(recompilation, _layers, compiled=False),
-  Property(vmap, _layers),
-  Property(sharding, _split_rows),
+  Property(jit, _layers, compiled=False, traced=True),
+  Property(recompilation, _layers, compiled=False, traced=True),
+  Property(vmap, _layers, traced=True),
+  Property(sharding, _split_rows, traced=True),
   Property(bfloat16, _rows),
-  Property(gradient, _rows),
+  Property(gradient, _rows, traced=True),
   Property(permutation, _rows),
   Property(identical, _equal_rows),
   Property(scaled, _rows),
