@@ -108,6 +108,22 @@ def check_model(classifier: Classifier, dataset: Dataset) -> PyTree:
   return shapes
 
 
+def traced_predictor(predict: Predictor, shapes: PyTree) -> Predictor:
+  """Returns the model's function, for traces of the rule.
+
+  Args:
+    predict: maps all variables and inputs to logits.
+    shapes: of all variables, from `check_model`. Those that the rule does not
+      work on, such as batch statistics, are zeros in the traces.
+  """
+
+  def function(tree, inputs):
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return predict({**zeros, **tree}, inputs)
+
+  return dataclasses.replace(predict, function=function)
+
+
 def check_aggregator(
   aggregator: Aggregator,
   n: int,

@@ -303,7 +303,11 @@ def make(
   classifier = models.Classifier(
     module(1), mean, std, dtype=client.dtype, **classifier_options
   )
-  shapes = dataset and checks.check_model(classifier, dataset)
+  shapes, predict = None, None
+  if dataset:
+    shapes = checks.check_model(classifier, dataset)
+    predict = server.for_model(classifier, dataset).predict
+    predict = checks.traced_predictor(predict, shapes)
   if shapes and batch_stats != 'rule':  # then the rule sees parameters alone
     shapes = {'params': shapes['params']}
   checks.check_aggregator(
@@ -312,7 +316,7 @@ def make(
     has_root,
     shapes,
     evaluation.detection,
-    dataset and server.for_model(classifier, dataset).predict,
+    predict,
   )
   part = client_parts.honest(client, classifier, parallel.microbatch_size)
   placement.train_clients(part, mesh, chunk_size)  # called for its checks alone
