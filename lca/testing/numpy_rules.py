@@ -37,7 +37,25 @@ def from_numpy(function: Callable[..., Any]) -> Callable[..., Update]:
     {'w': Array([2., 4.], dtype=float32)}
   """
 
-  def rule(updates: Updates, **options: Any) -> Update:
+  return NumpyRule(function)
+
+
+class NumpyRule:
+  """A rule of stacked pytrees made from a function of NumPy arrays.
+
+  Attributes:
+    on_host: True; JAX does not trace the function.
+  """
+
+  on_host = True
+
+  def __init__(self, function: Callable[..., Any]):
+    self._function = function
+    self.__name__ = getattr(function, '__name__', None) or repr(function)
+    with contextlib.suppress(TypeError, ValueError):  # it has no signature
+      self.__signature__ = inspect.signature(function)
+
+  def __call__(self, updates: Updates, **options: Any) -> Update:
     leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
     counts = {leaf.shape[:1] for leaf in leaves}
     if len(counts) != 1 or counts == {()}:
@@ -51,9 +69,8 @@ def from_numpy(function: Callable[..., Any]) -> Callable[..., Update]:
     )
 
     def on_host(rows):
-      return np.asarray(function(np.array(rows), **options), dtype).reshape(
-        rows.shape[1]
-      )
+      update = self._function(np.array(rows), **options)
+      return np.asarray(update, dtype).reshape(rows.shape[1])
 
     if isinstance(rows, Tracer):
       shape = jax.ShapeDtypeStruct(rows.shape[1:], dtype)
@@ -61,17 +78,8 @@ def from_numpy(function: Callable[..., Any]) -> Callable[..., Update]:
     else:
       update = jnp.asarray(on_host(rows))
     ends = np.cumsum([leaf[0].size for leaf in leaves])[:-1]
-    parts = jnp.split(update, ends)
-    return jax.tree.unflatten(
-      structure,
-      [
-        part.reshape(leaf.shape[1:]).astype(leaf.dtype)
-        for part, leaf in zip(parts, leaves, strict=True)
-      ],
-    )
-
-  rule.__name__ = getattr(function, '__name__', None) or repr(function)
-  with contextlib.suppress(TypeError, ValueError):  # it has no signature
-    rule.__signature__ = inspect.signature(function)
-  vars(rule)['on_host'] = True
-  return rule
+    parts = [
+      part.reshape(leaf.shape[1:]).astype(leaf.dtype)
+      for part, leaf in zip(jnp.split(update, ends), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, parts)
