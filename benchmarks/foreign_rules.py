@@ -10,6 +10,7 @@ The table has a line for each fault, with the smallest updates that were found.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -17,6 +18,7 @@ import importlib.util
 import logging
 import pathlib
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,6 +29,7 @@ import lca
 from lca import testing
 
 F = 2
+SECONDS = 5  # that a call may take; most take milliseconds
 FROM_ZERO = {'shifted': 'norms are taken from zero'}
 CLIP = FROM_ZERO | {'scaled': 'the threshold is a length'}
 LENGTH = {'scaled': 'the smallest distance is a length'}
@@ -131,7 +134,7 @@ def rule_of(system: str, expression: str) -> Callable[..., np.ndarray]:
       'n': len(rows),
       'f': f,
     }
-    with warnings.catch_warnings(), np.errstate(all='ignore'):
+    with warnings.catch_warnings(), np.errstate(all='ignore'), _limited():
       warnings.simplefilter('ignore')
       # All names are global, as comprehensions need them.
       return np.asarray(eval(expression, names | known))
@@ -139,6 +142,22 @@ def rule_of(system: str, expression: str) -> Callable[..., np.ndarray]:
   if re.search(r'\bf\b', expression):
     return with_f
   return lambda rows: with_f(rows, F)
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+  """Raises a TimeoutError in a call that takes longer than `SECONDS`."""
+
+  def stop(*_):
+    raise TimeoutError(f'it takes more than {SECONDS} s')
+
+  before = signal.signal(signal.SIGALRM, stop)
+  signal.setitimer(signal.ITIMER_REAL, SECONDS)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def examine(system: str) -> Iterator[tuple[str, str, testing.Report]]:
