@@ -4,9 +4,10 @@
 
 Each rule is an expression that is evaluated as printed, for 11 clients of which
 f = 2 are Byzantine, and is asked for the promise that its paper makes. `rows`
-are the clients' updates, a float32 array `[n, d]`; `results` are the same rows
-as Flower passes them. A property that a rule lacks by design is not asked for.
-The table has a line for each fault, with the smallest updates that were found.
+are the clients' updates, a float32 array `[n, d]`; `tensors` and `results` are
+the same rows as byzpy and Flower take them. A property that a rule lacks by
+design is not asked for. The table has a line for each fault, with the smallest
+updates that were found.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 import lca
@@ -71,23 +73,23 @@ RULES: dict[str, list[tuple[str, str, Mapping[str, str]]]] = {
     ('CenteredClipping(tau=1.0)(rows)', 'full', CLIP),
   ],
   'byzpy': [
-    ('CoordinateWiseMedian().aggregate([*rows])', 'hull', {}),
-    ('CoordinateWiseTrimmedMean(f).aggregate([*rows])', 'hull', {}),
-    ('MeanOfMedians(f).aggregate([*rows])', 'finite', {}),
-    ('Krum(f).aggregate([*rows])', 'full', {}),
-    ('MultiKrum(f, n - f).aggregate([*rows])', 'full', {}),
-    ('GeometricMedian().aggregate([*rows])', 'full', LENGTH),
-    ('MinimumDiameterAveraging(f).aggregate([*rows])', 'full', {}),
-    ('MoNNA(f).aggregate([*rows])', 'none', PIVOT),
-    ('SMEA(f).aggregate([*rows])', 'full', {}),
-    ('CAF(f).aggregate([*rows])', 'full', {}),
+    ('CoordinateWiseMedian().aggregate([*tensors])', 'hull', {}),
+    ('CoordinateWiseTrimmedMean(f).aggregate([*tensors])', 'hull', {}),
+    ('MeanOfMedians(f).aggregate([*tensors])', 'finite', {}),
+    ('Krum(f).aggregate([*tensors])', 'full', {}),
+    ('MultiKrum(f, n - f).aggregate([*tensors])', 'full', {}),
+    ('GeometricMedian().aggregate([*tensors])', 'full', LENGTH),
+    ('MinimumDiameterAveraging(f).aggregate([*tensors])', 'full', {}),
+    ('MoNNA(f).aggregate([*tensors])', 'none', PIVOT),
+    ('SMEA(f).aggregate([*tensors])', 'full', {}),
+    ('CAF(f).aggregate([*tensors])', 'full', {}),
     (
-      'ComparativeGradientElimination(f).aggregate([*rows])',
+      'ComparativeGradientElimination(f).aggregate([*tensors])',
       'full',
       FROM_ZERO,
     ),
     (
-      "CenteredClipping(c_tau=1.0, M=1, init='zero').aggregate([*rows])",
+      "CenteredClipping(c_tau=1.0, M=1, init='zero').aggregate([*tensors])",
       'full',
       CLIP,
     ),
@@ -130,6 +132,7 @@ def rule_of(system: str, expression: str) -> Callable[..., np.ndarray]:
     known = {
       'rows': rows,
       'results': [([row], 1) for row in rows],
+      'tensors': _tensors(rows),
       'aggregated': aggregated,
       'n': len(rows),
       'f': f,
@@ -142,6 +145,13 @@ def rule_of(system: str, expression: str) -> Callable[..., np.ndarray]:
   if re.search(r'\bf\b', expression):
     return with_f
   return lambda rows: with_f(rows, F)
+
+
+def _tensors(rows: np.ndarray) -> list[Any]:
+  """Returns rows as PyTorch's tensors; as they are if it is not installed."""
+  if importlib.util.find_spec('torch') is None:
+    return [*rows]
+  return [*importlib.import_module('torch').from_numpy(rows)]
 
 
 @contextlib.contextmanager
@@ -187,10 +197,20 @@ def lines(system: str) -> Iterator[str]:
     if not report.failures:
       yield f'{start} none | |'
     for fault in report.failures:
-      shown = fault.code.split('updates = ')[1].rpartition('\n')[0]
-      shown = ' '.join(shown.split()).replace('np.', '')
       message = fault.message.replace('|', '/')[:150]
-      yield f'{start} {fault.name}: {message} | `{shown}` |'
+      yield f'{start} {fault.name}: {message} | {_shown(fault.updates)} |'
+
+
+def _shown(updates: Any) -> str:
+  """Returns small updates as text, and the shapes of others."""
+  arrays = jax.tree.leaves(updates)
+  text = ', '.join(
+    f'[{" ".join(f"{number:g}" for number in row)}]'
+    for row in arrays[0].reshape(len(arrays[0]), -1).astype(float)
+  )
+  if len(arrays) == 1 and len(text) < 100:
+    return text
+  return f'{len(arrays[0])} rows of {sum(x[0].size for x in arrays)} numbers'
 
 
 def main() -> None:

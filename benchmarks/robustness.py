@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from matplotlib import pyplot
 
 import lca
 from benchmarks import record
@@ -41,6 +42,7 @@ from configs import fashion_mnist
 from lca import theory
 from lca.aggregators import AGGREGATORS
 from lca.experiment import host, train
+from lca.report import style
 from lca.robustness import worst_case
 from lca.typing import Update, Updates
 
@@ -238,6 +240,7 @@ def run(folder: pathlib.Path) -> None:
       'value': found.value,
       'start': found.start,
       'method': found.method,
+      'generations': SEARCH['num_generations'],
       'best start': max(value[0] for value in found.tries.values()),
       'best ascent': max(value[1] for value in found.tries.values()),
     }
@@ -245,6 +248,83 @@ def run(folder: pathlib.Path) -> None:
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(about, indent=1) + '\n')
     temporary.replace(path)
+
+
+def write_tables(folder: pathlib.Path) -> None:
+  """Writes the tables and the figure of a folder's record."""
+  about = json.loads((folder / 'robustness.json').read_text())
+  values = about['values']
+  lines = [
+    '# The worst cases found, in units of the honest spread squared',
+    '',
+    f'n = {about["n"]}, {about["parameters"]:,} parameters. Each number is a '
+    'lower bound on the worst case. `any` moves the honest rows, too. The '
+    'bound is that of `lca.theory`, over all rows. An asterisk marks searches '
+    f'of fewer than {SEARCH["num_generations"]} generations; "inf" are values '
+    'above 1e6.',
+  ]
+  for f in range(1, 6):
+    rows = []
+    for form in FORMS:
+      found = [values.get(f'{data} | {form} | {f}') for data in (*DATA, ANY)]
+      if any(found):
+        cells = [str(form), *map(cell, found), number(form.bound(f))]
+        rows.append(f'| {" | ".join(cells)} |')
+    if rows:
+      head = ['rule and form', *DATA, ANY, 'bound']
+      lines += ['', f'## f = {f}', '', f'| {" | ".join(head)} |']
+      lines += ['| --- |' + ' ---: |' * (len(head) - 1), *rows]
+  (folder / 'robustness.md').write_text('\n'.join(lines) + '\n')
+  draw(values, folder / 'breakdown.png')
+
+
+def cell(found: dict[str, Any] | None) -> str:
+  """Returns a value of the record for a table."""
+  if not found:
+    return ''
+  mark = '*' if found['generations'] < SEARCH['num_generations'] else ''
+  return number(found['value']) + mark
+
+
+def number(value: float | None) -> str:
+  """Returns a number for a table; nothing for None."""
+  if value is None:
+    return ''
+  return 'inf' if value > 1e6 else f'{value:.3g}'
+
+
+def draw(values: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
+  """Draws the worst distances against f / n, and the bounds beside them."""
+  with style.applied(columns=2):
+    figure, panels = pyplot.subplots(1, 3, sharey=True)
+    for axes, data in zip(panels, DATA, strict=True):
+      for i, form in enumerate(MAIN):
+        found = {
+          f: values[name]['value']
+          for f in range(1, 6)
+          if (name := f'{data} | {form} | {f}') in values
+        }
+        bounds = {f: form.bound(f) for f in range(1, 6) if form.bound(f)}
+        look = style.line(i)
+        axes.plot(
+          [f / N for f in found],
+          np.sqrt([*found.values()]),
+          marker='o',
+          markersize=3,
+          label=str(form),
+          **look,
+        )
+        axes.plot(
+          [f / N for f in bounds],
+          np.sqrt([*bounds.values()]),
+          color=look['color'],
+          linewidth=0.5,
+          alpha=0.6,
+        )
+      axes.set(title=data, xlabel='f / n', yscale='log')
+    panels[0].set_ylabel('distance, in honest spreads')
+    style.place_legends(figure)
+    figure.savefig(path)
 
 
 def main(argv: list[str]) -> None:
@@ -255,6 +335,7 @@ def main(argv: list[str]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   if not _TABLES.value:
     run(folder)
+  write_tables(folder)
 
 
 if __name__ == '__main__':

@@ -160,6 +160,16 @@ def test_other_calls_compile_nothing():
   assert {*other.tries} >= {'alie(z=1)', 'mimic(target=0)', 'far apart (1000)'}
 
 
+def test_rounding_is_no_harm_but_nan_is():
+  equal = jax.tree.map(lambda x: np.full_like(x, 0.1), tree(N - F))
+  assert worst_case(KRUM, equal, F, key=KEY, **BRIEF).value == 0
+
+  def lost(updates):
+    return jax.tree.map(lambda x: jnp.mean(x, 0) * jnp.nan, updates)
+
+  assert worst_case(lost, equal, F, key=KEY, **BRIEF).value == math.inf
+
+
 def test_the_place_of_the_byzantine_rows():
   def first(updates):
     return jax.tree.map(lambda x: x[0], updates)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lca import options
@@ -37,7 +36,8 @@ def kappa(
   in float64.
 
   Args:
-    rule: function from stacked updates to one update, with its options bound.
+    rule: function from stacked updates to one update, with its options bound,
+      which JAX can trace.
     updates: stacked pytree, leaves `[n, ...]` of finite numbers.
     f: number of Byzantine rows, at least 0 and below n / 2.
     max_subsets: largest number of sets; more raise an error.
@@ -68,7 +68,8 @@ def kappa(
       f'max_subsets={max_subsets}'
     )
   rows = _flat(updates)
-  update = _flat(jax.tree.map(lambda x: jnp.asarray(x)[None], rule(updates)))
+  update = jax.jit(rule)(updates)
+  update = _flat(jax.tree.map(lambda x: x[None], update))
   if not np.all(np.isfinite(update)):
     return math.inf
   left_out = list(itertools.combinations(range(n), f))

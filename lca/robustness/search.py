@@ -25,6 +25,8 @@ Objective = Literal['deviation', 'inner_product'] | Callable[[Update], Any]
 Method = Literal['start', 'gradient', 'evolution']
 
 _LENGTHS = (-3.5, 0.5)  # decimal logarithms of the changes' lengths
+_ROUNDING = 1e-6  # a smaller move, in units of the mean's norm, counts as none
+_CLOSEST = 1e-3  # least spread of honest rows that move, in the same units
 
 
 class Worst(NamedTuple):
@@ -94,7 +96,8 @@ def worst_case(
       options bound, such as `functools.partial(lca.krum, f=2)`. One compilation
       serves all calls with the same function, the same shapes and the same
       numbers of steps.
-    honest: the honest rows, stacked pytree, leaves `[n - f, ...]`.
+    honest: the honest rows, stacked pytree, leaves `[n - f, ...]`. The rule
+      sees them in float32 or wider.
     f: number of Byzantine rows, at least 1.
     objective: `'deviation'` is :math:`\|F - \mu\|^2 / V`, the squared distance
       of the aggregate from the honest mean :math:`\mu`, in units of the honest
@@ -120,7 +123,9 @@ def worst_case(
 
   Returns:
     The rows and the value. Infinity means that the aggregate was not finite, or
-    that it moved while all honest rows were equal.
+    that it moved while all honest rows were equal. Moves of less than 1e-6 of
+    the mean's norm do not count, because of rounding, nor do honest rows that
+    the search has moved to within 1e-3 of it.
 
   Examples:
     >>> import functools, jax, jax.numpy as jnp, lca
@@ -234,6 +239,9 @@ def _climb(problem, updates, starts, num_steps, step_size, batch_size):
     return jnp.sum(parts), parts
 
   def climb(rows):
+    if not num_steps:
+      value, parts = harm(rows)
+      return Peak(rows, value, parts), value[None]
     parts = jax.eval_shape(harm, rows)[1]
     lowest = jnp.full((), -jnp.inf, parts.dtype)
     best = Peak(rows, lowest, jnp.zeros_like(parts))
@@ -269,17 +277,22 @@ def _parts(problem, updates, rows):
     parts = jnp.atleast_1d(jnp.asarray(problem.objective(update)))
   else:
     mean, spread = centre(rows, h)
-    scale = spread**2 if problem.objective == 'deviation' else jnp.sum(mean**2)
-    scale = jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)
+    size = jnp.sum(mean**2)
     leaves = [x.reshape(-1) for x in jax.tree.leaves(update)]
     means = jnp.split(mean, np.cumsum([x.size for x in leaves])[:-1])
-    parts = jnp.stack(
-      [
-        jnp.sum((x - m) ** 2 if problem.objective == 'deviation' else -x * m)
-        for x, m in zip(leaves, means, strict=True)
-      ]
-    )
-    parts = parts / scale
+    pairs = zip(leaves, means, strict=True)
+    if problem.objective == 'inner_product':
+      scale = size
+      parts = jnp.stack([-jnp.sum(x * m) for x, m in pairs])
+    else:
+      scale = spread**2
+      parts = jnp.stack([jnp.sum((x - m) ** 2) for x, m in pairs])
+      # Rounding moves the mean of equal rows, and decides between close ones.
+      ignored = jnp.sum(parts) <= _ROUNDING**2 * size
+      if problem.move_honest:
+        ignored |= spread < _CLOSEST * jnp.sqrt(size)
+      parts = jnp.where(ignored, 0, parts)
+    parts = parts / jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)
   return jnp.where(jnp.isnan(parts), jnp.inf, parts)
 
 

@@ -13,6 +13,7 @@ from lca import registry
 from lca.testing.examples import Example, Setting
 from lca.testing.properties import NotApplicable, Property
 from lca.testing.shrinking import shrink
+from lca.typing import Updates
 
 Status = Literal['held', 'failed', 'excepted', 'not tested']
 
@@ -28,6 +29,7 @@ class Result(NamedTuple):
     message: how it fails, or why it is excepted or not tested.
     code: Python code that shows the fault on a small example; empty if there is
       none. The reader's rule is called `rule` in it, and an attack `attack`.
+    updates: the updates of this example; None if there is none.
   """
 
   name: str
@@ -35,6 +37,7 @@ class Result(NamedTuple):
   status: Status
   message: str = ''
   code: str = ''
+  updates: Updates = None
 
 
 class Report(NamedTuple):
@@ -166,7 +169,8 @@ class Subject:
           if excepted is not None:
             return result('excepted', excepted)
           small, error = self._smallest(each, example, error)
-          return result('failed', _message(error), self._code(each, small))
+          code = self._code(each, small)
+          return result('failed', _message(error), code, small.updates)
     except NotApplicable as reason:
       return result('not tested', str(reason))
     return result('held')
