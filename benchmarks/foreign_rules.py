@@ -33,7 +33,7 @@ from lca import testing
 F = 2
 SECONDS = 5  # that a call may take; most take milliseconds
 FROM_ZERO = {'shifted': 'norms are taken from zero'}
-CLIP = FROM_ZERO | {'scaled': 'the threshold is a length'}
+CLIP = FROM_ZERO | dict.fromkeys(('scaled', 'identical'), 'tau is a length')
 LENGTH = {'scaled': 'the smallest distance is a length'}
 PIVOT = {'permutation': 'the first client is the pivot'}
 TIES = {'permutation': 'clients with one score are told apart by their places'}
