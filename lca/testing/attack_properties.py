@@ -89,6 +89,15 @@ def honest_rows(
   )
 
 
+def changes(
+  attack: Function, updates: Updates, *, byzantine: tuple[int, ...]
+) -> None:
+  """The Byzantine clients send other rows than they have trained."""
+  mask = _mask(updates, byzantine)
+  own = jax.tree.map(lambda x: np.asarray(x)[mask], updates)
+  assert bits(_sent(attack, updates, mask)) != bits(own), 'all rows stay'
+
+
 def pure(
   attack: Function, updates: Updates, *, byzantine: tuple[int, ...]
 ) -> None:
@@ -217,6 +226,7 @@ ATTACK_PROPERTIES = tuple(
   for check, drawn, promises, compiled in (
     (structure, _trees, None, True),
     (honest_rows, _odd_rows, None, True),
+    (changes, _rows, None, True),
     (pure, _rows, None, False),
     (jit, _rows, None, False),
     (recompilation, _rows, None, False),

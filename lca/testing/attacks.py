@@ -6,9 +6,14 @@ from typing import Any, Literal
 from lca import options
 from lca.aggregators import rules
 from lca.attacks import Attack
-from lca.attacks.base import Knowledge
+from lca.attacks.base import Knowledge, keep_updates
 from lca.testing.attack_properties import ATTACK_PROPERTIES, bound
-from lca.testing.checking import PropertyFailed, Report, Subject
+from lca.testing.checking import (
+  PropertyFailed,
+  Report,
+  Subject,
+  named_arguments,
+)
 from lca.testing.examples import Setting
 from lca.typing import Update, Updates
 
@@ -48,6 +53,7 @@ def check_attack(
 
   Raises:
     PropertyFailed: an AssertionError; a property fails.
+    TypeError: `attack` is no attack on updates.
     ValueError: n, f, `knowledge` or the name of a property is impossible.
 
   Examples:
@@ -97,6 +103,17 @@ def attack_subject(
   except_for: Mapping[str, str] | None = None,
 ) -> Subject:
   """Returns the attack as `Subject`; see `check_attack`."""
+  if isinstance(attack, Attack):
+    if attack.on_updates is keep_updates:
+      raise TypeError(
+        'check_attack takes an attack on the updates, and this one leaves them '
+        'as they are'
+      )
+  elif 'byzantine' not in named_arguments(attack):
+    raise TypeError(
+      'check_attack takes an Attack, or a function (updates, *, byzantine), '
+      f'got {attack!r}'
+    )
   options.one_of('all', 'byzantine')('knowledge', knowledge)
   n, f = options.whole(1)('n', n), options.whole(1)('f', f)
   if f >= n:

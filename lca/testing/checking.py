@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import pathlib
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -58,7 +60,13 @@ class Report(NamedTuple):
 
   def __str__(self) -> str:
     tested = sum(x.status in ('held', 'failed') for x in self.results)
-    parts = [f'{self.about}: {len(self.failures)} of {tested} properties fail']
+    start = f'{self.about}: {len(self.failures)} of {tested} properties fail'
+    for status in ('excepted', 'not tested'):
+      others = [x for x in self.results if x.status == status]
+      if others:
+        told = ', '.join(f'{x.name} ({x.message})' for x in others)
+        start += f'; {status}: {told}'
+    parts = [start]
     for result in self.results:
       if result.status == 'failed':
         parts.append(
@@ -101,7 +109,7 @@ class Subject:
     """
     self.noun, self.setting, self._call, self._bind = noun, setting, call, bind
     self._on_host = getattr(function, 'on_host', False)
-    self.name = getattr(function, '__name__', None) or repr(function)
+    self.name = name_of(function)
     self.except_for = dict(except_for)
     names = [each.name for each in properties]
     for name in self.except_for:
@@ -200,7 +208,8 @@ class Subject:
     """Returns the smallest example with the same fault, and its error."""
 
     def fails(smaller: Example) -> bool:
-      return type(self._error(each, smaller)) is type(error)
+      other = self._error(each, smaller)
+      return other is not None and _origin(other) == _origin(error)
 
     def all_smaller() -> Iterator[Example]:
       for setting in self.setting.smaller():
@@ -226,6 +235,27 @@ class Subject:
       f'{self.noun}_properties.{each.name}({call})',
     ]
     return '\n'.join(line for i, line in enumerate(lines) if line or i == 3)
+
+
+def _origin(error: Exception) -> tuple[Any, ...]:
+  """Returns the type of an error, and the code that has raised it.
+
+  A fault that the properties find is one of `lca.testing`, whatever its line.
+  """
+  *_, last = traceback.extract_tb(error.__traceback__)
+  own = pathlib.Path(last.filename).parent == pathlib.Path(__file__).parent
+  return (
+    type(error),
+    last.filename if not own else None,
+    not own and last.lineno,
+  )
+
+
+def name_of(function: Any) -> str:
+  """Returns the name of a function, of a partial one, or of a class."""
+  if isinstance(function, functools.partial):
+    return name_of(function.func)
+  return getattr(function, '__name__', None) or type(function).__name__
 
 
 def _message(error: Exception) -> str:
@@ -261,11 +291,10 @@ def _literal(tree: Any) -> str:
   return f'{module}.array({numbers}, {module}.{dtype})'
 
 
-def chooses_f(function: Callable[..., Any]) -> bool:
-  """Returns True if a function has an argument f that is passed by name."""
+def named_arguments(function: Any) -> set[str]:
+  """Returns the arguments of a function that may be passed by name."""
   try:
-    parameters = inspect.signature(function).parameters
-  except (TypeError, ValueError):
-    return False
-  found = parameters.get('f')
-  return found is not None and found.kind is not found.POSITIONAL_ONLY
+    parameters = inspect.signature(function).parameters.values()
+  except (TypeError, ValueError):  # it has no signature
+    return set()
+  return {x.name for x in parameters if x.kind is not x.POSITIONAL_ONLY}

@@ -60,8 +60,9 @@ class Setting:
     A rule that works for n > a f + b clients, where a is at least 2, also works
     for these. There are none for a rule that cannot be told another f.
     """
-    for f in range(min(self.f, 1), self.f if self.chooses_f else 0):
-      yield dataclasses.replace(self, n=self.n - 2 * (self.f - f), f=f)
+    if self.chooses_f and self.n > 2 * self.f:
+      for f in range(min(self.f, 1), self.f):
+        yield dataclasses.replace(self, n=self.n - 2 * (self.f - f), f=f)
 
   def example(self, updates: Updates, *byzantine: int) -> Example:
     """Returns these updates as an example in this setting."""
@@ -122,6 +123,13 @@ def bad_rows(updates: Updates, rows: list[int]) -> Iterator[Updates]:
   # Bad rows that are equal: rules may take them for clients that agree.
   for value in (1e4, -1e4, 1e10, 0.0, 1e-40):
     yield with_rows(updates, rows, np.float32(value))
+  # Bad rows of different kinds: a rule may deal with one kind at a time.
+  if len(rows) > 1:
+    for kinds in ((np.nan, 1e10), (np.inf, -1e10), (1e30, 1e4), (0.0, 1e4)):
+      mixed = updates
+      for i, row in enumerate(rows):
+        mixed = with_rows(mixed, [row], np.float32(kinds[i % 2]))
+      yield mixed
   # Long rows of random directions.
   for length in (1e3, 1e7, 1e14):
     far = [

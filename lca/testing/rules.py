@@ -5,7 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from lca import options
-from lca.testing.checking import PropertyFailed, Report, Subject, chooses_f
+from lca.aggregators import Aggregator
+from lca.testing.checking import (
+  PropertyFailed,
+  Report,
+  Subject,
+  named_arguments,
+)
 from lca.testing.examples import Promise, Setting
 from lca.testing.rule_properties import RULE_PROPERTIES
 from lca.typing import Updates
@@ -50,6 +56,7 @@ def check_rule(
 
   Raises:
     PropertyFailed: an AssertionError; a property fails.
+    TypeError: `rule` is no rule.
     ValueError: n, f, the promise or the name of a property is impossible.
 
   Examples:
@@ -99,13 +106,23 @@ def rule_subject(
   """Returns the rule as `Subject`; see `check_rule`."""
   options.one_of(*get_args(Promise))('promise', promise)
   n, f = options.whole(1)('n', n), options.whole(0)('f', f)
-  if 2 * f >= n:
-    raise ValueError(f'a rule can tolerate f < n / 2, got n={n}, f={f}')
+  if isinstance(rule, Aggregator):
+    raise TypeError(
+      'check_rule takes a rule, got an Aggregator: give a function, such as '
+      'lambda updates: aggregator.update(updates, aggregator.init(one))[0]'
+    )
+  if not callable(rule) or 'byzantine' in named_arguments(rule):
+    raise TypeError(f'check_rule takes a rule, a function, got {rule!r}')
+  if f >= n or (promise == 'hull' and 2 * f >= n):
+    raise ValueError(
+      f'promise={promise!r} is possible for f < '
+      f'{"n / 2" if promise == "hull" else "n"}, got n={n}, f={f}'
+    )
   if promise != 'none' and f == 0:
     raise ValueError(
       f'promise={promise!r} is about f clients: say how many, got f=0'
     )
-  told = chooses_f(rule)
+  told = 'f' in named_arguments(rule)
 
   def bind(f: int) -> Callable[[Updates], Any]:
     hyper = {'f': f} if told else {}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lca
 from lca import attacks, testing
 
 
@@ -49,7 +50,12 @@ def copies_its_neighbour(updates, *, byzantine):
   return where(byzantine, rows, updates)
 
 
+def forgets_to_attack(updates, *, byzantine):
+  return updates
+
+
 MUTANTS = {
+  forgets_to_attack: 'changes',
   moves_honest_rows_by_rounding: 'honest_rows',
   widens: 'structure',
   counts_on_the_host: 'jit',
@@ -83,6 +89,12 @@ def test_one_line_makes_the_tests():
     'structure',
     'honest_rows',
   ]
+
+
+@pytest.mark.parametrize('wrong', [None, lca.median, attacks.badnets()])
+def test_what_is_no_attack_on_updates(wrong):
+  with pytest.raises(TypeError, match='check_attack takes an'):
+    testing.check_attack(wrong)
 
 
 @pytest.mark.parametrize(

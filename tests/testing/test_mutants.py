@@ -4,6 +4,8 @@ Each mutant is a rule that looks right on ordinary updates. The table says which
 property finds its fault.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,6 +199,29 @@ def mean_without_a_derivative(rows):
   return jax.lax.stop_gradient(mean(rows))
 
 
+@jax.custom_vjp
+def mean_with_a_wrong_derivative(rows):
+  return mean(rows)
+
+
+mean_with_a_wrong_derivative.defvjp(
+  lambda rows: (mean(rows), rows), lambda rows, _: (-rows,)
+)
+
+
+def mean_of_the_numbers(rows, f):
+  """It drops rows that are not finite, and trims only if there are none."""
+  check_trimmed(rows, f)
+  good = jnp.all(jnp.isfinite(rows), axis=1)
+  kept = jnp.sum(jnp.where(good[:, None], rows, 0), axis=0) / jnp.sum(good)
+  return jnp.where(jnp.all(good), trimmed_mean(rows, f), kept)
+
+
+def mean_of_equal_lengths(rows):
+  lengths = jnp.sqrt(jnp.sum(rows**2, axis=1, keepdims=True))
+  return jnp.mean(rows * (jnp.min(lengths) / lengths), axis=0)
+
+
 def mean_with_noise(rows):
   return mean(rows) + np.random.default_rng().normal(size=rows.shape[1])
 
@@ -247,6 +272,9 @@ MUTANTS = {
   mean_in_float16: ('scaled', 'none'),
   mean_of_unit_rows: ('identical', 'none'),
   mean_without_a_derivative: ('gradient', 'none'),
+  mean_with_a_wrong_derivative: ('gradient', 'none'),
+  mean_of_the_numbers: ('hull', 'hull'),
+  mean_of_equal_lengths: ('finite_rows', 'none'),
   mean_with_noise: ('pure', 'none'),
   mean_with_hidden_momentum: ('pure', 'none'),
   first_plus_differences: ('permutation', 'none'),
@@ -261,14 +289,13 @@ ON_TREES = {
 def as_rule(function):
   if function in ON_TREES:
     return function
-  takes_f = (
-    'f' in function.__code__.co_varnames[: function.__code__.co_argcount]
-  )
+  takes_f = 'f' in inspect.signature(function).parameters
   return (on_rows_with_f if takes_f else on_rows)(function)
 
 
 def check(function, promise):
-  f = 2 if promise != 'none' or 'f' in function.__code__.co_varnames else 0
+  takes_f = 'f' in inspect.signature(function).parameters
+  f = 2 if promise != 'none' or takes_f else 0
   if function in (median, median_at_three_quarters):
     f = 4
   return testing.check_rule(

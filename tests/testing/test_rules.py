@@ -72,7 +72,8 @@ def test_a_rule_may_need_what_a_round_brings():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'f': 3, 'n': 6}, 'n=6, f=3'),
+    ({'f': 6, 'n': 6}, 'n=6, f=6'),
+    ({'f': 3, 'n': 6, 'promise': 'hull'}, 'f < n / 2, got n=6, f=3'),
     ({'f': -1}, 'f must be'),
     ({'promise': 'full'}, "promise='full' .* f=0"),
     ({'promise': 'some', 'f': 1}, "promise must be .*'some'"),
@@ -108,12 +109,44 @@ def test_fixtures_serve_a_repository_of_ones_own(tmp_path):
   ended = subprocess.run(
     [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider'],
     cwd=tmp_path,
-    env=os.environ | {'PYTHONPATH': str(pathlib.Path(lca.__file__).parents[1])},
+    env=os.environ
+    | {'PYTHONPATH': str(pathlib.Path(lca.__file__).parents[1])}
+    | {'XLA_FLAGS': ''},
     capture_output=True,
     text=True,
   )
   assert 'PropertyFailed: shrunken (n=11' in ended.stdout, ended.stdout
-  assert '1 failed, 13 passed' in ended.stdout  # among them, on 1 device
+  assert '1 failed, 14 passed' in ended.stdout  # among them, on 1 device
+
+
+@pytest.mark.parametrize(
+  'wrong', [None, 'median', lca.attacks.sign_flip, lca.stateless(lca.median)]
+)
+def test_what_is_no_rule(wrong):
+  with pytest.raises(TypeError, match='check_rule takes a rule'):
+    testing.check_rule(wrong)
+
+
+def test_a_majority_may_be_tolerated():
+  def trusted(updates):
+    return jax.tree.map(lambda x: x[0], updates)
+
+  told = {'permutation': 'the first client is trusted'}
+  first = testing.rules.rule_subject(trusted, f=8, promise='full')
+  assert first.setting.f == 8
+  report = testing.check_rule(lca.median, n=5, except_for=told)
+  assert 'not tested' not in str(report) or 'sharding' in str(report)
+
+
+def test_a_refusal_of_the_rule_does_not_stand_for_the_fault():
+  def of_ten(updates, *, f):
+    n = len(jax.tree.leaves(updates)[0])
+    assert n >= 10, f'needs 10 clients, got {n}'
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), updates)
+
+  report = testing.check_rule(of_ten, f=2, promise='hull', on_failure='return')
+  (fault,) = [each for each in report.failures if each.name == 'hull']
+  assert 'coordinate' in fault.message and len(fault.updates) == 11
 
 
 # The search for small examples ---------------------------------------------
