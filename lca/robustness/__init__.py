@@ -1,4 +1,4 @@
-"""How bad can it get: searches for the worst that attackers do to a rule.
+"""Searches for the worst that attackers can do to a rule.
 
 `worst_case` searches for the worst rows of f Byzantine clients, `kappa` gives
 the robustness coefficient that n rows prove, and `breakdown` the worst case

@@ -211,7 +211,7 @@ def worst_case(
 
 
 class _Problem(NamedTuple):
-  """What is searched for: compiled programs depend on it."""
+  """The problem that compiled programs depend on."""
 
   rule: Callable[[Updates], Update]
   num_honest: int
@@ -225,7 +225,7 @@ def _climb(problem, updates, starts, num_steps, step_size, batch_size):
   """Returns the peaks of the ascents from all starts, and the starts' values.
 
   Args:
-    problem: what is searched for.
+    problem: the rule and the objective.
     updates: rows in the form of the rule's, leaves `[n, ...]`.
     starts: list of s matrices of rows, `[n, d]`.
     num_steps: of each ascent.

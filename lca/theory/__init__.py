@@ -1,4 +1,4 @@
-"""What theory promises of aggregation rules: bounds, conditions, breakdown.
+"""Bounds on what attackers can do to aggregation rules, from theory.
 
 `lca.robustness` searches for the worst that attackers can do, and so bounds it
 from below; this module bounds it from above. A search that exceeds a bound here
