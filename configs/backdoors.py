@@ -50,13 +50,18 @@ def get_runs(scale: str = 'attacked'):
   if scale == 'start':
     return {f'start/{alpha}': _start(alpha) for alpha in ALPHAS}
   if scale == 'attacked':
-    return {
-      f'backdoors/{alpha}/{attack} x {rule}': _attacked(alpha, attack, rule)
-      for alpha in ALPHAS
-      for attack in ('none', *ATTACKS)
-      for rule in RULES
-    }
+    return attacked(RULES)
   raise ValueError(f"unknown scale {scale!r}; use 'start' or 'attacked'")
+
+
+def attacked(rules):
+  """Returns the configs of all attacks on some rules by name."""
+  return {
+    f'backdoors/{alpha}/{attack} x {rule}': _attacked(alpha, attack, rule)
+    for alpha in ALPHAS
+    for attack in ('none', *ATTACKS)
+    for rule in rules
+  }
 
 
 def _config(alpha, presets):

@@ -65,10 +65,10 @@ def aggregators(f: int | FieldReference | None = 1) -> dict[str, dict]:
 
   There is one for each rule and each aggregator with a state, whether it comes
   with `lca` or a user has registered it. A rule with a `distance` also has the
-  forms `cosine_...` and `cosine_..._noclip`. All of these have a form
-  `layerwise_...`, except the mean, which is the same by layer, rules that take
-  the model's function, such as DeepSight, and LEGATO, which works by layer
-  anyway.
+  forms `cosine_...` and `cosine_..._noclip`, and one named after every other
+  distance, such as `separating_...`. All of these have a form `layerwise_...`,
+  except the mean, which is the same by layer, rules that take the model's
+  function, such as DeepSight, and LEGATO, which works by layer anyway.
 
   The operators of the layerwise cosine paper have the paper's names. `geomed`
   is the medoid, as in its text and code. `bulyan` is the mean of the 5 updates
@@ -152,7 +152,7 @@ _UNIONS = (typing.Union, types.UnionType)
 
 
 def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:
-  """Returns a rule's Euclidean form, and its cosine form with and without clip.
+  """Returns a rule's form for every distance, cosine with and without clip.
 
   The Euclidean distance has the power 2 unless the rule's default is another.
 
@@ -167,7 +167,12 @@ def _distances(preset: str, keys: dict[str, Any]) -> dict[str, dict]:
     euclidean['power'] = power if isinstance(power, int) else 2
   clip = {k: p.default for k, p in options_of(lca.cosine, of_data=True).items()}
   unclipped = others | {'distance': 'cosine', 'clip': None}
-  return {
+  named = {
+    f'{name}_{preset}': others | {'distance': name}
+    for name in lca.geometry.DISTANCES
+    if name not in ('euclidean', 'cosine')
+  }
+  return named | {
     preset: euclidean,
     f'cosine_{preset}': unclipped | clip,
     f'cosine_{preset}_noclip': unclipped,

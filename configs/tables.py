@@ -89,7 +89,7 @@ def _tables(datasets):
   for number, (attack, operator) in enumerate(tables, start=1):
     for dataset in datasets:
       for variant, prefix in VARIANTS.items():
-        runs[f'table{number}/{dataset}/{variant}'] = _config(
+        runs[f'table{number}/{dataset}/{variant}'] = config_of(
           dataset, prefix + operator, attack
         )
   return runs
@@ -98,13 +98,13 @@ def _tables(datasets):
 def _beyond(dataset):
   """Returns the runs that are no rows of the tables, for one data set."""
   return {
-    f'beyond_{attack}/{dataset}/{rule}': _config(dataset, rule, attack)
+    f'beyond_{attack}/{dataset}/{rule}': config_of(dataset, rule, attack)
     for attack in ATTACKS
     for rule in BEYOND
   }
 
 
-def _config(dataset, rule, attack):
+def config_of(dataset, rule, attack):
   """Returns the config of one run at full scale."""
   setting, clients = SETTINGS[dataset]
   presets = [rule, clients, *([] if attack == 'none' else [attack])]

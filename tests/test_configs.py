@@ -59,7 +59,18 @@ def test_the_three_bulyans():
     assert multi_krum['f'] == trimmed['f'] == published['f'] == 1
 
 
-@pytest.mark.parametrize('preset', common.aggregators())
+# Mixtures depend on the Gram matrix, whatever the rule: Krum tries them.
+MIXTURES = tuple(
+  f'{name}_' for name in ('mixed', 'separating', 'rank_weighted')
+)
+TRIED = [
+  name
+  for name in common.aggregators()
+  if name.endswith('_krum') or not any(mix in name for mix in MIXTURES)
+]
+
+
+@pytest.mark.parametrize('preset', TRIED)
 def test_every_aggregator_preset_runs(preset):
   config = fashion_mnist.get_config(preset)
   if config.aggregator.name == 'sign_majority':

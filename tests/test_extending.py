@@ -140,7 +140,8 @@ def test_in_the_package(command, copy, tmp_path):
 def test_what_is_in_the_package_is_exported(copy):
   code = (
     'import lca, lca.models; from configs import digits; '
-    'lca.nearest, lca.attacks.reverse_copy, lca.geometry.angle; '
+    'lca.nearest, lca.attacks.reverse_copy; '
+    'lca.geometry.DISTANCES.find("angle"); '
     'print(lca.__file__, digits.get_config("layerwise_cosine_nearest,mlp"))'
   )
   done = run(f"python -c '{code}'", copy)

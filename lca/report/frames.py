@@ -204,9 +204,10 @@ def rule_name(section: Mapping[str, Any]) -> str | None:
     rule = 'dp_fedavg'
   if (name, steps) == ('mean', ['static_clip']) and section.get('sigma'):
     rule, steps = 'norm_clipping', []
-  if section.get('distance') == 'cosine':
+  distance = section.get('distance', 'euclidean')
+  if distance != 'euclidean':
     unclipped = 'clip' in section and section['clip'] is None
-    rule = f'cosine_{rule}{"_noclip" if unclipped else ""}'
+    rule = f'{distance}_{rule}{"_noclip" if unclipped else ""}'
   forms = {'model': '', 'leaf': 'layerwise_'}
   # LEGATO works by layer itself.
   if (name, scope) != ('legato', 'leaf'):

@@ -12,7 +12,7 @@ its weight is 0.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import jax
@@ -20,6 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lca.stacked import gram_passes, inner_products, sums
+from lca.stacked.distances import (
+  DISTANCES,
+  Distance,
+  distances,
+  mixed,
+  rank_weighted,
+  separating,
+)
 from lca.stacked.inner_products import (
   cosines,
   differences,
@@ -33,6 +41,7 @@ from lca.stacked.inner_products import (
 from lca.typing import Gram, PyTree, Update, Updates
 
 __all__ = [
+  'DISTANCES',
   'Distance',
   'Median',
   'clip_factors',
@@ -45,21 +54,23 @@ __all__ = [
   'inner',
   'median_norm',
   'mix',
+  'mixed',
   'norm_differences',
   'norms',
   'norms_gram',
   'num_clients',
   'one_client',
+  'rank_weighted',
   'rejected_rows',
   'rejected_squares',
   'scale',
+  'separating',
   'shrink_factors',
   'squared_norms',
   'total_squares',
   'without_rejected',
 ]
 
-Distance = Literal['euclidean', 'cosine'] | Callable[[Gram], jax.Array]
 Median = Literal['interpolated', 'lower']
 
 
@@ -192,82 +203,6 @@ def without_rejected(gram: Gram, rejected: jax.Array | None = None) -> Gram:
   """
   bad = rejected_rows(gram) if rejected is None else rejected
   return inner_products.without(gram, bad)
-
-
-def distances(
-  gram: Gram, distance: Distance = 'euclidean', power: int | None = None
-) -> jax.Array:
-  r"""Returns the pairwise distances of the clients from their inner products.
-
-  Euclidean: :math:`\|x_i - x_j\|^p`, with :math:`\|x_i - x_j\|^2 = K_{ii} +
-  K_{jj} - 2 K_{ij}` clamped at 0. Cosine: :math:`1 - K_{ij} / (\|x_i\|
-  \|x_j\|)`, clamped to [0, 2]. The cosine distance is half the squared
-  Euclidean distance of the unit vectors, and takes no power.
-
-  A zero row has no direction. Its cosine distance is 2, the largest, to every
-  nonzero row, so that a single client that sends zeros is not selected as the
-  most central one. Two zero rows have cosine distance 0. Several zero rows are
-  therefore neighbours, and a rule may select one of them if the other clients'
-  directions differ much.
-
-  If `gram` comes from `lca.gram`, distances of rows that differ by 1e-6 of
-  their common part have a relative error of at most 1e-3. If `gram` is a plain
-  array, rounding errors in the products may exceed the distances of close rows.
-
-  Args:
-    gram: `[n, n]` inner products.
-    distance: `'euclidean'` or `'cosine'`, or your own function from the inner
-      products to `[n, n]` distances. Its values on the diagonal and for
-      rejected clients are overwritten.
-    power: 1, 2 or 4, the power of the Euclidean distance; None means 2. Fourth
-      powers of distances beyond 4e9 are +inf in float32.
-
-  Returns:
-    `[n, n]`: zero on the diagonal, +inf in the rows and columns of rejected
-    clients, their diagonal entries included.
-
-  Raises:
-    ValueError: the distance or the power is unknown, or a power is given with
-      another distance than the Euclidean one.
-
-  Examples:
-    >>> import jax.numpy as jnp, lca
-    >>> gram = lca.gram(jnp.array([[3., 0.], [0., 4.], [0., 0.]]))
-    >>> print(lca.distances(gram, power=1))
-    [[0. 5. 3.]
-     [5. 0. 4.]
-     [3. 4. 0.]]
-    >>> print(lca.distances(gram, 'cosine'))
-    [[0. 1. 2.]
-     [1. 0. 2.]
-     [2. 2. 0.]]
-  """
-  if distance not in ('euclidean', 'cosine') and not callable(distance):
-    raise ValueError(
-      f"distance must be 'euclidean', 'cosine' or a function, got {distance!r}"
-    )
-  if power is not None and distance != 'euclidean':
-    raise ValueError(
-      f"power needs distance='euclidean', got power={power} with "
-      f'distance={distance!r}'
-    )
-  if power not in (None, 1, 2, 4):
-    raise ValueError(f'power must be 1, 2 or 4, got {power}')
-
-  if callable(distance):
-    between = distance(gram)
-  elif distance == 'cosine':
-    zero = inner_products.diagonal(gram) == 0  # [n] mask of the zero rows
-    between = inner_products.one_less_cosines(gram)
-    between = jnp.where(zero[:, None] ^ zero, 2, between)
-    between = jnp.where(zero[:, None] & zero, 0, between)
-  else:
-    between = inner_products.squared_distances(gram)
-    if power in (1, 4):
-      between = jnp.sqrt(between) if power == 1 else jnp.square(between)
-  between = jnp.where(jnp.eye(len(gram), dtype=bool), 0, between)
-  bad = rejected_rows(gram)
-  return jnp.where(bad[:, None] | bad, jnp.inf, between)
 
 
 def median_norm(

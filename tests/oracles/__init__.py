@@ -28,6 +28,7 @@ from .krum import *
 from .lasa import *
 from .legato import *
 from .mixing import *
+from .mixtures import *
 from .multi_metrics import *
 from .rflbat import *
 from .rows import *

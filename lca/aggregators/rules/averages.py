@@ -81,7 +81,7 @@ def monna(
     updates: stacked pytree, leaves `[n, ...]`.
     f: number of Byzantine clients to tolerate.
     pivot: index of the trusted client; 0 as in byzfl.
-    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
+    distance: `'euclidean'`, `'cosine'`, or another (`lca.distances`).
     power: power of the Euclidean distance, 1, 2 or 4, which rank the rows
       alike; None is 2.
 

@@ -105,7 +105,7 @@ def multi_krum(
     f: number of Byzantine clients to tolerate.
     m: number of clients to average.
     num_neighbors: number of neighbours in a score; None is n - f - 2.
-    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
+    distance: `'euclidean'`, `'cosine'`, or another (`lca.distances`).
     power: power of the Euclidean distance, 1, 2 or 4; None is 2. Blades uses 4.
 
   Returns:
@@ -167,7 +167,7 @@ def medoid(
 
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
-    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
+    distance: `'euclidean'`, `'cosine'`, or another (`lca.distances`).
     power: power of the Euclidean distance, 1, 2 or 4; None is 1.
 
   Returns:

@@ -34,7 +34,7 @@ def nnm(
   Args:
     updates: stacked pytree, leaves `[n, ...]`.
     f: number of Byzantine clients to tolerate.
-    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
+    distance: `'euclidean'`, `'cosine'`, or another (`lca.distances`).
 
   Returns:
     Stacked updates of the same structure and dtypes. Rejected rows are NaN.

@@ -49,7 +49,7 @@ def mda(
     ties: winner among subsets of the same diameter: `'mean'` is the subset of
       least mean distance, `'first'` the first in lexicographic order of the
       members (byzfl, byzpy).
-    distance: `'euclidean'`, `'cosine'`, or a function (`lca.distances`).
+    distance: `'euclidean'`, `'cosine'`, or another (`lca.distances`).
     power: power of the Euclidean distance, 1, 2 or 4, which rank the rows
       alike; None is 2.
 
