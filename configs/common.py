@@ -188,6 +188,8 @@ def _tolerated(attack: ConfigDict) -> int | FieldReference | None:
 
 def _needs_the_server(name: str) -> bool:
   """Returns True if a rule needs an update that the server trains itself."""
+  if name in presets_of.OF_THE_SERVER:
+    return True
   takes = inspect.signature((RULES | AGGREGATORS)[name]).parameters
   update = takes.get('server_update')
   return update is not None and update.default is update.empty

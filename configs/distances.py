@@ -7,17 +7,17 @@
 --workdir=runs/backdoors
 
 The rules are the layerwise forms of the paper's operators with the distances
-`mixed`, `separating` and `rank_weighted`, after a clip to the median norm. The
-settings are those of configs/tables.py at the reduced scale, without an attack
-and under model replacement, and those of configs/backdoors.py, with Krum alone.
-With the same folders as there, reports show them beside the Euclidean and the
-cosine distance.
+`mixed`, `separating` and `rank_weighted`, after a clip to the median norm, and
+`layerwise_learned_distance`. The settings are those of configs/tables.py at the
+reduced scale, without an attack and under model replacement, and those of
+configs/backdoors.py, of Krum alone. With the same folders as there, reports
+show them beside the Euclidean and the cosine distance.
 
 A run is named `reduced/distances_ATTACK/fashion_mnist/RULE` or
 `backdoors/ALPHA/ATTACK x RULE`.
 
-Time: with --jobs=2 on two CPU cores, two of the 18 runs at the reduced scale
-take about seven minutes, and two of the 78 runs against a trained model about
+Time: with --jobs=2 on two CPU cores, two of the 20 runs at the reduced scale
+take about seven minutes, and two of the 104 runs against a trained model about
 20 seconds, those of `a3fl` two minutes. They have not been run yet.
 """
 
@@ -25,12 +25,18 @@ from configs import backdoors, tables
 
 CLIP = 'clip_to_median_norm'
 DISTANCES = ('mixed', 'separating', 'rank_weighted')
-TABLES = tuple(
-  f'layerwise_{distance}_{operator},{CLIP}'
-  for operator in tables.OPERATORS
-  for distance in DISTANCES
+TABLES = (
+  *(
+    f'layerwise_{distance}_{operator},{CLIP}'
+    for operator in tables.OPERATORS
+    for distance in DISTANCES
+  ),
+  'layerwise_learned_distance',
 )
-BACKDOORS = tuple(f'layerwise_{distance}_krum,{CLIP}' for distance in DISTANCES)
+BACKDOORS = (
+  *(f'layerwise_{distance}_krum,{CLIP}' for distance in DISTANCES),
+  'layerwise_learned_distance',
+)
 
 
 def get_runs(scale: str = 'reduced'):

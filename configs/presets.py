@@ -49,6 +49,8 @@ RULE_OPTIONS = {
   'sign_majority': {'theta': None},  # the user must set it
   'static_clip': {'threshold': 1.0},
 }
+# Aggregators with a state whose update needs the server's own (server_update).
+OF_THE_SERVER = ('learned_distance',)
 # The mean of clipped updates with noise: Sun et al. 2019, with the numbers of
 # BackFed.
 NORM_CLIPPING = {

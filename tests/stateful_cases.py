@@ -15,6 +15,7 @@ MADE = {
   'adaptive_clip, fast': {'threshold': 8.0, 'quantile': 0.3, 'rate': 1.0},
   'clipped_clustering': {},
   'crfl': {'sigma': 0.0, 'rho': 4.0, 'growth': 3.0, 'rho_max': 12.0},
+  'learned_distance': {'f': 4, 'temperature': 1.0},
   'clipped_clustering, short, at most': {'window': 22, 'threshold': 7.0},
 }
 
@@ -31,6 +32,11 @@ def _adaptive_clip(rows, state, **hyper):
 
 def _crfl(rows, state, *, params, **hyper):
   want, state = oracles.crfl(rows, state, params=params, **hyper)
+  return [want], state
+
+
+def _learned_distance(rows, state, **hyper):
+  want, state = oracles.learned_distance(rows, state, **hyper)
   return [want], state
 
 
@@ -58,11 +64,12 @@ ORACLES = {
   'centered_clip': _centered_clip,
   'clipped_clustering': _clipped_clustering,
   'crfl': _crfl,
+  'learned_distance': _learned_distance,
 }
 
 
-# The aggregators that the round must bring the model.
-NEED_PARAMS = ('crfl',)
+# The tree that the round must bring to an aggregator, shaped like one update.
+NEEDS = {'crfl': 'params', 'learned_distance': 'server_update'}
 
 # The error of sums of rounded products, over five rounds.
 CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
@@ -84,9 +91,9 @@ class Oracle:
       rows = oracles.rows_of([arrays[p] for p in positions])
       got = np.concatenate([outs[p].ravel() for p in positions])
       state, brought = self.states.get(group), {}
-      if self.name in NEED_PARAMS:
+      if self.name in NEEDS:
         model = np.concatenate([models[p].ravel() for p in positions])
-        brought = {'params': model.astype(float)}
+        brought = {NEEDS[self.name]: model.astype(float)}
       wants, self.states[group] = ORACLES[self.name](
         rows, state, **brought, **self.hyper
       )

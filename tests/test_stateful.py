@@ -13,7 +13,7 @@ from cases import params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pool import ACCEPTED, REJECTED, at_random, with_rows
-from stateful_cases import MADE, NEED_PARAMS, Oracle
+from stateful_cases import MADE, NEEDS, Oracle
 
 import lca
 from lca.aggregators.base import ExplainedUpdate
@@ -26,15 +26,16 @@ CLOSE = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
 
 @functools.cache
 def pair(form):
-  """Returns an aggregator, which is given a model if it needs one."""
+  """Returns an aggregator, which is given a tree if it needs one."""
   name, by = form
   made = getattr(lca, name.split(',')[0])(**MADE[name])
   made = made if by == 'model' else lca.layerwise(made, by=by)
-  if name not in NEED_PARAMS:
+  if name not in NEEDS:
     return made
 
   def explain_update(updates, state):
-    return lca.explain(made)(updates, state, params=params(updates))
+    brought = {NEEDS[name]: params(updates)}
+    return lca.explain(made)(updates, state, **brought)
 
   return lca.Aggregator(made.init, ExplainedUpdate(explain_update))
 
@@ -276,6 +277,11 @@ def test_layerwise_of_one_leaf_is_the_aggregator():
     ('crfl', {'rho': 0.0}, 'rho=0'),
     ('crfl', {'rho_max': np.nan}, 'rho_max=nan'),
     ('crfl', {}, 'crfl needs params'),
+    ('learned_distance', {'f': -1}, 'f=-1'),
+    ('learned_distance', {'f': 1, 'share': 1.0}, 'share=1'),
+    ('learned_distance', {'f': 1, 'temperature': 0.0}, 'temperature=0'),
+    ('learned_distance', {'f': 1, 'rate': np.nan}, 'rate=nan'),
+    ('learned_distance', {'f': 1}, 'needs server_update'),
     ('adaptive_clip', {'threshold': 0.0}, 'threshold=0'),
     ('adaptive_clip', {'quantile': 1.5}, 'quantile=1.5'),
     ('adaptive_clip', {'quantile': np.nan}, 'quantile=nan'),

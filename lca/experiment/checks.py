@@ -160,10 +160,10 @@ def check_aggregator(
   )
   try:
     update, info = jax.eval_shape(one_round, updates)
-  except TypeError as error:
+  except (TypeError, ValueError) as error:
     if has_root or 'server_update' not in str(error):
       raise
-    raise TypeError(
+    raise type(error)(
       f'{error}: server_update is what the server trains on examples of its '
       'own; set data.root_examples, for instance to 100'
     ) from error

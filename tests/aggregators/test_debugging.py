@@ -37,6 +37,7 @@ AGGREGATORS = {
   'crfl': lca.crfl(),
   'fl_detector': lca.fl_detector(num_clients=N, window=1, start=3),
   'flanders': lca.flanders(f=2, num_clients=N, num_iters=3, subsample_dim=9),
+  'learned_distance': lca.learned_distance(f=2),
   'legato': lca.legato(window=3),
   'spectral': lca.legato(window=3, norm='spectral'),
 }
@@ -109,7 +110,7 @@ def test_aggregators(name, mode):
   def rounds(x):
     one = jax.tree.map(lambda leaf: leaf[0], x)
     state, given = aggregator.init(one), {'key': jax.random.key(0)}
-    given |= {'params': one, 'client_ids': jnp.arange(N)}
+    given |= {'params': one, 'server_update': one, 'client_ids': jnp.arange(N)}
     for power in (1, 2, 3):  # the layers' shares of the norm vary
       rows = jax.tree.map(lambda leaf, by=power: leaf**by, x)
       update, state = aggregator.update(rows, state, **given)

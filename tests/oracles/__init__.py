@@ -26,6 +26,7 @@ from .geometric import *
 from .hdbscan import *
 from .krum import *
 from .lasa import *
+from .learned_distance import *
 from .legato import *
 from .mixing import *
 from .mixtures import *

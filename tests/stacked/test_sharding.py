@@ -173,6 +173,7 @@ AGGREGATORS = {
   'crfl': lca.crfl(),
   'fl_detector': lca.fl_detector(num_clients=N),
   'flanders': lca.flanders(f=2, num_clients=N),
+  'learned_distance': lca.learned_distance(f=2),
 }
 
 
@@ -184,7 +185,7 @@ def test_aggregators_agree_with_one_device(name):
 
   def both(updates, again):
     state, given = agg.init(one), {'key': jax.random.key(0), 'params': one}
-    given['client_ids'] = jnp.arange(N)
+    given |= {'client_ids': jnp.arange(N), 'server_update': one}
     _, state = agg.update(updates, state, **given)
     return agg.update(again, state, **given)[0]
 

@@ -33,6 +33,7 @@ from lca.aggregators.rules.flanders import flanders
 from lca.aggregators.rules.geometric import geometric_median
 from lca.aggregators.rules.krum import krum, medoid, multi_krum
 from lca.aggregators.rules.lasa import lasa
+from lca.aggregators.rules.learned_distance import learned_distance
 from lca.aggregators.rules.legato import legato
 from lca.aggregators.rules.mean import mean
 from lca.aggregators.rules.mixing import bucketing, nnm
@@ -88,6 +89,7 @@ AGGREGATORS = Registry(
     crfl,
     fl_detector,
     flanders,
+    learned_distance,
     legato,
   ),
 )
@@ -124,6 +126,7 @@ __all__ = [
   'geometric_median',
   'krum',
   'lasa',
+  'learned_distance',
   'legato',
   'mda',
   'meamed',
