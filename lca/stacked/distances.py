@@ -30,7 +30,9 @@ Distance = (
   | Callable[[Gram], jax.Array]
 )
 
-DISTANCES = Registry('distance', of_data=True)
+DISTANCES: Registry[Callable[..., jax.Array]] = Registry(
+  'distance', of_data=True
+)
 """Functions from the Gram matrix to `[n, n]` distances."""
 
 # In units. A mixture counts longer distances as this, so that sums of distances
@@ -124,7 +126,6 @@ def _cosine(gram: Gram) -> jax.Array:
   return jnp.where(zero[:, None] & zero, 0, between)
 
 
-@DISTANCES.register
 def mixed(
   gram: Gram, *, share: jax.Array | float = 0.5, f: int | None = None
 ) -> jax.Array:
@@ -163,7 +164,6 @@ def mixed(
   return _mix(share, *_in_units(gram, f))
 
 
-@DISTANCES.register
 def separating(gram: Gram, *, f: int | None = None) -> jax.Array:
   r"""Returns the mixture that best separates a majority from the others.
 
@@ -222,7 +222,6 @@ def separating(gram: Gram, *, f: int | None = None) -> jax.Array:
   return mixtures[jnp.argmax(separations)]
 
 
-@DISTANCES.register
 def rank_weighted(gram: Gram, *, f: int | None = None) -> jax.Array:
   r"""Returns the mixture whose weight follows the effective rank of the layer.
 
@@ -278,6 +277,10 @@ def rank_weighted(gram: Gram, *, f: int | None = None) -> jax.Array:
   rank = m**2 / jnp.maximum(jnp.sum(squares), 1)
   share = 1 - jnp.clip((rank - 1) / jnp.maximum(m - 1, 1), 0, 1)
   return _mix(share, *_in_units(gram, f))
+
+
+for _distance in (mixed, separating, rank_weighted):
+  DISTANCES.register(_distance)
 
 
 def _majority(gram, f):

@@ -1,4 +1,4 @@
-"""What `learned_distance` learns from the server's own update."""
+"""The weight of `learned_distance` follows the server's own update."""
 
 import functools
 
