@@ -268,10 +268,12 @@ def bulyan_trimmed(n: int, f: int, m: int, trim: int) -> float:
   As for the trimmed mean, the result lies between means of c honest entries, if
   at least f entries are trimmed on each side. Derived here.
   """
-  if trim < f or m <= 2 * trim:
+  whole(1)('m', m)
+  whole(0)('trim', trim)
+  if not (f <= trim and 2 * trim < m <= n):
     raise ValueError(
-      'bulyan_trimmed needs f <= trim and 2 trim < m, got '
-      f'f={f}, m={m}, trim={trim}'
+      'bulyan_trimmed needs f <= trim and 2 trim < m <= n, got '
+      f'n={n}, f={f}, m={m}, trim={trim}'
     )
   c = m - 2 * trim
   return (n - f - c) / c

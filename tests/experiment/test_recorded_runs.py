@@ -14,7 +14,7 @@ from lca.experiment.identity import check_same_run, run_id
 RESULTS = pathlib.Path(__file__).parents[2] / 'benchmarks' / 'results'
 RUNS = {
   'attacks': 176,
-  'backdoors': 195,
+  'backdoors': 390,
   'fashion_mnist_check': 3,
   'forensics': 12,
   'legato': 100,

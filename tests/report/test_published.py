@@ -122,7 +122,9 @@ def test_heat_maps_of_backdoors(
 ):
   monkeypatch.setattr(figures.Figure, 'savefig', lambda *_, **__: None)
   where = {'attack': attacks} if attacks else {}
-  request = Request('aggregator', 'attack', value, where=where, name=name)
+  request = Request(
+    'aggregator', 'attack', value, 'data.alpha', where=where, name=name
+  )
   filled = pivot.make(unpacked / 'backdoors', request)
   heatmaps.draw(filled, request, tmp_path, 2)
   published = RESULTS / 'backdoors' / 'figures' / f'{name}.md'
