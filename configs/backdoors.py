@@ -14,9 +14,9 @@ for one epoch. The model is a CNN of 407,000 parameters. A run is named
 Time: with --jobs=2 two runs take about 20 seconds on two CPU cores, those of
 `a3fl` two minutes.
 
-Expected for alpha 0.5 (benchmarks/results/README.md): no backdoor gets past
-Krum, plain or layerwise, Bulyan and FLAME; some get past the layerwise cosine
-forms, and all past LEGATO and the mean.
+Expected (benchmarks/results/README.md): no backdoor gets past Krum, plain or
+layerwise, Bulyan and FLAME; some get past the layerwise cosine forms, nearly
+all past LEGATO, and all past the mean.
 """
 
 from configs import fashion_mnist

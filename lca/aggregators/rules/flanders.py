@@ -79,9 +79,9 @@ def flanders(
   is left, the update is NaN, and the state stays. With the default ridge the
   forecasts of all clients are close to the mean of the last models: what
   tells the clients apart is their distance to that mean, whatever their own
-  past. Attackers that stay near it are kept. A ridge far below 1 is solved less
-  exactly in float32: the forecast is off by 1e-4 of the entries for 1e-3, and by
-  5e-3 for 1e-6.
+  past. Attackers that stay near it are kept. With a ridge far below 1, float32
+  is less exact: the forecast is off by 1e-4 for 1e-3, and by 5e-3 for 1e-6, in
+  units of the largest entry.
 
   Promise (docs/rules.md): finite. An update of any length is kept if it is long
   in other coordinates than the d that are drawn.
