@@ -238,17 +238,14 @@ class Subject:
 
 
 def _origin(error: Exception) -> tuple[Any, ...]:
-  """Returns the type of an error, and the code that has raised it.
+  """Returns the type of an error, and the line that has raised it.
 
-  A fault that the properties find is one of `lca.testing`, whatever its line.
+  All errors that `lca.testing` raises itself are faults that it has found.
   """
   *_, last = traceback.extract_tb(error.__traceback__)
-  own = pathlib.Path(last.filename).parent == pathlib.Path(__file__).parent
-  return (
-    type(error),
-    last.filename if not own else None,
-    not own and last.lineno,
-  )
+  if pathlib.Path(last.filename).parent == pathlib.Path(__file__).parent:
+    return type(error), 'lca.testing'
+  return type(error), last.filename, last.lineno
 
 
 def name_of(function: Any) -> str:

@@ -53,7 +53,8 @@ def _simpler(updates: Updates) -> Iterator[Updates]:
       yield from (np.delete(updates, k, axis=1) for k in range(d))
   for digits in (0, 1, 2):
     with np.errstate(all='ignore'):
-      rounded = np.round(updates.astype(float), digits).astype(updates.dtype)
+      rounded = np.round(updates.astype(float), digits) + 0.0  # no -0
+      rounded = rounded.astype(updates.dtype)
     if _differ(rounded, updates):
       yield rounded
   for i in range(n):
