@@ -28,7 +28,8 @@ class Result(NamedTuple):
     says: the property in a sentence.
     status: `'held'`, `'failed'`, `'excepted'` if it fails and is said to, or
       `'not tested'`.
-    message: how it fails, or why it is excepted or not tested.
+    message: how it fails, why it is excepted or not tested, or that it has held
+      though it was excepted.
     code: Python code that shows the fault on a small example; empty if there is
       none. The reader's rule is called `rule` in it, and an attack `attack`.
     updates: the updates of this example; None if there is none.
@@ -61,8 +62,8 @@ class Report(NamedTuple):
   def __str__(self) -> str:
     tested = sum(x.status in ('held', 'failed') for x in self.results)
     start = f'{self.about}: {len(self.failures)} of {tested} properties fail'
-    for status in ('excepted', 'not tested'):
-      others = [x for x in self.results if x.status == status]
+    for status in ('held', 'excepted', 'not tested'):
+      others = [x for x in self.results if x.status == status and x.message]
       if others:
         told = ', '.join(f'{x.name} ({x.message})' for x in others)
         start += f'; {status}: {told}'
@@ -181,7 +182,7 @@ class Subject:
           return result('failed', _message(error), code, small.updates)
     except NotApplicable as reason:
       return result('not tested', str(reason))
-    return result('held')
+    return result('held', '' if excepted is None else 'though excepted')
 
   def report(self) -> Report:
     """Tests all properties."""

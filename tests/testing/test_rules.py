@@ -43,6 +43,8 @@ def test_exceptions_are_named():
   assert not report.failures and '0 of' in str(report)
   # A rule may be examined under another promise with the same exceptions.
   testing.check_rule(summed, n=5, except_for=with_shift)
+  stale = testing.check_rule(lca.median, n=5, except_for={'scaled': reason})
+  assert 'held: scaled (though excepted)' in str(stale)
 
 
 def test_one_line_makes_the_tests():
