@@ -149,11 +149,9 @@ def keeping_updates(n: int = 11) -> lca.Aggregator:
   return lca.Aggregator(init, update)
 
 
-AGGREGATORS['keeping_updates'] = keeping_updates
-
-
 def real_updates() -> Updates:
   """Returns the updates of a round of Fashion-MNIST, `[N, ...]`."""
+  AGGREGATORS['keeping_updates'] = keeping_updates
   config = fashion_mnist.get_config('fedavg').unlock()
   config.model.features, config.model.hidden = (2, 4), (8,)
   config.server.clients_per_round = N

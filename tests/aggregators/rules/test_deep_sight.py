@@ -152,7 +152,7 @@ def test_follows_the_oracle(n, options):
 
 
 def test_suspicious_clients_of_a_cluster_by_hand():
-  """Of nine clients, the last three learn one class, of the first six one."""
+  """The last three of nine clients move one class, and the others all."""
   rows = np.zeros((9, WIDTH), np.float32)
   last = WIDTH - H * K - K
   few, many = np.array([0, 0, 0, 0, 1.0]), np.array([1.0, 1, 1, 1, 0.9])
