@@ -35,8 +35,9 @@ EXCEPTIONS = {
   'sign_guard-euclidean-leaf': {'permutation': TIES},
   'lasa': {'shifted': FROM_ZERO, 'identical': 'small entries become zero'},
 }
-# These take the most time.
-THOROUGH = ('limits', 'sharding')
+# These take the most time. tests/test_contract.py has derivatives of all rules,
+# and tests/test_preconditions.py their limits.
+THOROUGH = ('limits', 'sharding', 'gradient')
 
 
 @functools.cache

@@ -7,7 +7,11 @@ from lca import attacks, testing
 
 
 @pytest.mark.parametrize('name', OPTIONS)
-@pytest.mark.parametrize('knowledge', ['all', 'byzantine'])
+# tests/attacks/test_knowledge.py has the attackers' knowledge, too.
+@pytest.mark.parametrize(
+  'knowledge',
+  ['all', pytest.param('byzantine', marks=pytest.mark.thorough)],
+)
 def test_every_attack_has_the_properties(name, knowledge):
   function = getattr(attacks, name)
   if knowledge == 'byzantine' and function.reads == 'row':
