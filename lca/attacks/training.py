@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lca import options
 from lca.stacked import sums
+from lca.stacked.row_statistics import kth_largest_magnitudes
 from lca.typing import PyTree
 
 
@@ -224,10 +225,11 @@ _BELONGS_TO = {
 }
 
 
-def _smallest(arrays: list[jax.Array], share: float) -> jax.Array:
-  """Returns the largest of a share of all numbers, the smallest ones."""
-  numbers = jnp.sort(jnp.concatenate([x.reshape(-1) for x in arrays]))
-  return numbers[max(round(share * len(numbers)), 1) - 1]
+def _smallest(sizes: list[jax.Array], share: float) -> jax.Array:
+  """Returns the largest of a share of all sizes, the smallest ones."""
+  count = sum(x.size for x in sizes)
+  rank = count + 1 - max(round(share * count), 1)  # from the largest
+  return kth_largest_magnitudes([x[None] for x in sizes], rank)[0]
 
 
 def _norm(tree: PyTree) -> jax.Array:
