@@ -137,7 +137,7 @@ def flat(updates: Updates) -> jax.Array:
     jnp.promote_types, (sums.wide(leaf.dtype) for leaf in leaves)
   )
   return jnp.concatenate(
-    [leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves], axis=1
+    [sums.flat(leaf).astype(dtype) for leaf in leaves], axis=1
   )
 
 

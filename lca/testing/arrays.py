@@ -1,5 +1,6 @@
 """Comparisons of trees of arrays."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,3 +51,47 @@ def assert_close(
     f'{what}number {np.argmin(close)} is {one[~close][0]:.6g} instead of '
     f'{other[~close][0]:.6g}'
   )
+
+
+def assert_one_trace(
+  function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+) -> None:
+  """Asserts that a compiled function is traced once for all calls.
+
+  Args:
+    function: is compiled here.
+    calls: the arguments of each call.
+
+  Raises:
+    AssertionError: it is traced more often.
+  """
+  traces = 0
+
+  def traced(*arguments):
+    nonlocal traces
+    traces += 1
+    return function(*arguments)
+
+  compiled = jax.jit(traced)
+  for arguments in calls:
+    compiled(*arguments)
+  assert traces == 1, f'it was traced {traces} times'
+
+
+def assert_vmap_is_a_loop(
+  function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+) -> None:
+  """Asserts that a vmap over calls gives what the calls give one by one.
+
+  Args:
+    function: its first argument is the updates.
+    calls: the arguments of each call.
+
+  Raises:
+    AssertionError: it does not.
+  """
+  batch = jax.tree.map(lambda *x: np.stack(x), *calls)
+  together = jax.vmap(function)(*batch)
+  for i, each in enumerate(calls):
+    got = jax.tree.map(lambda x, i=i: x[i], together)
+    assert_close(got, function(*each), each[0], what=f'round {i}: ')

@@ -16,8 +16,15 @@ import numpy as np
 from lca.aggregators import rules
 from lca.attacks import Attack
 from lca.attacks.base import Knowledge, from_function
+from lca.stacked import geometry
 from lca.testing import examples
-from lca.testing.arrays import assert_close, bits, flat
+from lca.testing.arrays import (
+  assert_close,
+  assert_one_trace,
+  assert_vmap_is_a_loop,
+  bits,
+  flat,
+)
 from lca.testing.examples import Example, Setting
 from lca.testing.properties import Property
 from lca.typing import Update, Updates
@@ -120,17 +127,9 @@ def recompilation(
   attack: Function, updates: Updates, *, byzantine: tuple[int, ...]
 ) -> None:
   """Other numbers and other attackers do not compile it again."""
-  traces = 0
-
-  def traced(x, mask):
-    nonlocal traces
-    traces += 1
-    return attack(x, mask)
-
-  compiled, mask = jax.jit(traced), _mask(updates, byzantine)
-  compiled(updates, mask)
-  compiled(examples.with_rows(updates, [0], np.float32(np.nan)), ~mask)
-  assert traces == 1, f'it was traced {traces} times'
+  mask = _mask(updates, byzantine)
+  spoilt = examples.with_rows(updates, [0], np.float32(np.nan))
+  assert_one_trace(attack, [(updates, mask), (spoilt, ~mask)])
 
 
 def vmap(
@@ -143,11 +142,7 @@ def vmap(
     (jax.tree.map(lambda x: x[::-1], updates), mask[::-1]),
     (updates, mask & False),
   ]
-  batch = jax.tree.map(lambda *x: np.stack(x), *rounds)
-  together = jax.vmap(attack)(*batch)
-  for i, each in enumerate(rounds):
-    got = jax.tree.map(lambda x, i=i: x[i], together)
-    assert_close(got, attack(*each), updates, what=f'round {i}: ')
+  assert_vmap_is_a_loop(attack, rounds)
 
 
 def order(
@@ -243,7 +238,7 @@ ATTACK_PROPERTIES = tuple(
 
 
 def _mask(updates: Updates, byzantine: tuple[int, ...]) -> np.ndarray:
-  mask = np.zeros(len(jax.tree.leaves(updates)[0]), bool)
+  mask = np.zeros(geometry.num_clients(updates), bool)
   mask[list(byzantine)] = True
   return mask
 

@@ -8,12 +8,7 @@ from lca.aggregators import rules
 from lca.attacks import Attack
 from lca.attacks.base import Knowledge, keep_updates
 from lca.testing.attack_properties import ATTACK_PROPERTIES, bound
-from lca.testing.checking import (
-  PropertyFailed,
-  Report,
-  Subject,
-  named_arguments,
-)
+from lca.testing.checking import Report, Subject, named_arguments
 from lca.testing.examples import Setting
 from lca.typing import Update, Updates
 
@@ -67,18 +62,14 @@ def check_attack(
     >>> print([failed.name for failed in report.failures])
     ['honest_rows']
   """
-  options.one_of('raise', 'return')('on_failure', on_failure)
-  report = attack_subject(
+  return attack_subject(
     attack,
     f=f,
     n=n,
     knowledge=knowledge,
     aggregate=aggregate,
     except_for=except_for,
-  ).report()
-  if report.failures and on_failure == 'raise':
-    raise PropertyFailed(str(report))
-  return report
+  ).check(on_failure)
 
 
 def attack_tests(

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from lca import registry
+from lca import options, registry
 from lca.testing.examples import Example, Setting
 from lca.testing.properties import NotApplicable, Property
 from lca.testing.shrinking import shrink
@@ -184,9 +184,17 @@ class Subject:
       return result('not tested', str(reason))
     return result('held', '' if excepted is None else 'though excepted')
 
-  def report(self) -> Report:
-    """Tests all properties."""
-    return Report(self.about, tuple(map(self.test, self.properties)))
+  def check(self, on_failure: Literal['raise', 'return']) -> Report:
+    """Tests all properties; see `lca.testing.check_rule`.
+
+    Raises:
+      PropertyFailed: a property fails, and `on_failure` is `'raise'`.
+    """
+    options.one_of('raise', 'return')('on_failure', on_failure)
+    report = Report(self.about, tuple(map(self.test, self.properties)))
+    if report.failures and on_failure == 'raise':
+      raise PropertyFailed(str(report))
+    return report
 
   def _error(self, each: Property, example: Example) -> Exception | None:
     """Returns the error of an example, or None if it has the property."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lca.stacked import geometry
 from lca.typing import PyTree, Updates
 
 Promise = Literal['full', 'hull', 'finite', 'none']
@@ -31,11 +32,6 @@ class Example(NamedTuple):
   byzantine: tuple[int, ...] = ()
   f: int = 0
   promise: str = 'none'
-
-  @property
-  def n(self) -> int:
-    """The number of clients."""
-    return len(jax.tree.leaves(self.updates)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +139,10 @@ def bad_rows(updates: Updates, rows: list[int]) -> Iterator[Updates]:
   # One entry of each row, and copies of an honest row.
   yield jax.tree.map(lambda x: _first_entries(x, rows, np.nan), updates)
   yield jax.tree.map(lambda x: _first_entries(x, rows, 1e18), updates)
-  (honest, *_) = [i for i in range(_n(updates)) if i not in rows]
+  (honest, *_) = [
+    i for i in range(geometry.num_clients(updates)) if i not in rows
+  ]
   yield jax.tree.map(lambda x: _copies(x, rows, honest), updates)
-
-
-def _n(updates):
-  return len(jax.tree.leaves(updates)[0])
 
 
 def _first_entries(leaf, rows, value):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from lca.stacked import sums
 from lca.typing import Update, Updates
 
 
@@ -65,7 +66,7 @@ class NumpyRule:
       )
     dtype = jnp.result_type(jnp.float32, *leaves)
     rows = jnp.concatenate(
-      [leaf.reshape(len(leaf), -1).astype(dtype) for leaf in leaves], axis=1
+      [sums.flat(leaf).astype(dtype) for leaf in leaves], axis=1
     )
 
     def on_host(rows):

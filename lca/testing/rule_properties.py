@@ -15,8 +15,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lca.stacked import geometry
 from lca.testing import examples
-from lca.testing.arrays import RTOL, assert_close, bits, flat, vector
+from lca.testing.arrays import (
+  RTOL,
+  assert_close,
+  assert_one_trace,
+  assert_vmap_is_a_loop,
+  bits,
+  flat,
+  vector,
+)
 from lca.testing.examples import Example, Setting
 from lca.testing.properties import NotApplicable, Property
 from lca.typing import Update, Updates
@@ -53,32 +62,18 @@ def jit(rule: Function, updates: Updates) -> None:
 
 def recompilation(rule: Function, updates: Updates) -> None:
   """Other numbers do not compile the compiled rule again."""
-  traces = 0
-
-  def traced(x):
-    nonlocal traces
-    traces += 1
-    return rule(x)
-
-  compiled = jax.jit(traced)
-  compiled(updates)
-  for value in (np.nan, 0.0, 1e30):
-    compiled(examples.with_rows(updates, [0], np.float32(value)))
-  assert traces == 1, f'it was traced {traces} times'
+  others = (
+    examples.with_rows(updates, [0], np.float32(value))
+    for value in (np.nan, 0.0, 1e30)
+  )
+  assert_one_trace(rule, [(updates,), *((each,) for each in others)])
 
 
 def vmap(rule: Function, updates: Updates) -> None:
   """A vmap over several rounds equals a loop over them."""
-  rounds = [
-    updates,
-    jax.tree.map(lambda x: x[::-1], updates),
-    examples.with_rows(updates, [0], np.float32(np.nan)),
-  ]
-  batch = jax.tree.map(lambda *x: np.stack(x), *rounds)
-  together = jax.vmap(rule)(batch)
-  for i, each in enumerate(rounds):
-    got = jax.tree.map(lambda x, i=i: x[i], together)
-    assert_close(got, rule(each), each, what=f'round {i}: ')
+  reverse = jax.tree.map(lambda x: x[::-1], updates)
+  spoilt = examples.with_rows(updates, [0], np.float32(np.nan))
+  assert_vmap_is_a_loop(rule, [(updates,), (reverse,), (spoilt,)])
 
 
 def sharding(rule: Function, updates: Updates) -> None:
@@ -89,7 +84,6 @@ def sharding(rule: Function, updates: Updates) -> None:
   mesh = Mesh(np.array(jax.devices()), ('devices',))
   want = rule(updates)
   for spec in (P('devices'), P(None, 'devices')):
-    # The updates are repeated until the devices divide their rows and columns.
     split = jax.device_put(updates, NamedSharding(mesh, spec))
     assert_close(jax.jit(rule)(split), want, updates, what=f'{spec}: ')
 
@@ -146,7 +140,7 @@ def _or_refused(derivative: Callable[[], Any]) -> Any:
 
 def permutation(rule: Function, updates: Updates) -> None:
   """The order of the clients does not matter."""
-  n = len(jax.tree.leaves(updates)[0])
+  n = geometry.num_clients(updates)
   out = rule(updates)
   for order in (
     np.roll(np.arange(n), 1),
@@ -247,7 +241,7 @@ def limits(
   promise: str,
 ) -> None:
   """The rule refuses numbers n and f for which it has no promise."""
-  n = len(jax.tree.leaves(updates)[0])
+  n = geometry.num_clients(updates)
   try:
     out = rule(updates)
   except (ValueError, AssertionError):
@@ -370,5 +364,5 @@ def _shown(update: Update) -> str:
 
 
 def _bad(updates: Updates, byzantine: tuple[int, ...]) -> str:
-  n = len(jax.tree.leaves(updates)[0])
+  n = geometry.num_clients(updates)
   return f'{len(byzantine)} bad of {n} rows'

@@ -6,12 +6,7 @@ from typing import Any, Literal, get_args
 
 from lca import options
 from lca.aggregators import Aggregator
-from lca.testing.checking import (
-  PropertyFailed,
-  Report,
-  Subject,
-  named_arguments,
-)
+from lca.testing.checking import Report, Subject, named_arguments
 from lca.testing.examples import Promise, Setting
 from lca.testing.rule_properties import RULE_PROPERTIES
 from lca.typing import Updates
@@ -71,13 +66,9 @@ def check_rule(
       ...
     lca.testing.checking.PropertyFailed: shrunken (n=11, f=0, promise='none')...
   """
-  options.one_of('raise', 'return')('on_failure', on_failure)
-  report = rule_subject(
+  return rule_subject(
     rule, f=f, n=n, promise=promise, except_for=except_for, brings=brings
-  ).report()
-  if report.failures and on_failure == 'raise':
-    raise PropertyFailed(str(report))
-  return report
+  ).check(on_failure)
 
 
 def rule_tests(rule: Callable[..., Any], **about: Any) -> Callable[..., None]:
