@@ -102,3 +102,20 @@ def worst_case(tree, rows, scale):
 
 def at_random(n, count, seed=0):
   return np.random.default_rng([seed, n, count]).permutation(n)[:count]
+
+
+# Rows of a state -----------------------------------------------------------
+
+
+def tree_of(rows):
+  """Returns rows `[..., D]` as a tree of two leaves."""
+  return {
+    'a': rows[..., :30].reshape(*rows.shape[:-1], 5, 6),
+    'b': rows[..., 30:],
+  }
+
+
+def flat(tree):
+  """Returns the rows of such a tree."""
+  lead = tree['b'].shape[:-1]
+  return np.concatenate([tree['a'].reshape(*lead, 30), tree['b']], axis=-1)

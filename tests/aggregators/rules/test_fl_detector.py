@@ -13,6 +13,7 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool import flat, tree_of
 
 import lca
 from configs import digits
@@ -43,19 +44,6 @@ class World:
     attacking = np.isin(ids, attackers)
     rows[attacking] = 0.5 * self.rng.normal(size=(attacking.sum(), D))
     return rows.astype(np.float32)
-
-
-def tree_of(rows):
-  """Returns rows `[..., D]` as a tree of two leaves."""
-  return {
-    'a': rows[..., :30].reshape(*rows.shape[:-1], 5, 6),
-    'b': rows[..., 30:],
-  }
-
-
-def flat(tree):
-  lead = tree['b'].shape[:-1]
-  return np.concatenate([tree['a'].reshape(*lead, 30), tree['b']], axis=-1)
 
 
 @functools.cache

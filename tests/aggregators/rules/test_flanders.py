@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from pool import flat, tree_of
 
 import lca
 from configs import digits
@@ -38,19 +39,6 @@ class World:
     attacking = np.isin(ids, attackers)
     rows[attacking] += 5 * self.rng.normal(size=(attacking.sum(), D))
     return rows.astype(np.float32)
-
-
-def tree_of(rows):
-  """Returns rows `[..., D]` as a tree of two leaves."""
-  return {
-    'a': rows[..., :30].reshape(*rows.shape[:-1], 5, 6),
-    'b': rows[..., 30:],
-  }
-
-
-def flat(tree):
-  lead = tree['b'].shape[:-1]
-  return np.concatenate([tree['a'].reshape(*lead, 30), tree['b']], axis=-1)
 
 
 @functools.cache
